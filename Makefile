@@ -1,0 +1,100 @@
+# make demo, make test, make bench; the rest is for development. PYTHON chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+CHECKED := .venv-checked
+PEERS := .peers
+BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
+
+.PHONY: demo test test-all test-checked test-debug parity lint annotate clean \
+	bench bench-full bench-instructions
+
+demo: $(VENV)/demo
+	$(BIN)/python examples/out_of_core.py
+
+# Without the development tools: what a user installs.
+$(VENV)/demo: $(VENV)/pip
+	$(BIN)/python $(PIP) ".[examples]"
+	@touch $@
+	@rm -f $(VENV)/dev
+
+test: $(VENV)/dev $(PEERS)/done lint test-checked
+	$(BIN)/pytest
+
+# Everything once more with array bounds checks compiled in.
+test-checked: $(CHECKED)/done $(PEERS)/done
+	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider tests/test_core.py tests/test_mux.py \
+		tests/test_maps.py tests/test_native.py tests/test_leaks.py tests/test_frozen.py \
+		tests/parity/test_exactness.py
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador/*.pyx pescador/*.pxd
+	$(BIN)/mypy
+
+# The suite on each Python from 3.11 on that this machine has.
+test-all: $(PEERS)/done
+	$(PYTHON) tests/on_every_python.py
+
+# More random trees of muxes against the reference releases: make parity N=100000
+N ?= 20000
+parity: $(VENV)/dev $(PEERS)/done
+	PARITY_TREES=$(N) $(BIN)/pytest --timeout 0 tests/parity/test_samples.py
+
+# The suite under an allocator that checks what is freed and overwritten.
+test-debug: $(VENV)/dev $(PEERS)/done
+	PYTHONMALLOC=debug $(BIN)/pytest -q tests/test_core.py tests/test_mux.py tests/test_maps.py \
+		tests/test_native.py tests/test_leaks.py
+
+# Side by side with the reference release and others (bench/README.md): five minutes, and an hour.
+# Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"
+bench:
+	$(PYTHON) bench/run.py $(BENCH)
+
+bench-full:
+	$(PYTHON) bench/run.py --profile full $(BENCH)
+
+# Instructions per sample under callgrind, which no other load on the machine disturbs.
+bench-instructions:
+	$(PYTHON) bench/instructions.py $(BENCH)
+
+# Cython's pages that show where a line of a loop calls into Python.
+annotate: $(VENV)/dev
+	mkdir -p annotate
+	for module in _draws _core _mux _maps; do \
+		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
+			pescador/$$module.pyx -o annotate/$$module.c; \
+	done
+	@echo "open annotate/*.html"
+
+clean:
+	rm -rf $(VENV) $(CHECKED) $(PEERS) build annotate
+
+$(VENV)/pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) --upgrade pip
+	@touch $@
+
+$(VENV)/dev: $(VENV)/pip $(SOURCES)
+	$(BIN)/python $(PIP) --group build --group test
+	$(BIN)/python $(PIP) --no-build-isolation --editable . --config-settings cmake.define.PESCADOR_WERROR=ON
+	@touch $@
+	@rm -f $(VENV)/demo
+
+# The same packages, and pescador built with checks, in front of them.
+$(CHECKED)/done: $(VENV)/dev $(SOURCES)
+	$(PYTHON) -m venv $(CHECKED)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(CHECKED)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/tools.pth"
+	$(CHECKED)/bin/python $(PIP) --no-build-isolation --no-deps --force-reinstall \
+		--editable . --config-settings cmake.define.PESCADOR_BOUNDSCHECK=ON \
+		--config-settings build-dir=build/checked
+	@touch $@
+
+# The releases that ours is compared with, in folders of their own.
+$(PEERS)/done: | $(VENV)/dev
+	$(BIN)/python tests/parity/fetch.py $(PEERS)
+	@touch $@
