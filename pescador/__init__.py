@@ -1,0 +1,43 @@
+"""Streams of training data: restartable, mixed by weight, batched, in other processes."""
+
+try:
+    from . import _core as _core
+except ImportError as error:  # pragma: no cover - seen only where nothing was compiled
+    raise ImportError(
+        "pescador's compiled modules are missing here. Install the package with "
+        "`pip install .` from its source folder (a C compiler is needed), and import it from "
+        f"another folder than the source's. ({error})"
+    ) from error
+
+from . import core, exceptions, maps, mux, util, zmq_stream
+from .core import Streamer, streamable
+from .exceptions import DataError, PescadorError
+from .maps import buffer_stream, cache, keras_tuples, tuples
+from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
+from .version import version as __version__
+from .zmq_stream import ZMQStreamer
+
+__all__ = [
+    "BaseMux",
+    "ChainMux",
+    "DataError",
+    "Mux",
+    "PescadorError",
+    "RoundRobinMux",
+    "ShuffledMux",
+    "StochasticMux",
+    "Streamer",
+    "ZMQStreamer",
+    "__version__",
+    "buffer_stream",
+    "cache",
+    "core",
+    "exceptions",
+    "keras_tuples",
+    "maps",
+    "mux",
+    "streamable",
+    "tuples",
+    "util",
+    "zmq_stream",
+]

@@ -1,0 +1,146 @@
+# Random draws and the choices made from them: fields and C entry points of _draws.pyx.
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from pescador._bitgen cimport bitgen_t
+
+
+cdef extern from "_native.h":
+    Py_ssize_t AT(Py_ssize_t index, Py_ssize_t length) noexcept nogil
+    bint pescador_threaded() noexcept nogil
+
+
+cdef class Uniform:
+    cdef readonly object generator     # what it draws for: np.random, a RandomState or a Generator
+    cdef object bit_generator          # owns `bits`
+    cdef object lock                   # None where nobody else can hold the generator
+    cdef bitgen_t* bits
+
+
+cdef double draw_locked(Uniform uniform) except? -1.0
+
+
+cdef inline double draw(Uniform uniform) except? -1.0:
+    """The next double in [0, 1)."""
+    # Another thread may be filling an array from the global state, without the GIL and holding
+    # the lock. Alone, nobody is.
+    if uniform.lock is not None and pescador_threaded():
+        return draw_locked(uniform)
+    return uniform.bits.next_double(uniform.bits.state)
+
+
+cdef class Counts:
+    cdef Uniform uniform
+    cdef object poisson_method, binomial_method
+    cdef bint own_binomial             # whether `binomial` may draw by itself
+    cdef double mean, least            # of the Poisson distribution; exp(-mean)
+    cdef int64_t n                     # the binomial distribution that `terms` is for
+    cdef double p
+    cdef bint flipped
+    cdef int64_t most                  # a count above this is drawn again
+    cdef double[100] terms             # the probabilities of 0, 1, ... as they are subtracted
+
+    cdef int set_binomial(self, int64_t n, double p) except -1
+    cdef int64_t binomial(self, double n, double p) except -1
+    cdef int64_t poisson(self) except -1
+
+
+cdef double repeated_sum(double v, int64_t n) noexcept nogil
+cdef Py_ssize_t exact_rank(double u, Py_ssize_t m, double v) noexcept nogil
+
+
+cdef inline Py_ssize_t quick_rank(double u, Py_ssize_t m) noexcept nogil:
+    """Which of m equally likely choices a draw picks, or -1 where rounding may decide it.
+
+    The exact edges are sums of m equal terms, added in order and divided by the last: each is
+    within (2 m + 3) units of 2**-53 of its place j / m.
+    """
+    cdef double x = u * m
+    cdef Py_ssize_t rank = <Py_ssize_t>x
+    cdef double fraction = x - rank
+    cdef double slack = (m + 8.0) * m * 2.220446049250313e-16
+    if slack < fraction < 1.0 - slack:
+        return rank
+    return -1
+
+
+cdef class Categorical:
+    cdef Py_ssize_t k
+    cdef bint equal                    # all weights are alike: no table is needed
+    cdef double share                  # of each of them
+    cdef double* edges                 # k: cumulative probabilities
+    cdef int32_t* guide                # n_cells: the first candidate in each part of [0, 1)
+    cdef Py_ssize_t n_cells            # a power of two
+    cdef Py_ssize_t uses               # look-ups since the weights last changed
+    cdef bint indexed                  # whether `guide` is up to date
+
+    cdef int set_weights(self, const double* weights, double norm) except -1
+    cdef Py_ssize_t look_up(self, double u) noexcept nogil
+    cdef void index(self) noexcept nogil
+
+
+cdef inline Py_ssize_t choose(Categorical chooser, double u) noexcept nogil:
+    """The category that a draw picks."""
+    cdef Py_ssize_t i
+    if chooser.equal:
+        i = quick_rank(u, chooser.k)
+        return i if i >= 0 else exact_rank(u, chooser.k, chooser.share)
+    if chooser.indexed:
+        i = chooser.guide[AT(<Py_ssize_t>(u * chooser.n_cells), chooser.n_cells)]
+        while chooser.edges[AT(i, chooser.k)] <= u:
+            i += 1
+        return i
+    return chooser.look_up(u)
+
+
+cdef struct Node:
+    # A part of the pool, as the pairwise sum splits it.
+    Py_ssize_t start, size
+    Py_ssize_t missing                 # how many of its streams cannot be picked
+    int32_t left, right, parent        # -1 for none
+    int32_t kind                       # index of its size among all sizes
+    uint64_t lanes                     # of a leaf: streams left in each of eight lanes, a byte each
+
+
+cdef struct Kind:
+    # The sum of a part from which nothing is missing: the same for all parts of one size.
+    Py_ssize_t size
+    int32_t left, right                # kinds of its halves; -1 for a leaf
+    double total
+
+
+cdef class Pool:
+    cdef Py_ssize_t n
+    cdef Py_ssize_t m                  # how many can be picked
+    cdef double v                      # the probability of each of them, before `pending`
+    cdef int64_t pending               # normalisations that v has not been through yet
+    cdef Kind* kinds                   # by falling size
+    cdef int32_t n_kinds
+    cdef int32_t part_kind, last_kind
+    cdef Py_ssize_t n_parts            # in which np.sum takes the pool
+    cdef Node* nodes                   # NULL as long as nothing has been missing
+    cdef int32_t n_nodes
+    cdef int32_t* roots                # of each part
+    cdef int32_t* leaf_of              # the leaf of each eight streams
+    cdef uint64_t* bits                # which can be picked
+    cdef int32_t* counts               # Fenwick tree over the words of `bits`
+    cdef Py_ssize_t n_words
+
+    cdef int add_kinds(self, Py_ssize_t size) except -1
+    cdef int32_t kind_of(self, Py_ssize_t size) noexcept nogil
+    cdef int32_t add_node(self, Py_ssize_t start, Py_ssize_t size, int32_t parent) noexcept
+    cdef int track(self) except -1
+    cdef void settle(self) noexcept nogil
+    cdef double total(self) noexcept nogil
+    cdef double node_total(self, int32_t node, const double* sums) noexcept nogil
+    cdef void set(self, Py_ssize_t i, bint on) noexcept nogil
+    cdef bint has(self, Py_ssize_t i) noexcept nogil
+    cdef Py_ssize_t find(self, double u) noexcept nogil
+    cdef void renormalise(self) noexcept nogil
+    cdef int take(self, Py_ssize_t i) except -1
+    cdef int drop(self, Py_ssize_t i) except -1
+    cdef int put_back(self, Py_ssize_t i) except -1
+
+
+cdef double pairwise_sum(const double* values, Py_ssize_t n) noexcept nogil
+cdef void* address(object array) except NULL

@@ -1,0 +1,612 @@
+"""Random draws, and the choices that are made from them; knows no stream.
+
+Every choice here equals NumPy's to the last bit: ``choice(n, p=p)`` is one double of the generator,
+looked up in the cumulative sum of p divided by its last entry. What makes it fast is to know the
+answer without the sums. Where a draw comes so close to an edge that rounding decides, the exact
+sums are taken.
+"""
+
+import numpy as np
+
+from pescador.exceptions import PescadorError
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.math cimport ceil, exp, floor, frexp, ldexp, log, sqrt
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+
+cdef extern from "_native.h":
+    int pescador_popcount(uint64_t word) noexcept nogil
+    int pescador_nth_bit(uint64_t word, int rank) noexcept nogil
+
+
+# ------------------------------------------------------------------------------------- sums
+
+
+# np.sum rounds pairwise within parts of this size, and adds up the parts in order. It is the buffer
+# size in NumPy's older releases, and no limit in newer ones.
+cdef Py_ssize_t PART = PY_SSIZE_T_MAX
+
+
+cdef double pairwise_part(const double* values, Py_ssize_t n) noexcept nogil:
+    cdef double lanes[8]
+    cdef double total
+    cdef Py_ssize_t i, j, half
+    if n < 8:
+        total = 0.0
+        for i in range(n):
+            total += values[i]
+        return total
+    if n <= 128:
+        for j in range(8):
+            lanes[j] = values[j]
+        for i in range(8, n - n % 8, 8):
+            for j in range(8):
+                lanes[j] += values[i + j]
+        total = (((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]))
+                 + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7])))
+        for i in range(n - n % 8, n):
+            total += values[i]
+        return total
+    half = n // 2
+    half -= half % 8
+    return pairwise_part(values, half) + pairwise_part(values + half, n - half)
+
+
+cdef double pairwise_sum(const double* values, Py_ssize_t n) noexcept nogil:
+    """The sum as np.sum rounds it: pairwise, in blocks of 128 that run in eight lanes."""
+    cdef double total = 0.0
+    while n > PART:
+        total += pairwise_part(values, PART)
+        values += PART
+        n -= PART
+    return total + pairwise_part(values, n)
+
+
+cdef void* address(object array) except NULL:
+    """The memory of a writable, C-contiguous array; the caller keeps the array."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    cdef void* memory = view.buf
+    PyBuffer_Release(&view)
+    return memory
+
+
+cdef double repeated_sum(double v, int64_t n) noexcept nogil:
+    """``v + v + ... + v``, n terms added one after the other, with all of its rounding.
+
+    Between two powers of two, the sum is a multiple of one unit in the last place, so that every
+    further term adds the same rounded amount: the steps up to the next power of two are one
+    multiplication. (A term that ends in exactly half a unit is rounded to even, which settles
+    after one step.)
+    """
+    cdef double s = v, top, step, steps
+    cdef int exponent = 0
+    if n <= 0:
+        return 0.0
+    n -= 1
+    while n > 0:
+        s += v
+        n -= 1
+        frexp(s, &exponent)
+        top = ldexp(1.0, exponent)
+        if n == 0 or s + v >= top:
+            continue
+        s += v
+        n -= 1
+        if n == 0 or s + v >= top:
+            continue
+        step = (s + v) - s
+        steps = floor((top - v - s) / step) - 1.0
+        if steps > n:
+            steps = <double>n
+        if steps > 0.0:
+            s += steps * step
+            n -= <int64_t>steps
+    return s
+
+
+# How often rounding had to decide, so that tests can see that it did.
+cdef int64_t n_close_calls = 0
+
+
+def close_calls():
+    """Return how often exact sums have decided since the module was loaded."""
+    return n_close_calls
+
+
+cdef Py_ssize_t exact_rank(double u, Py_ssize_t m, double v) noexcept nogil:
+    """Which of m choices of probability v a draw picks: how many edges are at most u."""
+    global n_close_calls
+    n_close_calls += 1
+    cdef double total = repeated_sum(v, m)
+    cdef double slack = (m + 8.0) * m * 2.220446049250313e-16
+    cdef double x = u * m
+    cdef Py_ssize_t low, high, middle
+    # Edges further from u than rounding reaches need no look. edge(low) <= u < edge(high + 1)
+    low = <Py_ssize_t>max(0.0, floor(x - slack) - 1.0)
+    high = <Py_ssize_t>min(m - 1.0, ceil(x + slack) + 1.0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if repeated_sum(v, middle) / total <= u:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def find_part():
+    """Find out in which parts the NumPy that is installed takes its sums."""
+    global PART
+    samples = [10.0 ** np.random.RandomState(seed).uniform(-18, 0, 20_011) for seed in range(4)]
+    for part in (PY_SSIZE_T_MAX, 8192):
+        PART = part
+        if all([sum_of(values) == np.sum(values) for values in samples]):
+            return
+    raise ImportError("np.sum rounds in a way that this build of pescador does not know; "
+                      f"please report it with the version of NumPy, {np.__version__}")
+
+
+def sum_of(values):
+    """Return the pairwise sum of a float64 vector, for tests that hold it against np.sum."""
+    values = np.require(values, np.float64, ["C", "W"])
+    return pairwise_sum(<const double*>address(values), len(values)) if len(values) else 0.0
+
+
+def repeated_sum_of(double v, int64_t n):
+    """Return the sum of n times v added in order, for tests that hold it against a loop."""
+    return repeated_sum(v, n)
+
+
+find_part()
+
+
+# ------------------------------------------------------------------------------------ draws
+
+
+cdef class Uniform:
+    """The doubles in [0, 1) that ``generator.random_sample()`` would give, in its order.
+
+    The bit generator is looked up once, here: make a new `Uniform` at each activation.
+    """
+
+    def __cinit__(self, generator):
+        self.generator = generator
+        if generator is np.random:
+            self.bit_generator = np.random.get_bit_generator()
+            self.lock = self.bit_generator.lock
+        elif isinstance(generator, np.random.RandomState):
+            self.bit_generator = generator._bit_generator
+        else:
+            self.bit_generator = generator.bit_generator
+        self.bits = <bitgen_t*>PyCapsule_GetPointer(self.bit_generator.capsule, "BitGenerator")
+
+
+cdef double draw_locked(Uniform uniform) except? -1.0:
+    with uniform.lock:
+        return uniform.bits.next_double(uniform.bits.state)
+
+
+cdef class Counts:
+    """``generator.poisson(mean)`` and ``generator.binomial(n, p)``, draw by draw.
+
+    A call of these methods costs more than opening a stream. Where NumPy counts by multiplying
+    uniform draws (a Poisson mean below 10) or by inversion (a binomial n p of at most 30, in the
+    frozen algorithm of RandomState), the same is done here; elsewhere, the methods are called.
+
+    .. [1] Knuth, D. E. (1981). The Art of Computer Programming, volume 2, 3.4.1.
+    .. [2] Kachitvichyanukul, V. and Schmeiser, B. W. (1988). Binomial random variate generation.
+       Communications of the ACM 31, 216-222.
+    """
+
+    def __cinit__(self, Uniform uniform, double mean):
+        self.uniform = uniform
+        generator = uniform.generator
+        self.poisson_method = generator.poisson
+        self.binomial_method = generator.binomial
+        self.own_binomial = not isinstance(generator, np.random.Generator)
+        self.mean = mean
+        self.least = exp(-mean)
+        self.n = -1
+
+    cdef int64_t poisson(self) except -1:
+        cdef int64_t count = 0
+        cdef double product
+        if self.mean >= 10.0:
+            return self.poisson_method(lam=self.mean)
+        if self.mean == 0.0:
+            return 0
+        product = draw(self.uniform)
+        while product > self.least:
+            count += 1
+            product *= draw(self.uniform)
+        return count
+
+    cdef int64_t binomial(self, double n, double p) except -1:
+        """A binomial count; n is rounded down."""
+        cdef int64_t count = 0
+        cdef double u
+        if not self.own_binomial or n * min(p, 1.0 - p) > 29.0 or n > 1e15:
+            return self.binomial_method(int(n), p)
+        if self.n != <int64_t>n or self.p != p:
+            self.set_binomial(<int64_t>n, p)
+        u = draw(self.uniform)
+        while u > self.terms[AT(count, 100)]:
+            u -= self.terms[count]
+            count += 1
+            if count > self.most:
+                count = 0
+                u = draw(self.uniform)
+        return self.n - count if self.flipped else count
+
+    cdef int set_binomial(self, int64_t n, double p) except -1:
+        cdef double q, mean
+        cdef int64_t i
+        self.n = n
+        self.p = p
+        self.flipped = p > 0.5
+        if self.flipped:
+            p = 1.0 - p
+        q = 1.0 - p
+        mean = n * p
+        self.most = <int64_t>min(<double>n, mean + 10.0 * sqrt(mean * q + 1.0))
+        self.terms[0] = exp(n * log(q))
+        for i in range(1, self.most + 1):
+            self.terms[AT(i, 100)] = ((n - i + 1) * p * self.terms[i - 1]) / (i * q)
+        return 0
+
+
+def counts_of(generator, n_draws, mean=None, n=None, p=None):
+    """Return `n_draws` counts, for tests that hold them against the generator's own."""
+    counts = Counts(Uniform(generator), 0.0 if mean is None else mean)
+    if mean is None:
+        return [counts.binomial(n, p) for _ in range(n_draws)]
+    return [counts.poisson() for _ in range(n_draws)]
+
+
+# ---------------------------------------------------------------------------------- choices
+
+
+cdef class Categorical:
+    """``generator.choice(k, p=weights / norm)``, given the uniform draw behind it.
+
+    The category is the first whose cumulative probability exceeds the draw. Once the weights
+    have served a while, a guide table [1]_ leads each look-up to its place in constant expected
+    time; equal weights need no table.
+
+    .. [1] Chen, H.-C. and Asau, Y. (1974). On generating random variates from an empirical
+       distribution. AIIE Transactions 6, 163-166.
+    """
+
+    def __cinit__(self, Py_ssize_t k):
+        self.k = k
+        self.n_cells = 1
+        while self.n_cells < k:
+            self.n_cells *= 2
+
+    def __dealloc__(self):
+        PyMem_Free(self.edges)
+        PyMem_Free(self.guide)
+
+    cdef int set_weights(self, const double* weights, double norm) except -1:
+        cdef double total
+        cdef Py_ssize_t i
+        self.share = weights[0] / norm
+        self.equal = self.share > 0.0
+        for i in range(self.k):
+            if not weights[i] >= 0.0:
+                raise PescadorError(f"the weight {weights[i]!r} of an active stream must be 0 or "
+                                    "more")
+            if weights[i] != weights[0]:
+                self.equal = False
+        if self.equal:
+            return 0
+        if self.edges is NULL:
+            self.edges = <double*>PyMem_Malloc(self.k * sizeof(double))
+            self.guide = <int32_t*>PyMem_Malloc(self.n_cells * sizeof(int32_t))
+            if self.edges is NULL or self.guide is NULL:
+                raise MemoryError()
+        total = weights[0] / norm
+        self.edges[0] = total
+        for i in range(1, self.k):
+            total += weights[i] / norm
+            self.edges[AT(i, self.k)] = total
+        if not total > 0.0:
+            raise PescadorError(f"the weights of the active streams add up to {norm!r}; "
+                                "they need a positive, finite sum")
+        for i in range(self.k):
+            self.edges[i] /= total
+        self.uses = 0
+        self.indexed = False
+        return 0
+
+    cdef Py_ssize_t look_up(self, double u) noexcept nogil:
+        cdef Py_ssize_t low = 0, high = self.k - 1, middle
+        # A table takes about as long as a few dozen look-ups: worth it where the weights stay.
+        self.uses += 1
+        if self.uses > 16 + self.k // 16:
+            self.index()
+        while low < high:
+            middle = (low + high) // 2
+            if self.edges[AT(middle, self.k)] <= u:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    cdef void index(self) noexcept nogil:
+        # u * n_cells is exact for a power of two, so the cell of a draw never lies.
+        cdef Py_ssize_t cell, i = 0
+        for cell in range(self.n_cells):
+            while self.edges[AT(i, self.k)] <= <double>cell / <double>self.n_cells:
+                i += 1
+            self.guide[AT(cell, self.n_cells)] = <int32_t>i
+        self.indexed = True
+
+
+cdef class Pool:
+    """``generator.choice(n, p=distribution)``, given the uniform draw behind it.
+
+    All streams that can be picked are equally likely, so a pick is the j-th of them. Their
+    probability v is normalised again and again by NumPy's pairwise sum over the whole pool, whose
+    rounding depends on who is missing; it decides close calls, so it is followed exactly:
+
+    * Parts of the pool from which nothing is missing have the same sum if they have the same
+      size: there are few sizes, and only the parts around missing streams are summed one by one.
+    * As long as nobody comes or goes, normalising is put off until v is asked for.
+    """
+
+    def __cinit__(self, Py_ssize_t n):
+        self.n = self.m = n
+        self.v = 1.0 / n
+        # np.sum may take the pool in several parts: all of one size but the last.
+        self.n_parts = (n - 1) // PART + 1
+        cdef Py_ssize_t size = min(n, PART), half
+        cdef int32_t i
+        self.add_kinds(size)
+        self.add_kinds(n - (self.n_parts - 1) * size)
+        for i in range(self.n_kinds):
+            self.kinds[i].left = self.kinds[i].right = -1
+            if self.kinds[i].size > 128:
+                half = self.kinds[i].size // 2
+                half -= half % 8
+                self.kinds[i].left = self.kind_of(half)
+                self.kinds[i].right = self.kind_of(self.kinds[i].size - half)
+        self.part_kind = self.kind_of(size)
+        self.last_kind = self.kind_of(n - (self.n_parts - 1) * size)
+
+    def __dealloc__(self):
+        PyMem_Free(self.kinds)
+        PyMem_Free(self.nodes)
+        PyMem_Free(self.roots)
+        PyMem_Free(self.leaf_of)
+        PyMem_Free(self.bits)
+        PyMem_Free(self.counts)
+
+    cdef int add_kinds(self, Py_ssize_t size) except -1:
+        """Note a size of parts, and those of its halves, by falling size."""
+        cdef int32_t i = 0, j
+        cdef Py_ssize_t half = size // 2
+        cdef Kind* kinds
+        while i < self.n_kinds and self.kinds[i].size > size:
+            i += 1
+        if i < self.n_kinds and self.kinds[i].size == size:
+            return 0
+        kinds = <Kind*>PyMem_Realloc(self.kinds, (self.n_kinds + 1) * sizeof(Kind))
+        if kinds is NULL:
+            raise MemoryError()
+        self.kinds = kinds
+        for j in range(self.n_kinds, i, -1):
+            kinds[j] = kinds[j - 1]
+        kinds[i].size = size
+        self.n_kinds += 1
+        if size > 128:
+            half -= half % 8
+            self.add_kinds(half)
+            self.add_kinds(size - half)
+        return 0
+
+    cdef int32_t kind_of(self, Py_ssize_t size) noexcept nogil:
+        cdef int32_t kind = 0
+        while self.kinds[kind].size != size:
+            kind += 1
+        return kind
+
+    cdef int track(self) except -1:
+        """Set up what is needed once somebody may be missing."""
+        cdef Py_ssize_t i, size = min(self.n, PART)
+        if self.nodes is not NULL:
+            return 0
+        # Binary trees, whose leaves hold more than 56 streams each unless they are all there is.
+        cdef Py_ssize_t most = 2 * (self.n // 56 + self.n_parts)
+        self.n_words = (self.n + 63) // 64
+        self.nodes = <Node*>PyMem_Calloc(most, sizeof(Node))
+        self.roots = <int32_t*>PyMem_Calloc(self.n_parts, sizeof(int32_t))
+        self.leaf_of = <int32_t*>PyMem_Calloc(self.n // 8 + 1, sizeof(int32_t))
+        self.bits = <uint64_t*>PyMem_Calloc(self.n_words, sizeof(uint64_t))
+        self.counts = <int32_t*>PyMem_Calloc(self.n_words + 1, sizeof(int32_t))
+        if (self.nodes is NULL or self.roots is NULL or self.leaf_of is NULL
+                or self.bits is NULL or self.counts is NULL):
+            PyMem_Free(self.nodes)
+            self.nodes = NULL
+            raise MemoryError()
+        for i in range(self.n_parts):
+            self.roots[i] = self.add_node(i * size, min(size, self.n - i * size), -1)
+        for i in range(self.n):
+            self.bits[i // 64] |= (<uint64_t>1) << (i % 64)
+        for i in range(1, self.n_words + 1):
+            self.counts[i] += pescador_popcount(self.bits[i - 1])
+            if i + (i & -i) <= self.n_words:
+                self.counts[i + (i & -i)] += self.counts[i]
+        return 0
+
+    cdef int32_t add_node(self, Py_ssize_t start, Py_ssize_t size, int32_t parent) noexcept:
+        cdef int32_t node = self.n_nodes
+        cdef Py_ssize_t half, i
+        self.n_nodes += 1
+        self.nodes[node].start = start
+        self.nodes[node].size = size
+        self.nodes[node].parent = parent
+        self.nodes[node].kind = self.kind_of(size)
+        self.nodes[node].left = self.nodes[node].right = -1
+        if size > 128:
+            half = size // 2
+            half -= half % 8
+            self.nodes[node].left = self.add_node(start, half, node)
+            self.nodes[node].right = self.add_node(start + half, size - half, node)
+        else:
+            self.nodes[node].lanes = <uint64_t>(size // 8) * 0x0101010101010101
+            for i in range(start // 8, (start + size + 7) // 8):
+                self.leaf_of[i] = node
+        return node
+
+    cdef bint has(self, Py_ssize_t i) noexcept nogil:
+        return self.nodes is NULL or (self.bits[i // 64] >> (i % 64)) & 1
+
+    cdef void set(self, Py_ssize_t i, bint on) noexcept nogil:
+        cdef int32_t node
+        cdef Py_ssize_t word
+        cdef int change = 1 if on else -1
+        if self.has(AT(i, self.n)) == on:
+            return
+        self.m += change
+        self.bits[i // 64] ^= (<uint64_t>1) << (i % 64)
+        word = i // 64 + 1
+        while word <= self.n_words:
+            self.counts[word] += change
+            word += word & -word
+        node = self.leaf_of[i // 8]
+        if i < self.nodes[node].start + self.nodes[node].size // 8 * 8:
+            if on:
+                self.nodes[node].lanes += (<uint64_t>1) << (8 * (i % 8))
+            else:
+                self.nodes[node].lanes -= (<uint64_t>1) << (8 * (i % 8))
+        while node >= 0:
+            self.nodes[node].missing -= change
+            node = self.nodes[node].parent
+
+    cdef double total(self) noexcept nogil:
+        """The sum of the distribution, as np.sum rounds it."""
+        cdef double sums[17]
+        cdef double total
+        cdef int32_t i
+        cdef Py_ssize_t j
+        cdef Kind* kind
+        sums[0] = 0.0
+        for i in range(1, 17):
+            sums[i] = sums[i - 1] + self.v
+        for i in range(self.n_kinds - 1, -1, -1):
+            kind = &self.kinds[i]
+            if kind.left >= 0:
+                continue
+            # Eight equal lanes: adding them up doubles three times, which rounds nothing.
+            total = 8.0 * sums[kind.size // 8]
+            for _ in range(kind.size % 8):
+                total += self.v
+            kind.total = total
+        # Halves are smaller, so they come after what they are halves of.
+        for i in range(self.n_kinds - 1, -1, -1):
+            kind = &self.kinds[i]
+            if kind.left >= 0:
+                kind.total = self.kinds[kind.left].total + self.kinds[kind.right].total
+        total = 0.0
+        for j in range(self.n_parts):
+            if self.nodes is not NULL:
+                total += self.node_total(self.roots[j], sums)
+            elif j < self.n_parts - 1:
+                total += self.kinds[self.part_kind].total
+            else:
+                total += self.kinds[self.last_kind].total
+        return total
+
+    cdef double node_total(self, int32_t node, const double* sums) noexcept nogil:
+        cdef Node* part = &self.nodes[node]
+        cdef double total
+        cdef Py_ssize_t i
+        cdef uint64_t lanes
+        if part.missing == 0:
+            return self.kinds[part.kind].total
+        if part.missing == part.size:
+            return 0.0
+        if part.left >= 0:
+            return self.node_total(part.left, sums) + self.node_total(part.right, sums)
+        lanes = part.lanes
+        total = (((sums[lanes & 255] + sums[(lanes >> 8) & 255])
+                  + (sums[(lanes >> 16) & 255] + sums[(lanes >> 24) & 255]))
+                 + ((sums[(lanes >> 32) & 255] + sums[(lanes >> 40) & 255])
+                    + (sums[(lanes >> 48) & 255] + sums[lanes >> 56])))
+        for i in range(part.start + part.size // 8 * 8, part.start + part.size):
+            if self.has(i):
+                total += self.v
+        return total
+
+    cdef void settle(self) noexcept nogil:
+        """Carry out the normalisations that were put off."""
+        cdef double total
+        while self.pending > 0:
+            total = self.total()
+            self.pending -= 1
+            if total == 1.0:
+                self.pending = 0
+            else:
+                self.v /= total
+
+    cdef void renormalise(self) noexcept nogil:
+        self.pending += 1
+
+    cdef Py_ssize_t find(self, double u) noexcept nogil:
+        """The stream that a draw picks."""
+        cdef Py_ssize_t rank = quick_rank(u, self.m), word, step
+        if rank < 0:
+            self.settle()
+            rank = exact_rank(u, self.m, self.v)
+        if self.m == self.n:
+            return rank
+        word = 0
+        step = 1
+        while 2 * step <= self.n_words:
+            step *= 2
+        while step > 0:
+            if word + step <= self.n_words and self.counts[word + step] <= rank:
+                word += step
+                rank -= self.counts[word]
+            step //= 2
+        return 64 * word + pescador_nth_bit(self.bits[AT(word, self.n_words)], <int>rank)
+
+    cdef int take(self, Py_ssize_t i) except -1:
+        """Leave stream i out of the picks to come, and share its probability among the rest."""
+        self.drop(i)
+        self.renormalise()
+        return 0
+
+    cdef int drop(self, Py_ssize_t i) except -1:
+        """Leave stream i out of the picks to come."""
+        self.track()
+        self.settle()
+        self.set(i, False)
+        return 0
+
+    cdef int put_back(self, Py_ssize_t i) except -1:
+        """Make stream i as likely as the others."""
+        self.track()
+        self.settle()
+        if self.m == 0:
+            self.v = 1.0
+        self.set(i, True)
+        return 0
+
+    @property
+    def distribution(self):
+        """The probability of each stream, float64[n]."""
+        self.settle()
+        values = np.full(self.n, self.v)
+        cdef double* p = <double*>address(values)
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            if not self.has(i):
+                p[i] = 0.0
+        return values

@@ -1,0 +1,38 @@
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+_T = TypeVar("_T")
+
+class Batches(Iterator[dict[Any, npt.NDArray[Any]]]):
+    def __init__(
+        self, source: Iterable[Any], size: int, partial: bool, axis: int | None
+    ) -> None: ...
+    def __next__(self) -> dict[Any, npt.NDArray[Any]]: ...
+
+class Tuples(Iterator[tuple[Any, ...]]):
+    def __init__(self, source: Iterable[Any], keys: tuple[Any, ...]) -> None: ...
+    def __next__(self) -> tuple[Any, ...]: ...
+
+class InputsOutputs(Iterator[tuple[Any, Any]]):
+    def __init__(
+        self,
+        source: Iterable[Any],
+        inputs: str | tuple[Any, ...] | None,
+        outputs: str | tuple[Any, ...] | None,
+    ) -> None: ...
+    def __next__(self) -> tuple[Any, Any]: ...
+
+class Cached(Iterator[_T]):
+    def __init__(
+        self,
+        source: Iterable[_T],
+        size: int,
+        prob: float,
+        pick: Callable[[int, int], int],
+        toss: Callable[[], float],
+    ) -> None: ...
+    def __next__(self) -> _T: ...
+
+def stack(items: list[Any], axis: int | None, first: int = 0) -> dict[Any, npt.NDArray[Any]]: ...

@@ -1,0 +1,539 @@
+"""The sampling loops: one engine per mux, over a common active set.
+
+An engine is one activation of a mux. It holds the active set as plain arrays (which streamer is
+in each slot, how many samples it gave and may give, its weight) and, apart from them, the
+iterators that the samples come from. Arguments were checked in mux.py.
+"""
+
+import numpy as np
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.list cimport PyList_GET_ITEM
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
+from libc.math cimport isnan
+from libc.stdint cimport int64_t
+
+from pescador._core cimport (
+    EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, as_bound, next_item,
+    start, steal,
+)
+from pescador._draws cimport (
+    AT, Categorical, Counts, Pool, Uniform, address, choose, draw, pairwise_sum,
+)
+
+
+def read_only(array):
+    """Return a view that follows the engine's array and cannot be written."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+cdef class Engine:
+    """An active set of `k` slots, and how a slot is filled, pulled from and emptied."""
+
+    def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
+        self.mux = mux
+        self.k = k
+        own = None if mux.rng is np.random else mux.rng
+        self.scope = Scope(scope, own, mux._shared_generators())
+        self.inner = self.scope
+        self.copies = {}
+        self.streams = [None] * k
+        self.table = np.zeros((k, 2), dtype=np.int64)
+        self.slots = <Slot*>address(self.table)
+        self.indices = np.full(k, -1, dtype=np.int64)
+        self.which = <int64_t*>address(self.indices)
+        self.endings = <Ending*>PyMem_Calloc(k, sizeof(Ending))
+        if self.endings is NULL:
+            raise MemoryError()
+
+    def __init__(self, mux, Scope scope, Py_ssize_t k):
+        self.pool = list(mux.streamers)
+        self.n = len(self.pool)
+
+    def __dealloc__(self):
+        PyMem_Free(self.endings)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.running:
+            raise ValueError("mux already executing")
+        cdef PyObject* item
+        self.running = True
+        try:
+            item = self.advance()
+        finally:
+            self.running = False
+        if item is NULL:
+            raise StopIteration
+        return steal(item)
+
+    cdef PyObject* advance(self) except? NULL:
+        """The next sample of the mux, or NULL when it is over."""
+        raise NotImplementedError
+
+    cdef PyObject* pull(self, Py_ssize_t slot) except? NULL:
+        """The next sample of the stream in a slot, or NULL when that stream is over."""
+        cdef Slot* row = &self.slots[AT(slot, self.k)]
+        if PyList_GET_ITEM(self.streams, slot) is <PyObject*>None:
+            self.begin(slot)
+        cdef PyObject* item
+        if row.count == row.bound:
+            if self.endings[slot] == STEP_ONCE_MORE:
+                Py_XDECREF(next_item(<object>PyList_GET_ITEM(self.streams, slot)))
+            return NULL
+        item = next_item(<object>PyList_GET_ITEM(self.streams, slot))
+        if item is not NULL:
+            row.count += 1
+        return item
+
+    cdef bint ended_barren(self, Py_ssize_t slot):
+        """Whether the stream of a slot, which has ended, is a mux that will never give more."""
+        stream = self.streams[slot]
+        return isinstance(stream, Engine) and (<Engine>stream).barren
+
+    cdef int begin(self, Py_ssize_t slot) except -1:
+        """Start the stream of a slot: nothing of a streamer is touched before its first sample."""
+        streamer = self.pool[AT(self.which[slot], self.n)]
+        self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
+                                   &self.endings[slot], self.copies)
+        if self.endings[slot] == ENDS_ITSELF:
+            self.slots[slot].bound = UNBOUNDED
+        return 0
+
+    cdef int assign(self, Py_ssize_t slot, Py_ssize_t i, int64_t bound) except -1:
+        self.which[AT(slot, self.k)] = i
+        self.slots[slot].count = 0
+        self.slots[slot].bound = bound
+        self.streams[slot] = None
+        return 0
+
+    cdef int vacate(self, Py_ssize_t slot) except -1:
+        self.which[AT(slot, self.k)] = -1
+        self.streams[slot] = None
+        return 0
+
+    # What an activated copy shows of itself.
+
+    @property
+    def rng(self):
+        found = self.scope.find(id(self.mux.rng))
+        return self.mux.rng if found is None else found
+
+    @property
+    def streams_(self):
+        return [None if i < 0 else SlotStream(self, slot) for slot, i in enumerate(self.indices)]
+
+    @property
+    def stream_counts_(self):
+        return read_only(self.table[:, 0])
+
+    @property
+    def stream_idxs_(self):
+        return read_only(self.indices)
+
+
+cdef class SlotStream:
+    """The stream in a slot of an engine, as an iterator; samples taken here are counted there."""
+
+    cdef Engine engine
+    cdef Py_ssize_t slot
+
+    def __cinit__(self, Engine engine, Py_ssize_t slot):
+        self.engine = engine
+        self.slot = slot
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.engine.running:
+            raise ValueError("mux already executing")
+        cdef PyObject* item = NULL
+        self.engine.running = True
+        try:
+            if self.engine.which[self.slot] >= 0:
+                item = self.engine.pull(self.slot)
+        finally:
+            self.engine.running = False
+        if item is NULL:
+            raise StopIteration
+        return steal(item)
+
+
+cdef class WeightedEngine(Engine):
+    """Slots chosen at random, in proportion to their weights."""
+
+    def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
+        self.weights = np.zeros(k)
+        self.w = <double*>address(self.weights)
+        self.chooser = Categorical(k)
+        self.norm_is_stale = self.chooser_is_stale = True
+
+    cdef int set_weight(self, Py_ssize_t slot, double weight) except -1:
+        if self.w[AT(slot, self.k)] != weight:
+            self.w[slot] = weight
+            self.norm_is_stale = self.chooser_is_stale = True
+        return 0
+
+    cdef double weight_norm(self) noexcept nogil:
+        """The sum of the weights of all slots."""
+        if self.norm_is_stale:
+            self.norm = pairwise_sum(self.w, self.k)
+            self.norm_is_stale = False
+        return self.norm
+
+    cdef Py_ssize_t next_slot(self) except -1:
+        """The slot that the next sample comes from."""
+        if self.chooser_is_stale:
+            self.chooser.set_weights(self.w, self.weight_norm())
+            self.chooser_is_stale = False
+        return choose(self.chooser, draw(self.uniform))
+
+    @property
+    def stream_weights_(self):
+        return read_only(self.weights)
+
+    @property
+    def weight_norm_(self):
+        return np.sum(self.weights)
+
+
+cdef class ShuffledEngine(WeightedEngine):
+    """Every stream has a slot; one that ends is restarted, one without samples is left out."""
+
+    def __init__(self, mux, Scope scope, Py_ssize_t k):
+        super().__init__(mux, scope, k)
+        self.uniform = Uniform(self.rng)
+        self.weights[:] = mux.weights
+        cdef Py_ssize_t slot
+        for slot in range(k):
+            if self.w[slot] != 0.0:
+                self.which[slot] = slot
+                self.slots[slot].bound = UNBOUNDED
+
+    cdef PyObject* advance(self) except? NULL:
+        cdef Py_ssize_t slot
+        cdef PyObject* item
+        while self.weight_norm() > 0.0:
+            slot = self.next_slot()
+            item = self.pull(slot)
+            if item is not NULL:
+                return item
+            if self.slots[slot].count == 0:
+                self.set_weight(slot, 0.0)
+                self.vacate(slot)
+            else:
+                self.assign(slot, slot, UNBOUNDED)
+        return NULL
+
+
+cdef class StochasticEngine(WeightedEngine):
+    """A random few of many streams at a time, each replaced after a random number of samples."""
+
+    def __init__(self, mux, Scope scope, Py_ssize_t k):
+        super().__init__(mux, scope, k)
+        generator = self.rng
+        self.uniform = Uniform(generator)
+        self.pool_weights = np.array(mux.weights, dtype=np.float64)
+        self.pool_w = <double*>address(self.pool_weights)
+        self.available = Pool(self.n)
+        self.valid = np.ones(self.n, dtype=np.uint8)
+        self.is_valid = <unsigned char*>address(self.valid)
+        self.n_valid = self.n
+        self.prune = mux.prune_empty_streams
+        self.replaces = mux.mode == "with_replacement"
+        self.revives = mux.mode == "single_active"
+        self.empty = set()
+
+        self.constant = None
+        if mux.rate is None:
+            self.constant = UNBOUNDED
+        elif mux.dist == "constant":
+            self.constant = as_bound(mux.rate)
+        else:
+            self.rate = mux.rate
+            self.counts = Counts(self.uniform, mux._poisson_mean)
+            self.binomial = mux.dist == "binomial"
+
+        initial = mux._initial_weights(generator)
+        if initial is not None:
+            self.weights[:] = initial
+        cdef Py_ssize_t slot
+        for slot in range(k):
+            if self.available.m == 0:
+                break
+            self.new_stream(slot)
+
+    cdef PyObject* advance(self) except? NULL:
+        cdef Py_ssize_t slot
+        cdef PyObject* item
+        while self.n_valid > 0 and self.weight_norm() > 0.0:
+            slot = self.next_slot()
+            item = self.pull(slot)
+            if item is not NULL:
+                if self.empty_starts:
+                    self.empty.clear()
+                    self.empty_starts = 0
+                return item
+            if self.slots[slot].count == 0:
+                self.empty.add(self.which[slot])
+                self.empty_starts += 1
+                if self.is_hopeless():
+                    self.barren = True
+                    return NULL
+            self.replace(slot)
+        return NULL
+
+    cdef int replace(self, Py_ssize_t slot) except -1:
+        """Retire the stream of a slot and bring another in, if any is left."""
+        cdef Py_ssize_t i = self.which[slot]
+        cdef bint barren = self.ended_barren(slot)
+        if barren or (self.prune and self.slots[slot].count == 0):
+            self.available.drop(i)
+            self.n_valid -= self.is_valid[AT(i, self.n)]
+            self.is_valid[i] = False
+        if self.revives and not barren:
+            self.available.put_back(i)
+        if self.available.m > 0:
+            self.available.renormalise()
+            self.new_stream(slot)
+        else:
+            self.set_weight(slot, 0.0)
+            self.vacate(slot)
+        return 0
+
+    cdef int new_stream(self, Py_ssize_t slot) except -1:
+        """Pick a stream and its number of samples. The order of the two draws is a promise."""
+        cdef Py_ssize_t i = self.available.find(draw(self.uniform))
+        cdef int64_t bound = self.draw_bound(slot, self.pool_w[AT(i, self.n)])
+        if not self.replaces:
+            self.available.take(i)
+        self.set_weight(slot, self.pool_w[i])
+        return self.assign(slot, i, bound)
+
+    cdef int64_t draw_bound(self, Py_ssize_t slot, double weight) except -1:
+        cdef double others, p
+        if self.constant is not None:
+            return self.constant
+        if self.binomial:
+            # The chance that a sample comes from this stream, once it is in the active set.
+            others = self.weight_norm() - self.w[slot] + weight
+            p = weight / others
+            if not (isnan(p) or p > 0.9999):
+                return 1 + self.counts.binomial((self.rate - 1.0) / (1.0 - p), 1.0 - p)
+        return 1 + self.counts.poisson()
+
+    cdef bint is_hopeless(self) except? True:
+        """Whether every stream that can still come was found empty, again and again."""
+        # A slot of weight zero keeps its stream to itself, where each may be in one slot only.
+        cdef Py_ssize_t out_of_reach = 0, slot
+        PyErr_CheckSignals()
+        if not self.revives and (self.prune or not self.replaces):
+            return False
+        if self.empty_starts < EMPTY_PASSES * self.n or len(self.empty) + self.k < self.n:
+            return False
+        if self.revives:
+            for slot in range(self.k):
+                out_of_reach += self.w[slot] == 0.0
+        return <Py_ssize_t>len(self.empty) + out_of_reach >= self.n
+
+    @property
+    def distribution_(self):
+        return read_only(self.available.distribution)
+
+    @property
+    def valid_streams_(self):
+        return read_only(self.valid.view(np.bool_))
+
+
+cdef class RoundRobinEngine(Engine):
+    """Every stream in turn; exhausted ones are skipped until the round is over."""
+
+    def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
+        self.following = <Py_ssize_t*>PyMem_Calloc(k, sizeof(Py_ssize_t))
+        self.out = <unsigned char*>PyMem_Calloc(k, 1)
+        if self.following is NULL or self.out is NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        PyMem_Free(self.following)
+        PyMem_Free(self.out)
+
+    def __init__(self, mux, Scope scope, Py_ssize_t k):
+        super().__init__(mux, scope, k)
+        self.generator = self.rng
+        self.cycles = mux.mode != "exhaustive"
+        self.permutes = mux.mode == "permuted_cycle"
+        self.begin_round(False)
+
+    cdef int begin_round(self, bint permute) except -1:
+        order = np.arange(self.k)
+        if permute:
+            self.generator.shuffle(order)
+        cdef Py_ssize_t slot
+        if self.k == 0:
+            return 0
+        PyErr_CheckSignals()
+        self.indices[:] = order
+        for slot in range(self.k):
+            self.slots[slot].count = 0
+            self.slots[slot].bound = UNBOUNDED
+            self.following[slot] = slot + 1
+        self.following[self.k - 1] = 0
+        self.at = 0
+        self.before = self.k - 1
+        self.alive = self.k
+        self.empty_rounds += 1
+        return 0
+
+    cdef PyObject* advance(self) except? NULL:
+        cdef Py_ssize_t slot, before
+        cdef PyObject* item = NULL
+        while self.alive > 0:
+            # Move on first: a stream that fails has had its turn.
+            slot = self.at
+            before = self.before
+            self.at = self.following[AT(slot, self.k)]
+            self.before = slot
+            if not self.out[AT(self.which[slot], self.k)]:
+                item = self.pull(slot)
+                if item is not NULL:
+                    self.empty_rounds = 0
+                    return item
+                if self.ended_barren(slot):
+                    self.out[self.which[slot]] = True
+                    self.n_out += 1
+            self.vacate(slot)
+            self.before = before
+            self.following[AT(before, self.k)] = self.at
+            self.alive -= 1
+            if self.alive == 0 and self.cycles:
+                self.barren = self.empty_rounds >= EMPTY_PASSES or self.n_out == self.k
+                if not self.barren:
+                    self.begin_round(self.permutes)
+        return NULL
+
+    @property
+    def active_index_(self):
+        return self.at
+
+
+cdef class ChainEngine(Engine):
+    """One stream after another, each to its end."""
+
+    def __init__(self, mux, Scope scope, Py_ssize_t k):
+        self.streamers = mux.streamers
+        self.pool = [None]
+        self.n = 1
+        self.coerce = mux._as_streamer
+        self.cycles = mux.mode == "cycle"
+        self.vacant = True
+        self.out = set()
+        if callable(self.streamers):
+            # What a function makes is new: it holds originals, not copies of ours.
+            self.inner = None
+
+    cdef PyObject* advance(self) except? NULL:
+        cdef PyObject* item
+        while not self.vacant or self.next_streamer():
+            item = self.pull(0)
+            if item is not NULL:
+                self.empty_passes = 0
+                return item
+            if self.ended_barren(0) and not callable(self.streamers):
+                self.out.add(id(self.pool[0]))
+            self.vacate(0)
+            self.vacant = True
+        return NULL
+
+    cdef bint next_streamer(self) except? True:
+        """Put the next streamer in the slot; False when there is none."""
+        cdef PyObject* item
+        cdef Ending ending = STOP
+        while True:
+            if self.source is None:
+                if self.ended or self.empty_passes == EMPTY_PASSES:
+                    self.barren = self.cycles
+                    return False
+                PyErr_CheckSignals()
+                self.ended = not self.cycles
+                self.empty_passes += 1
+                if callable(self.streamers):
+                    self.source = start(self.coerce(self.streamers), UNBOUNDED, self.scope, &ending,
+                                        {})
+                else:
+                    self.source = iter(self.streamers)
+            item = next_item(self.source)
+            if item is NULL:
+                self.source = None
+                continue
+            streamer = self.coerce(steal(item))
+            if id(streamer) in self.out:
+                continue
+            if callable(self.streamers):
+                self.copies.clear()
+            self.pool[0] = streamer
+            self.assign(0, 0, UNBOUNDED)
+            self.vacant = False
+            return True
+
+    @property
+    def chain_streamer_(self):
+        return self.mux._as_streamer(self.streamers)
+
+    @property
+    def stream_generator_(self):
+        return self.source
+
+
+cdef class HookLoop:
+    """The sampling loop over an activated mux whose hooks are Python methods.
+
+    It reads the mux's attributes and calls its hooks, in the documented order, so that a
+    subclass can replace any of them.
+    """
+
+    cdef object mux
+    cdef int64_t left
+    cdef object given                  # slot of the sample that was given last, not yet counted
+
+    def __cinit__(self, mux, max_iter):
+        self.mux = mux
+        self.left = as_bound(max_iter)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            sample = self.advance()
+        except StopIteration as error:
+            raise RuntimeError("a hook of the mux raised StopIteration") from error
+        if sample is OVER:
+            raise StopIteration
+        return sample
+
+    cdef object advance(self):
+        mux = self.mux
+        if self.given is not None:
+            mux.stream_counts_[self.given] += 1
+            self.given = None
+        while self.left > 0 and mux._streamers_available():
+            slot = mux._next_sample_index()
+            sample = next(mux.streams_[slot], OVER)
+            if sample is not OVER:
+                self.given = slot
+                self.left -= 1
+                return sample
+            mux._on_stream_exhausted(slot)
+            mux._replace_stream(slot)
+        return OVER
+
+
+cdef object OVER = object()

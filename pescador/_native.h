@@ -1,0 +1,78 @@
+/* The few things that Cython cannot say: stepping an iterator without raising,
+ * handing over an owned reference, and array indices that a checked build verifies. */
+#ifndef PESCADOR_NATIVE_H
+#define PESCADOR_NATIVE_H
+
+#include <Python.h>
+#include <stdint.h>
+#include <stdio.h>
+
+/* The next item of an iterator (a new reference); NULL without an exception at its end,
+ * NULL with one when it failed. */
+static inline PyObject *
+pescador_next(PyObject *iterator)
+{
+    PyObject *item = Py_TYPE(iterator)->tp_iternext(iterator);
+    if (item == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_StopIteration)) {
+        PyErr_Clear();
+    }
+    return item;
+}
+
+/* An owned pointer as an object, without counting references up and down. */
+static inline PyObject *
+pescador_steal(PyObject *owned)
+{
+    return owned;
+}
+
+/* How many bits are set, and where the one of a given rank is. */
+static inline int
+pescador_popcount(uint64_t word)
+{
+    word = word - ((word >> 1) & 0x5555555555555555u);
+    word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
+    word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return (int)((word * 0x0101010101010101u) >> 56);
+}
+
+static inline int
+pescador_nth_bit(uint64_t word, int rank)
+{
+    int place = 0, half, count;
+    for (half = 32; half > 0; half /= 2) {
+        count = pescador_popcount(word & (((uint64_t)1 << half) - 1));
+        if (rank >= count) {
+            rank -= count;
+            word >>= half;
+            place += half;
+        }
+    }
+    return place;
+}
+
+/* Whether this interpreter runs more than one Python thread. */
+static inline int
+pescador_threaded(void)
+{
+    PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    return PyThreadState_Next(head) != NULL;
+}
+
+#ifdef PESCADOR_BOUNDSCHECK
+static inline Py_ssize_t
+pescador_at(Py_ssize_t index, Py_ssize_t length, const char *file, int line)
+{
+    if (index < 0 || index >= length) {
+        fprintf(stderr, "%s:%d: index %zd is out of bounds for length %zd\n",
+                file, line, index, length);
+        abort();
+    }
+    return index;
+}
+#define AT(index, length) pescador_at((index), (length), __FILE__, __LINE__)
+#else
+#define AT(index, length) (index)
+#endif
+
+#endif

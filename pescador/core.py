@@ -1,0 +1,269 @@
+"""What a stream is, and how it is started.
+
+A *stream* is whatever an iterator yields. A `Streamer` is the recipe for one: an iterable, or a
+generator function with its arguments. It keeps four promises.
+
+* It can be iterated any number of times. Each iteration *activates* the streamer: it works on a
+  copy of the arguments, so that no two iterations see each other's writes, nor does the caller.
+  (A generator object or an open file cannot be copied: it is shared and read once.)
+* Nothing is started before the first ``next``.
+* ``iterate``, ``cycle``, calling the streamer and ``iter`` give true Python generators.
+* ``active`` counts the open iterations, and falls again when one ends, is closed or fails.
+
+Subclasses may override ``iterate``, or ``_activate`` to set ``stream_`` on the activated copy.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, cast
+
+from . import _core
+from .exceptions import PescadorError
+
+__all__ = ["Streamer", "streamable"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Streamer(Generic[T]):
+    """A restartable stream, made from an iterable or from a generator function.
+
+    Parameters
+    ----------
+    streamer : iterable or generator function
+        Where the items come from. A generator function is called anew by each iteration; an
+        iterable is copied and iterated.
+    *args, **kwargs
+        Arguments for `streamer`, if it is callable. Each iteration passes copies of those that
+        can change.
+
+    Attributes
+    ----------
+    streamer, args, kwargs
+        As passed.
+    active_count_ : int
+        The number of open iterations.
+    stream_ : iterator or None
+        On an activated copy, the iterator that it reads from; otherwise None.
+
+    Raises
+    ------
+    PescadorError
+        If `streamer` is neither iterable nor a generator function.
+
+    Examples
+    --------
+    >>> def count(n):
+    ...     for i in range(n):
+    ...         yield i
+    >>> stream = Streamer(count, 5)
+    >>> list(stream)
+    [0, 1, 2, 3, 4]
+    >>> list(stream(max_iter=3))
+    [0, 1, 2]
+    >>> list(stream.cycle(max_iter=7))
+    [0, 1, 2, 3, 4, 0, 1]
+
+    Iterables will do as well:
+
+    >>> list(Streamer("abc"))
+    ['a', 'b', 'c']
+    """
+
+    # Whether what an activated copy reads from is shared with other activations.
+    _reads_shared = False
+
+    streamer: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    active_count_: int
+    stream_: Iterator[T] | None
+
+    def __init__(
+        self, streamer: Iterable[T] | Callable[..., Iterable[T]], *args: Any, **kwargs: Any
+    ) -> None:
+        if not (inspect.isgeneratorfunction(streamer) or isinstance(streamer, Iterable)):
+            hint = ""
+            if callable(streamer):
+                hint = " (a function counts if it has a yield of its own)"
+            raise PescadorError(
+                f"streamer={streamer!r} must be an iterable or a generator function{hint}"
+            )
+        self.streamer = streamer
+        self.args = args
+        self.kwargs = kwargs
+        self.active_count_ = 0
+        self.stream_ = None
+
+    def __copy__(self) -> Self:
+        result = type(self).__new__(type(self))
+        result.__dict__.update(self.__dict__)
+        return result
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        for name, value in self.__dict__.items():
+            result.__dict__[name] = _core.isolate(value, memo)
+        return result
+
+    def __enter__(self, *args: Any, **kwargs: Any) -> Self:
+        """Activate: return a copy that is ready to be read from.
+
+        An activated copy returns itself, so that ``with`` may be nested.
+        """
+        if self.is_activated_copy:
+            return self
+        memo: dict[Any, Any] = {}
+        active = copy.deepcopy(self, memo)
+        if _core.is_shared(memo):
+            active._reads_shared = True
+        active._activate()
+        self.active_count_ += 1
+        return active
+
+    def __exit__(
+        self, *exc: type[BaseException] | BaseException | TracebackType | None
+    ) -> Literal[False]:
+        """Count one open iteration less."""
+        if not self.is_activated_copy:
+            if self.active_count_ <= 0:
+                raise PescadorError(f"{self!r} left a context that it had not entered")
+            self.active_count_ -= 1
+        return False
+
+    @property
+    def active(self) -> int:
+        """The number of open iterations of this streamer (0 if it is idle)."""
+        return self.active_count_
+
+    @property
+    def is_activated_copy(self) -> bool:
+        """Whether this is the copy that an iteration works on, rather than the original."""
+        return self.stream_ is not None
+
+    def _activate(self) -> None:
+        """Set ``stream_`` to an iterator; called on the copy that an iteration works on."""
+        if callable(self.streamer):
+            self.stream_ = self.streamer(*self.args, **self.kwargs)
+        else:
+            self.stream_ = iter(self.streamer)
+
+    def _open(self, scope: _core.Scope | None) -> Iterator[T] | None:
+        """Return the compiled iterator of one activation inside another, or None for ours."""
+        return None
+
+    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over the stream once, to its end or for `max_iter` items.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many items to yield at most; a fraction counts as the next whole number.
+            None goes on to the end of the stream.
+
+        Yields
+        ------
+        item : object
+            What the stream gives.
+
+        Raises
+        ------
+        PescadorError
+            At the first ``next``, if `max_iter` is no such number.
+
+        See Also
+        --------
+        cycle : start again at the end of the stream.
+
+        Notes
+        -----
+        A stream that is cut off by `max_iter` is asked for one item more, which is dropped. It
+        shows only in sources that draw from a global random state or count their calls. Sources
+        that iterations share (generator objects, open files) are not read past what was yielded.
+        """
+        with self as active:
+            yield from _core.Bounded(active.stream_, max_iter, not active._reads_shared)
+
+    def cycle(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over the stream again and again.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many items to yield at most, in all. None goes on for ever.
+
+        Yields
+        ------
+        item : object
+            What the stream gives. The cycle ends when 256 iterations in a row were empty.
+        """
+        yield from _core.Cycle(self, max_iter)
+
+    def __call__(
+        self, max_iter: float | None = None, cycle: bool = False
+    ) -> Generator[T, None, None]:
+        """Iterate over the stream, as `iterate` or, with ``cycle=True``, as `cycle`.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many items to yield at most.
+        cycle : bool
+            Whether to start again at the end of the stream.
+
+        Yields
+        ------
+        item : object
+            What the stream gives.
+        """
+        yield from self.cycle(max_iter=max_iter) if cycle else self.iterate(max_iter=max_iter)
+
+    def __iter__(self) -> Generator[T, None, None]:
+        return self.iterate()
+
+
+_core.register(
+    Streamer,
+    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    plain=True,
+)
+
+
+def streamable(function: Callable[P, Iterable[T]]) -> Callable[P, Streamer[T]]:
+    """Make a generator function return a `Streamer` over its results.
+
+    Parameters
+    ----------
+    function : generator function
+        Its arguments are checked against its signature when the streamer is made.
+
+    Returns
+    -------
+    function
+        With the name, signature and documentation of the original, which is its
+        ``__wrapped__``.
+
+    Examples
+    --------
+    >>> @streamable
+    ... def count(n):
+    ...     for i in range(n):
+    ...         yield i
+    >>> list(count(3))
+    [0, 1, 2]
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Streamer[T]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return Streamer(function, *bound.args, **bound.kwargs)
+
+    # Calling it gives a Streamer, whatever kind of function it is made from.
+    return cast(Callable[P, Streamer[T]], make)

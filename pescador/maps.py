@@ -1,0 +1,227 @@
+"""Maps: functions of a stream that give another stream, item by item or batch by batch.
+
+A map is a generator function: it takes any iterable (a `Streamer`, a mux, a generator) and is
+itself something that ``Streamer(map, stream, ...)`` can restart. As with every generator, its
+arguments are checked when the first item is asked for.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from . import _maps
+from .exceptions import DataError as DataError
+from .exceptions import PescadorError
+from .util import Seed, as_count, get_rng
+
+__all__ = ["buffer_stream", "cache", "keras_tuples", "tuples"]
+
+T = TypeVar("T")
+
+
+def __stack_data(data: list[Any], axis: int | None) -> dict[Any, Any]:
+    """Join a list of data objects into one; kept for those who import it."""
+    return _maps.stack(data, axis)
+
+
+def _as_stream(stream: Iterable[T]) -> Iterator[T]:
+    try:
+        return iter(stream)
+    except TypeError:
+        raise PescadorError(f"stream={stream!r} must be an iterable, such as a Streamer") from None
+
+
+def buffer_stream(
+    stream: Iterable[Any], buffer_size: float, partial: bool = False, axis: int | None = None
+) -> Generator[dict[Any, Any], None, None]:
+    """Collect the items of a stream into batches.
+
+    Parameters
+    ----------
+    stream : iterable of dict
+        Items ``{key: array}``. The first item of a batch says which keys the batch has.
+    buffer_size : int > 0
+        How many items make a batch.
+    partial : bool
+        Whether the items left over at the end make a smaller batch, or are dropped.
+    axis : int or None
+        None stacks the values along a new first axis, as ``np.array([...])``. A number joins
+        them along that axis, as ``np.concatenate``: for items that are small batches already.
+
+    Yields
+    ------
+    batch : dict of {key: ndarray}
+        With ``axis=None``, values of shape ``(buffer_size, *shape)`` for items of shape
+        ``shape``, of the type that NumPy gives to such a list.
+
+    Raises
+    ------
+    PescadorError
+        If an argument is invalid.
+    DataError
+        If an item is not a mapping of keys to values.
+    KeyError
+        If an item lacks a key of the first item of its batch.
+
+    Examples
+    --------
+    >>> from pescador import Streamer
+    >>> def squares():
+    ...     for i in range(5):
+    ...         yield {"x": np.array([i]), "y": np.array([i * i])}
+    >>> for batch in buffer_stream(Streamer(squares), 2):
+    ...     print(batch["x"].tolist(), batch["y"].tolist())
+    [[0], [1]] [[0], [1]]
+    [[2], [3]] [[4], [9]]
+
+    Along the axis that is there already, with what is left at the end:
+
+    >>> for batch in buffer_stream(Streamer(squares), 2, partial=True, axis=0):
+    ...     print(batch["x"], batch["y"])
+    [0 1] [0 1]
+    [2 3] [4 9]
+    [4] [16]
+    """
+    if isinstance(buffer_size, float) and buffer_size.is_integer():
+        # As of a division that comes out even.
+        buffer_size = int(buffer_size)
+    size = as_count("buffer_size", buffer_size)
+    if not (axis is None or (isinstance(axis, int | np.integer) and not isinstance(axis, bool))):
+        raise PescadorError(f"axis={axis!r} must be None or an int")
+    yield from _maps.Batches(_as_stream(stream), size, partial, axis)
+
+
+def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None, None]:
+    """Turn data objects into tuples.
+
+    Parameters
+    ----------
+    stream : iterable of dict
+        Items ``{key: array}``.
+    *keys : hashable
+        The keys to take, in this order; at least one.
+
+    Yields
+    ------
+    item : tuple of ndarray
+        One value per key.
+
+    Raises
+    ------
+    PescadorError
+        If there are no keys.
+    DataError
+        If an item is not a mapping of keys to values.
+    KeyError
+        If an item lacks a key.
+
+    Examples
+    --------
+    >>> list(tuples([{"x": 1, "y": 2}, {"x": 3, "y": 4}], "y", "x"))
+    [(2, 1), (4, 3)]
+    """
+    if not keys:
+        raise PescadorError("keys=() is empty; tuples needs at least one key")
+    yield from _maps.Tuples(_as_stream(stream), keys)
+
+
+def _as_keys(name: str, keys: Any) -> Any:
+    """Return a str as it is, other iterables as a tuple, and None for nothing."""
+    if not keys:
+        return None
+    if isinstance(keys, str):
+        return keys
+    if isinstance(keys, Iterable):
+        return tuple(keys)
+    raise PescadorError(f"{name}={keys!r} must be a key, an iterable of keys, or None")
+
+
+def keras_tuples(
+    stream: Iterable[Any],
+    inputs: str | Iterable[Any] | None = None,
+    outputs: str | Iterable[Any] | None = None,
+) -> Generator[tuple[Any, Any], None, None]:
+    """Turn data objects into the pairs ``(x, y)`` that Keras models train on.
+
+    Parameters
+    ----------
+    stream : iterable of dict
+        Items ``{key: array}``.
+    inputs, outputs : str, iterable of keys, or None
+        Which values make x and y. At least one of the two is needed.
+
+    Yields
+    ------
+    x, y : ndarray, list of ndarray, or None
+        A single array where a str was given, a list of arrays for an iterable of keys, None for
+        None.
+
+    Raises
+    ------
+    PescadorError
+        If neither `inputs` nor `outputs` names a key.
+    DataError
+        If an item is not a mapping of keys to values.
+    KeyError
+        If an item lacks a key.
+
+    Examples
+    --------
+    >>> next(keras_tuples([{"X": 1, "Y": 2}], inputs="X", outputs=["Y"]))
+    (1, [2])
+    """
+    x, y = _as_keys("inputs", inputs), _as_keys("outputs", outputs)
+    if x is None and y is None:
+        raise PescadorError(
+            f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
+        )
+    yield from _maps.InputsOutputs(_as_stream(stream), x, y)
+
+
+def cache(
+    stream: Iterable[T], n_cache: int, prob: float = 0.5, random_state: Seed = None
+) -> Generator[T, None, None]:
+    """Mix new items of a stream with items seen before.
+
+    The first `n_cache` items come as they are, and fill the cache. From then on, one place in it
+    is picked at random for each item: with probability `prob` a new item of the stream takes
+    that place, and the item that is there then is yielded. This makes streams cheaper whose
+    items are costly to make; the shares of items differ from the stream's.
+
+    Parameters
+    ----------
+    stream : iterable
+        Where new items come from. The cached stream ends when a new item is due and there is
+        none.
+    n_cache : int > 0
+        How many items are kept.
+    prob : float in (0, 1]
+        The probability of a new item. At 1, nothing is repeated.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        See `pescador.util.get_rng`.
+
+    Yields
+    ------
+    item : object
+        Items of `stream`.
+
+    Raises
+    ------
+    PescadorError
+        If an argument is invalid.
+
+    Examples
+    --------
+    >>> list(cache(range(6), 2, prob=0.5, random_state=0))
+    [0, 1, 0, 0, 1, 1, 2, 2, 3, 1, 4, 5, 5, 4]
+    """
+    size = as_count("n_cache", n_cache)
+    if not (isinstance(prob, int | float | np.number) and 0 < prob <= 1):
+        raise PescadorError(f"prob={prob!r} must be a number above 0 and at most 1")
+    rng: Any = get_rng(random_state)
+    if isinstance(rng, np.random.Generator):
+        pick, toss = rng.integers, rng.random
+    else:
+        pick, toss = rng.randint, rng.rand
+    yield from _maps.Cached(_as_stream(stream), size, prob, pick, toss)

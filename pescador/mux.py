@@ -1,0 +1,947 @@
+"""The muxes: streamers that mix the streams of other streamers into one.
+
+A mux is itself a `Streamer`, so muxes nest. At each step it chooses one stream of its *active
+set* and yields the next sample of that; it differs from the others in which streams are active,
+how it chooses, and what becomes of a stream that ends.
+
+================  ====================  ======================  =============================
+mux               active                chooses                 when a stream ends
+================  ====================  ======================  =============================
+`StochasticMux`   `n_active` at a time  at random, by weight    another takes its place
+`ShuffledMux`     all                   at random, by weight    it is restarted
+`RoundRobinMux`   all                   in turn                 it is skipped until the round
+                                                                is over
+`ChainMux`        one                   that one                the next takes its place
+================  ====================  ======================  =============================
+
+What all of them promise:
+
+* **Isolation.** Each iteration works on a copy of the mux's random generator, so that two
+  iterations of a seeded mux are equal. (``random_state=None`` draws from the global state of
+  ``np.random``, live.) Muxes that share a ``RandomState`` share the copy.
+* **Order of draws.** For the same seed and the same streams, the samples are the same.
+* **Ends.** A stream that has given its last sample is found exhausted when it is chosen again.
+  A stream without any samples is left out where the mux says so. Where it is not, a mux ends
+  when all its streams were empty 256 times in a row, and so does ``cycle``.
+* **Cost.** A stream is started when its first sample is due. Streams that are not started cost
+  nothing; their arguments are read, and copied, when they start.
+
+Mixing is compiled (``_mux.pyx``). A subclass that overrides one of the hooks ``_activate``,
+``_streamers_available``, ``_next_sample_index``, ``_on_stream_exhausted``, ``_new_stream``,
+``_replace_stream`` or ``iterate`` gets a loop in Python instead, which calls them as
+`BaseMux.iterate` describes. The methods of these names below say in NumPy what the compiled
+engines do.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core, _mux
+from .core import Streamer
+from .exceptions import PescadorError
+from .util import Seed, as_choice, as_count, get_rng
+
+__all__ = ["BaseMux", "ChainMux", "Mux", "RoundRobinMux", "ShuffledMux", "StochasticMux"]
+
+T = TypeVar("T")
+Weights = Sequence[float] | npt.NDArray[Any] | None
+
+_HOOKS = (
+    "__enter__",
+    "__exit__",
+    "__copy__",
+    "__deepcopy__",
+    "is_activated_copy",
+    "iterate",
+    "n_streams",
+    "_activate",
+    "_streamers_available",
+    "_next_sample_index",
+    "_on_stream_exhausted",
+    "_new_stream",
+    "_replace_stream",
+)
+
+
+class _State:
+    """An attribute that a running engine owns; a plain attribute where there is no engine."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, mux: Any, owner: type | None = None) -> Any:
+        if mux is None:
+            return self
+        engine = mux.__dict__.get("_running")
+        if engine is not None:
+            return getattr(engine, self.name)
+        try:
+            return mux.__dict__[self.name]
+        except KeyError:
+            raise AttributeError(
+                f"{type(mux).__name__!r} object has no attribute {self.name!r}"
+            ) from None
+
+    def __set__(self, mux: Any, value: Any) -> None:
+        if "_running" in mux.__dict__:
+            raise AttributeError(
+                f"{self.name} belongs to the running mux and cannot be set; "
+                "to steer a mux, override one of its hooks"
+            )
+        mux.__dict__[self.name] = value
+
+
+def _as_weights(weights: Weights, n: int, dtype: Any = None) -> npt.NDArray[Any]:
+    """Return normalised weights of n streamers, in `dtype` or the caller's if it is a float."""
+    if weights is None:
+        return 1.0 / n * np.ones(n)
+    try:
+        array = np.array(weights, ndmin=1)
+        if np.issubdtype(array.dtype, np.complexfloating):
+            raise TypeError("complex numbers have no order")
+        if dtype is not None or not np.issubdtype(array.dtype, np.floating) or array.itemsize > 8:
+            array = array.astype(dtype or np.float64)
+    except (TypeError, ValueError) as error:
+        raise PescadorError(f"weights={weights!r} must be a vector of numbers: {error}") from error
+    if array.ndim != 1 or len(array) != n:
+        raise PescadorError(
+            f"weights has shape {array.shape}; it must have one number for each of the {n} "
+            "streamers"
+        )
+    bad = ~np.isfinite(array) | (array < 0)
+    if bad.any():
+        i = int(np.flatnonzero(bad)[0])
+        raise PescadorError(f"weights[{i}]={array[i]!r} must be a finite number, 0 or more")
+    with np.errstate(over="ignore"):
+        total = np.sum(array)
+    if not 0 < total < np.inf:
+        raise PescadorError(
+            f"weights add up to {total!r}; they must have a positive, finite sum, and so need at "
+            "least one positive value"
+        )
+    array /= total
+    return array
+
+
+class BaseMux(Streamer[T]):
+    """What all muxes have in common; subclass it to write another.
+
+    Parameters
+    ----------
+    streamers : iterable of Streamer or iterable
+        The streams to mix; what is no `Streamer` is made one.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        See `pescador.util.get_rng`.
+
+    Attributes
+    ----------
+    streamers : list of Streamer
+        The pool.
+    rng : RandomState, Generator or the module np.random
+        The generator that activations copy and draw from; may be assigned.
+
+    Raises
+    ------
+    PescadorError
+        If an argument is invalid.
+    """
+
+    streamers: Any
+    rng: Any
+    weights: Any
+    # On an activated copy, the engine that runs it.
+    _running: Any
+    # The pool that was searched for generators, and those that were found.
+    _found_generators: tuple[Any, list[Any]]
+
+    def __init__(
+        self,
+        streamers: Iterable[Any] | Callable[[], Iterable[Any]],
+        random_state: Seed = None,
+    ) -> None:
+        self.streamers = self._as_pool(streamers)
+        self.rng = get_rng(random_state)
+        # A generator that was not made here may be held, and drawn from, by others.
+        made_here = isinstance(random_state, int | np.integer | np.random.SeedSequence)
+        self._private_rng: Any = self.rng if made_here else None
+        self._reset()
+        self.active_count_ = 0
+
+    @staticmethod
+    def _as_streamer(streamer: Any) -> Streamer[Any]:
+        return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+
+    def _as_pool(self, streamers: Any) -> Any:
+        try:
+            iter(streamers)
+        except TypeError:
+            raise PescadorError(
+                f"streamers={streamers!r} must be an iterable of streamers or iterables"
+            ) from None
+        pool = []
+        for i, streamer in enumerate(streamers):
+            try:
+                pool.append(self._as_streamer(streamer))
+            except PescadorError as error:
+                raise PescadorError(f"streamers[{i}] is no stream: {error}") from error
+        return pool
+
+    def _require_streams(self) -> None:
+        if not self.n_streams:
+            raise PescadorError(f"streamers={self.streamers!r} is empty; a mux needs a stream")
+
+    def __copy__(self) -> Self:
+        # From now on, two hold the generator.
+        self._private_rng = None
+        return super().__copy__()
+
+    def _require_weights(self) -> None:
+        if len(self.weights) != self.n_streams:
+            raise PescadorError(
+                f"weights has {len(self.weights)} numbers for {self.n_streams} streamers"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if state.get("rng") is np.random:
+            # A module cannot be pickled; its name can.
+            state["rng"] = "numpy.random"
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("rng") == "numpy.random":
+            state = {**state, "rng": np.random}
+        self.__dict__.update(state)
+
+    def __enter__(self, *args: Any, **kwargs: Any) -> Self:
+        """Activate: return a copy with an active set, ready to be read from."""
+        if self.is_activated_copy:
+            return self
+        if not self._is_compiled():
+            return super().__enter__()
+        engine = self._engine(None)
+        active = copy.copy(self)
+        active.rng = engine.rng
+        active._running = engine
+        self.active_count_ += 1
+        return active
+
+    def _is_compiled(self) -> bool:
+        """Tell whether an engine does all that this mux does; if not, its hooks are called."""
+        return (
+            _core.is_stock(self)
+            and type(self)._engine is not BaseMux._engine
+            and (
+                self.rng is np.random
+                or type(self.rng) in (np.random.RandomState, np.random.Generator)
+            )
+        )
+
+    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
+        """Return a new engine for one activation of this mux, inside that of `scope` if any."""
+        raise NotImplementedError
+
+    def _open(self, scope: _core.Scope | None) -> Iterator[T] | None:
+        return self._engine(scope) if self._is_compiled() else None
+
+    def _shared_generators(self) -> list[Any]:
+        """Return the generators in this tree of muxes that others may hold, each once."""
+        # Found once for a pool: activating a mux is to touch no streamer it does not start.
+        found: list[Any] = []
+        pool, found = getattr(self, "_found_generators", (None, found))
+        if pool is not self.streamers:
+            nested = self.streamers if isinstance(self.streamers, list) else []
+            shared = [mux._shared_generators() for mux in nested if isinstance(mux, BaseMux)]
+            found = list({id(rng): rng for rngs in shared for rng in rngs}.values())
+            self._found_generators = (self.streamers, found)
+        if self.rng is np.random or self.rng is getattr(self, "_private_rng", None):
+            return found
+        return [self.rng, *(rng for rng in found if rng is not self.rng)]
+
+    @property
+    def is_activated_copy(self) -> bool:
+        """Whether this is the copy that an iteration works on, rather than the original."""
+        return "_running" in self.__dict__ or getattr(self, "streams_", None) is not None
+
+    @property
+    def n_streams(self) -> int:
+        """The number of streamers in the pool.
+
+        Raises
+        ------
+        TypeError
+            If the pool is a generator function (see `ChainMux`).
+        """
+        return len(self.streamers)
+
+    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over the mixed stream once, to its end or for `max_iter` samples.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many samples to yield at most; a fraction counts as the next whole number.
+
+        Yields
+        ------
+        sample : object
+            What the streams give.
+
+        Raises
+        ------
+        PescadorError
+            At the first ``next``, if `max_iter` is no such number.
+
+        Notes
+        -----
+        With hooks, this is the loop, on an activated copy ``mux``::
+
+            while given < max_iter and mux._streamers_available():
+                slot = mux._next_sample_index()
+                try:
+                    yield next(mux.streams_[slot])
+                    mux.stream_counts_[slot] += 1
+                except StopIteration:
+                    mux._on_stream_exhausted(slot)
+                    mux._replace_stream(slot)
+        """
+        if self._is_compiled() and not self.is_activated_copy:
+            # As below, without the copy that nobody would see.
+            samples = _core.Bounded(self._engine(None), max_iter, False)
+            self.active_count_ += 1
+            try:
+                yield from samples
+            finally:
+                self.active_count_ -= 1
+            return
+        with self as active:
+            if "_running" in active.__dict__:
+                yield from _core.Bounded(active._running, max_iter, False)
+            else:
+                yield from _mux.HookLoop(active, max_iter)
+
+    def _reset(self) -> None:
+        """Set the attributes of an activation to what they are before one."""
+
+    def _activate(self) -> None:
+        """Fill the active set; called on the copy that an iteration works on.
+
+        Sets ``streams_`` (a list of iterators) and ``stream_counts_`` (an integer array, the
+        samples that each has given), and calls ``_new_stream`` for each slot.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define _activate()")
+
+    def _streamers_available(self) -> bool:
+        """Tell whether there may be another sample."""
+        return True
+
+    def _next_sample_index(self) -> int:
+        """Return the slot of ``streams_`` that the next sample comes from."""
+        raise NotImplementedError(f"{type(self).__name__} must define _next_sample_index()")
+
+    def _on_stream_exhausted(self, idx: int) -> None:
+        """Take note that the stream in slot `idx` has ended; called before it is replaced."""
+
+    def _new_stream(self, idx: int) -> None:
+        """Put another stream in slot `idx`."""
+        raise NotImplementedError(f"{type(self).__name__} must define _new_stream()")
+
+    def _replace_stream(self, idx: int) -> None:
+        """Replace the ended stream in slot `idx`, usually by calling ``_new_stream``."""
+        raise NotImplementedError(f"{type(self).__name__} must define _replace_stream()")
+
+
+class StochasticMux(BaseMux[T]):
+    """Sample from a random few of many streams, replaced now and then.
+
+    `n_active` streams are open at a time. Each is picked uniformly from the pool and gives a
+    random number of samples, `rate` on average; then another takes its place. Among the open
+    ones, each sample comes from one chosen by weight.
+
+    Parameters
+    ----------
+    streamers : iterable of Streamer or iterable
+        The pool.
+    n_active : int > 0
+        How many streams are open at a time.
+    rate : float > 0 or None
+        The expected number of samples that an active stream gives before it is replaced. None
+        takes each to its end. The random distributions need 1 or more.
+    weights : array_like of float, shape (n_streams,), or None
+        How often an open stream is sampled, relative to the other open ones; any positive
+        scale. They do not act on which streams are opened: one of weight 0 may be, and then keeps
+        its place without a sample until the mux ends. None weighs all the same.
+    mode : {'with_replacement', 'single_active', 'exhaustive'}
+        with_replacement
+            A stream may be open several times at once.
+        single_active
+            A stream is open once at most, and may come back when it was replaced.
+        exhaustive
+            A stream is opened once and never again.
+    prune_empty_streams : bool
+        Whether a stream that gave no sample is left out from then on.
+    dist : {'binomial', 'constant', 'poisson'}
+        How the number of samples of a stream is distributed: ``1 + Binomial((rate - 1) / (1 - p),
+        1 - p)`` where p is the chance of the stream within the active set, always `rate`, or
+        ``1 + Poisson(rate - 1)``. The binomial's first parameter is rounded down, so its mean may
+        be up to ``1 - p`` below `rate`.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        See `pescador.util.get_rng`.
+
+    Raises
+    ------
+    PescadorError
+        If an argument is invalid.
+
+    Examples
+    --------
+    >>> a, b, c = Streamer("a"), Streamer("b"), Streamer("c")
+    >>> mux = StochasticMux([a, b, c], 2, rate=5, random_state=0)
+    >>> "".join(mux(max_iter=12))
+    'bbbcacbbbbbc'
+    """
+
+    _MODES: ClassVar = ("with_replacement", "single_active", "exhaustive")
+    _DISTS: ClassVar = ("constant", "binomial", "poisson")
+
+    distribution_ = _State()
+    valid_streams_ = _State()
+    streams_ = _State()
+    stream_idxs_ = _State()
+    stream_counts_ = _State()
+    stream_weights_ = _State()
+    weight_norm_ = _State()
+
+    def __init__(
+        self,
+        streamers: Iterable[Any],
+        n_active: int,
+        rate: float | None,
+        weights: Weights = None,
+        mode: str = "with_replacement",
+        prune_empty_streams: bool = True,
+        dist: str = "binomial",
+        random_state: Seed = None,
+    ) -> None:
+        self.mode = as_choice("mode", mode, self._MODES)
+        self.n_active = as_count("n_active", n_active)
+        self.dist = as_choice("dist", dist, self._DISTS)
+        self.rate = self._as_rate(rate, least=0.0 if dist == "constant" else 1.0)
+        if not isinstance(prune_empty_streams, bool | np.bool_):
+            raise PescadorError(f"prune_empty_streams={prune_empty_streams!r} must be a bool")
+        self.prune_empty_streams = bool(prune_empty_streams)
+        super().__init__(streamers, random_state=random_state)
+        self._require_streams()
+        if mode != "with_replacement" and n_active > self.n_streams:
+            raise PescadorError(
+                f"n_active={n_active} must be at most the number of streamers, "
+                f"{self.n_streams}, with mode={mode!r}"
+            )
+        self.weights = _as_weights(weights, self.n_streams)
+
+    @staticmethod
+    def _as_rate(rate: Any, least: float) -> float | None:
+        if rate is None:
+            return None
+        if (
+            isinstance(rate, int | float | np.number)
+            and not isinstance(rate, bool | np.complexfloating)
+            and rate > 0
+            and least <= rate
+            and (rate < np.inf or not least)
+        ):
+            return rate  # type: ignore[return-value]
+        bound = "a finite number, 1 or more" if least else "a number above 0"
+        raise PescadorError(f"rate={rate!r} must be None or {bound}")
+
+    def _is_compiled(self) -> bool:
+        # Other types round sums of weights in their own way, which is NumPy's to know.
+        return super()._is_compiled() and getattr(self.weights, "dtype", None) == np.float64
+
+    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
+        # These may have been assigned since they were checked.
+        self._require_weights()
+        as_choice("mode", self.mode, self._MODES)
+        as_choice("dist", self.dist, self._DISTS)
+        return _mux.StochasticEngine(self, scope, self.n_active)
+
+    @property
+    def _poisson_mean(self) -> float:
+        """The mean of the Poisson part of a sample count, which starts at 1."""
+        assert self.rate is not None
+        return self.rate - 1
+
+    def _initial_weights(self, rng: Any) -> npt.NDArray[Any] | None:
+        """Draw the weights that the binomial counts of the first streams are based on."""
+        try:
+            drawn: npt.NDArray[Any] = rng.choice(
+                self.weights,
+                size=self.n_active,
+                p=self.weights / np.sum(self.weights),
+                replace=self.mode == "with_replacement",
+            )
+        except ValueError:
+            # Fewer streams have a weight than are to be open.
+            return np.zeros(self.n_active)
+        return drawn
+
+    def _reset(self) -> None:
+        self.distribution_ = np.zeros(self.n_streams)
+        self.valid_streams_ = np.zeros(self.n_streams)
+        self.streams_ = None
+        self.stream_idxs_ = None
+        self.stream_counts_ = None
+        self.stream_weights_ = None
+        self.weight_norm_ = None
+
+    def _activate(self) -> None:
+        self._require_weights()
+        self.distribution_ = 1.0 / self.n_streams * np.ones(self.n_streams)
+        self.valid_streams_ = np.ones(self.n_streams, dtype=bool)
+        self.streams_ = [None] * self.n_active
+        initial = self._initial_weights(self.rng)
+        self.stream_weights_ = np.zeros(self.n_active) if initial is None else initial
+        self.stream_counts_ = np.zeros(self.n_active, dtype=int)
+        self.stream_idxs_ = np.zeros(self.n_active, dtype=int)
+        for idx in range(self.n_active):
+            if not self.distribution_.any():
+                break
+            self._new_stream(idx)
+        self.weight_norm_ = np.sum(self.stream_weights_)
+
+    def _streamers_available(self) -> bool:
+        return bool(self.weight_norm_ > 0.0 and self.valid_streams_.any())
+
+    def _next_sample_index(self) -> int:
+        shares = self.stream_weights_ / self.weight_norm_
+        return int(self.rng.choice(self.n_active, p=shares))
+
+    def _on_stream_exhausted(self, idx: int) -> None:
+        i = self.stream_idxs_[idx]
+        if self.prune_empty_streams and self.stream_counts_[idx] == 0:
+            self.distribution_[i] = 0.0
+            self.valid_streams_[i] = False
+        if self.mode == "single_active":
+            # It may come back, as likely as the likeliest of the others.
+            self.distribution_[i] = self.distribution_.max() or 1.0
+
+    def _draw_count(self, weight: float, idx: int) -> float | None:
+        """Draw how many samples a stream may give that enters slot `idx` with this weight."""
+        if self.rate is None or self.dist == "constant":
+            return self.rate
+        if self.dist == "binomial":
+            others = np.sum(self.stream_weights_) - self.stream_weights_[idx]
+            with np.errstate(invalid="ignore"):
+                p = weight / (others + weight)
+            # Close to 1 (or 0 / 0), the Poisson distribution is the limit.
+            if p <= 0.9999:
+                count: int = self.rng.binomial(int((self.rate - 1) / (1 - p)), 1 - p)
+                return 1 + count
+        tail: int = self.rng.poisson(lam=self._poisson_mean)
+        return 1 + tail
+
+    def _activate_stream(self, idx: int, old_idx: int) -> tuple[Iterator[T], float]:
+        """Start streamer `idx` for slot `old_idx`; return its stream and its weight."""
+        weight = self.weights[idx]
+        stream = self.streamers[idx].iterate(max_iter=self._draw_count(weight, old_idx))
+        if self.mode != "with_replacement":
+            self.distribution_[idx] = 0.0
+            if self.distribution_.any():
+                self.distribution_ /= np.sum(self.distribution_)
+        return stream, weight
+
+    def _new_stream(self, idx: int) -> None:
+        i = self.rng.choice(self.n_streams, p=self.distribution_)
+        self.stream_idxs_[idx] = i
+        self.streams_[idx], self.stream_weights_[idx] = self._activate_stream(i, idx)
+        self.stream_counts_[idx] = 0
+
+    def _replace_stream(self, idx: int) -> None:
+        if self.distribution_.any():
+            self.distribution_ /= np.sum(self.distribution_)
+            self._new_stream(idx)
+        else:
+            self.stream_weights_[idx] = 0.0
+        self.weight_norm_ = np.sum(self.stream_weights_)
+
+
+class ShuffledMux(BaseMux[T]):
+    """Sample from all streams at random; a stream that ends is restarted.
+
+    Parameters
+    ----------
+    streamers : iterable of Streamer or iterable
+        The streams, all of them open.
+    weights : array_like of float, shape (n_streams,), or None
+        The share of samples that comes from each stream, on any positive scale. None weighs all
+        the same; a stream of weight 0 is never started.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        See `pescador.util.get_rng`.
+
+    Raises
+    ------
+    PescadorError
+        If an argument is invalid.
+
+    Notes
+    -----
+    A stream that gives no sample between its start and its end is left out from then on. The
+    mux ends when all are.
+
+    Examples
+    --------
+    >>> a, b, c = Streamer("a"), Streamer("b"), Streamer("c")
+    >>> "".join(ShuffledMux([a, b, c], random_state=0)(max_iter=12))
+    'bcbbcbbcaacc'
+    >>> "".join(ShuffledMux([a, b, c], weights=[2, 1, 1], random_state=0)(max_iter=12))
+    'bbabcacbaccc'
+    """
+
+    streams_ = _State()
+    stream_counts_ = _State()
+    stream_weights_ = _State()
+    weight_norm_ = _State()
+
+    def __init__(
+        self, streamers: Iterable[Any], weights: Weights = None, random_state: Seed = None
+    ) -> None:
+        super().__init__(streamers, random_state=random_state)
+        self._require_streams()
+        self.weights = _as_weights(weights, self.n_streams, np.float64)
+
+    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
+        self._require_weights()
+        return _mux.ShuffledEngine(self, scope, self.n_streams)
+
+    def _reset(self) -> None:
+        self.streams_ = None
+        self.stream_counts_ = None
+        self.stream_weights_ = None
+        self.weight_norm_ = None
+
+    def _activate(self) -> None:
+        self._require_weights()
+        self.streams_ = [None] * self.n_streams
+        self.stream_weights_ = np.array(self.weights, dtype=float)
+        self.stream_counts_ = np.zeros(self.n_streams, dtype=int)
+        for idx in range(self.n_streams):
+            self._new_stream(idx)
+        self.weight_norm_ = np.sum(self.stream_weights_)
+
+    def _streamers_available(self) -> bool:
+        return bool(self.weight_norm_ > 0.0)
+
+    def _next_sample_index(self) -> int:
+        shares = self.stream_weights_ / self.weight_norm_
+        return int(self.rng.choice(self.n_streams, p=shares))
+
+    def _on_stream_exhausted(self, idx: int) -> None:
+        if self.stream_counts_[idx] == 0:
+            self.stream_weights_[idx] = 0.0
+
+    def _new_stream(self, idx: int) -> None:
+        weighs = self.stream_weights_[idx] != 0.0
+        self.streams_[idx] = self.streamers[idx].iterate() if weighs else None
+        self.stream_counts_[idx] = 0
+
+    def _replace_stream(self, idx: int) -> None:
+        self._new_stream(idx)
+        self.weight_norm_ = np.sum(self.stream_weights_)
+
+
+class RoundRobinMux(BaseMux[T]):
+    """Take one sample of each stream in turn.
+
+    Parameters
+    ----------
+    streamers : iterable of Streamer or iterable
+        The streams, all of them open.
+    mode : {'exhaustive', 'cycle', 'permuted_cycle'}
+        exhaustive
+            Skip streams that have ended; end when all have.
+        cycle
+            When all have ended, start all of them again.
+        permuted_cycle
+            The same, in a new random order each time but the first.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        See `pescador.util.get_rng`; drawn from in ``permuted_cycle`` only.
+
+    Raises
+    ------
+    PescadorError
+        If an argument is invalid.
+
+    Notes
+    -----
+    A cycle ends after 256 rounds in a row in which no stream has given a sample.
+
+    Examples
+    --------
+    >>> streams = [Streamer("abc"), Streamer("d"), Streamer("ef")]
+    >>> "".join(RoundRobinMux(streams))
+    'adebfc'
+    >>> "".join(RoundRobinMux(streams, "cycle")(max_iter=9))
+    'adebfcade'
+    """
+
+    active_index_ = _State()
+    streams_ = _State()
+    stream_idxs_ = _State()
+    stream_counts_ = _State()
+
+    def __init__(
+        self, streamers: Iterable[Any], mode: str = "exhaustive", random_state: Seed = None
+    ) -> None:
+        self.mode = as_choice("mode", mode, ("exhaustive", "cycle", "permuted_cycle"))
+        super().__init__(streamers, random_state=random_state)
+        self._require_streams()
+
+    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
+        return _mux.RoundRobinEngine(self, scope, self.n_streams)
+
+    def _reset(self) -> None:
+        self.active_index_ = None
+        self.streams_ = None
+        self.stream_idxs_ = None
+        self.stream_counts_ = None
+
+    def _activate(self) -> None:
+        self._setup_streams(permute=False)
+
+    def _setup_streams(self, permute: bool = False) -> None:
+        """Begin a round: open all streams, in random order if asked."""
+        self.active_index_ = 0
+        self.streams_ = [None] * self.n_streams
+        self.stream_idxs_ = np.arange(self.n_streams)
+        if permute:
+            self.rng.shuffle(self.stream_idxs_)
+        self.stream_counts_ = np.zeros(self.n_streams, dtype=int)
+        for idx in range(self.n_streams):
+            self._new_stream(idx)
+
+    def _streamers_available(self) -> bool:
+        return any(stream is not None for stream in self.streams_)
+
+    def _next_sample_index(self) -> int:
+        while True:
+            idx: int = self.active_index_
+            self.active_index_ = (idx + 1) % len(self.streams_)
+            if self.streams_[idx] is not None:
+                return idx
+
+    def _new_stream(self, idx: int) -> None:
+        self.streams_[idx] = self.streamers[self.stream_idxs_[idx]].iterate()
+        self.stream_counts_[idx] = 0
+
+    def _replace_stream(self, idx: int | None = None) -> None:
+        self.streams_[idx] = None
+        if self.mode != "exhaustive" and not self._streamers_available():
+            self._setup_streams(permute=self.mode == "permuted_cycle")
+
+
+class ChainMux(BaseMux[T]):
+    """Run one stream to its end, then the next, as ``itertools.chain`` does.
+
+    Parameters
+    ----------
+    streamers : iterable of Streamer or iterable, or generator function of such
+        The streams in order. A generator function is called at each pass, so that streamers may
+        be made as they are needed. May be empty.
+    mode : {'exhaustive', 'cycle'}
+        exhaustive
+            End after the last stream.
+        cycle
+            Start with the first again.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        Accepted for the sake of one interface; nothing is drawn.
+
+    Raises
+    ------
+    PescadorError
+        If an argument is invalid; while iterating, if a generator function gives something that
+        is no stream.
+
+    Notes
+    -----
+    A cycle ends after 256 passes in a row in which no stream has given a sample.
+
+    Examples
+    --------
+    >>> "".join(ChainMux(["abc", "de"]))
+    'abcde'
+    >>> "".join(ChainMux(["abc", "de"], mode="cycle")(max_iter=8))
+    'abcdeabc'
+    >>> def repeats():
+    ...     for letter in "abc":
+    ...         yield Streamer(letter * 3)
+    >>> "".join(ChainMux(repeats))
+    'aaabbbccc'
+    """
+
+    chain_streamer_ = _State()
+    stream_generator_ = _State()
+    streams_ = _State()
+    stream_counts_ = _State()
+
+    def __init__(
+        self,
+        streamers: Iterable[Any] | Callable[[], Iterable[Any]],
+        mode: str = "exhaustive",
+        random_state: Seed = None,
+    ) -> None:
+        self.mode = as_choice("mode", mode, ("exhaustive", "cycle"))
+        super().__init__(streamers, random_state=random_state)
+
+    def _as_pool(self, streamers: Any) -> Any:
+        if isinstance(streamers, Iterable):
+            return super()._as_pool(streamers)
+        try:
+            Streamer(streamers)
+        except PescadorError:
+            raise PescadorError(
+                f"streamers={streamers!r} must be an iterable of streamers or iterables, or a "
+                "generator function of such"
+            ) from None
+        return streamers
+
+    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
+        return _mux.ChainEngine(self, scope, 1)
+
+    def _reset(self) -> None:
+        self.chain_streamer_ = None
+        self.chain_generator_ = None
+        self.streams_ = None
+        self.stream_counts_ = None
+
+    def _activate(self) -> None:
+        self.chain_streamer_ = Streamer(self.streamers)
+        self.stream_generator_ = self.chain_streamer_.iterate()
+        self.streams_ = [iter(())]
+        self.stream_counts_ = np.zeros(1, dtype=int)
+        self._new_stream()
+
+    def _streamers_available(self) -> bool:
+        return bool(self.chain_streamer_.active)
+
+    def _next_sample_index(self) -> int:
+        return 0
+
+    def _replace_stream(self, idx: int | None = None) -> None:
+        self._new_stream()
+
+    def _new_stream(self, idx: int | None = None) -> None:
+        streamer = next(self.stream_generator_, None)
+        if streamer is None and self.mode == "cycle":
+            self.stream_generator_ = self.chain_streamer_.iterate()
+            streamer = next(self.stream_generator_, None)
+        if streamer is not None:
+            self.streams_[0] = self._as_streamer(streamer).iterate()
+            self.stream_counts_[0] = 0
+
+
+class Mux(StochasticMux[T]):
+    """The mux of pescador 2.0 and before; use `StochasticMux` with ``dist="poisson"``.
+
+    .. deprecated:: 2.0
+
+    It draws ``1 + Poisson(rate)`` samples from each stream, so `rate` is one less than there.
+
+    Parameters
+    ----------
+    streamers : iterable of Streamer or iterable
+        The pool.
+    k : int > 0
+        How many streams are open at a time; ``n_active`` there.
+    rate : float > 0 or None
+        The mean of the Poisson distribution.
+    weights : array_like of float, shape (n_streams,), or None
+        See `StochasticMux`.
+    with_replacement : bool
+        Whether a stream may be open several times at once.
+    prune_empty_streams : bool
+        Whether a stream that gave no sample is left out from then on.
+    revive : bool
+        Without replacement, whether a stream that was replaced may come back.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        See `pescador.util.get_rng`.
+
+    Raises
+    ------
+    PescadorError
+        If an argument is invalid.
+
+    Warns
+    -----
+    DeprecationWarning
+        Always.
+    """
+
+    # (with_replacement, revive) -> mode
+    _AS_MODE: ClassVar = {
+        (True, False): "with_replacement",
+        (True, True): "with_replacement",
+        (False, True): "single_active",
+        (False, False): "exhaustive",
+    }
+
+    def __init__(
+        self,
+        streamers: Iterable[Any],
+        k: int,
+        rate: float | None = 256.0,
+        weights: Weights = None,
+        with_replacement: bool = True,
+        prune_empty_streams: bool = True,
+        revive: bool = False,
+        random_state: Seed = None,
+    ) -> None:
+        warnings.warn(
+            'Mux is deprecated since pescador 2.0: use StochasticMux, with dist="poisson", '
+            "rate + 1, and a mode instead of with_replacement and revive",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        for name, value in (("with_replacement", with_replacement), ("revive", revive)):
+            if not isinstance(value, bool | np.bool_):
+                raise PescadorError(f"{name}={value!r} must be a bool")
+        self.k = as_count("k", k)
+        self.with_replacement = with_replacement
+        self.revive = revive
+        self._as_rate(rate, least=0.0)
+        # Without replacement, a pool smaller than the active set left slots empty in 2.0.
+        super().__init__(
+            streamers,
+            n_active=k,
+            rate=None if rate is None else rate + 1,
+            weights=weights,
+            mode="with_replacement",
+            prune_empty_streams=prune_empty_streams,
+            dist="poisson",
+            random_state=random_state,
+        )
+        self.mode = self._AS_MODE[bool(with_replacement), bool(revive)]
+        self.rate = rate
+
+    @property
+    def _poisson_mean(self) -> float:
+        assert self.rate is not None
+        return self.rate
+
+    def _initial_weights(self, rng: Any) -> None:
+        return None
+
+
+for _class, _more in (
+    (BaseMux, ()),
+    (StochasticMux, ("_activate_stream",)),
+    (ShuffledMux, ()),
+    (RoundRobinMux, ("_setup_streams",)),
+    (ChainMux, ()),
+    (Mux, ("_activate_stream",)),
+):
+    _core.register(_class, (*_HOOKS, *_more))
