@@ -1,0 +1,132 @@
+"""Names, signatures, defaults and attributes are those of the reference release."""
+
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+from peers import load
+
+import pescador
+
+peer = load("3.0.0")
+
+MODULES = ["core", "mux", "maps", "zmq_stream", "exceptions", "util"]
+
+
+def own_names(module):
+    """What a module defines itself."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__
+    }
+
+
+def shape(function):
+    """The parameters of a function, with their kinds and defaults, without types."""
+    return [
+        (p.name, p.kind, repr(p.default) if p.default is not p.empty else None)
+        for p in inspect.signature(function).parameters.values()
+    ]
+
+
+def pairs():
+    for name in MODULES:
+        theirs = getattr(peer, name)
+        ours = importlib.import_module(f"pescador.{name}")
+        for key, value in own_names(theirs).items():
+            yield pytest.param(ours, key, value, id=f"{name}.{key}")
+
+
+@pytest.mark.parametrize(("module", "name", "theirs"), list(pairs()))
+def test_every_name_has_the_same_kind_and_signature(module, name, theirs):
+    ours = getattr(module, name)
+    assert ours.__module__ == module.__name__
+    if inspect.isclass(theirs):
+        assert [base.__name__ for base in theirs.__mro__ if base.__name__ != "object"] == [
+            base.__name__ for base in ours.__mro__ if base.__name__ not in ("object", "Generic")
+        ]
+    if not (inspect.isclass(theirs) and issubclass(theirs, Exception)):
+        own = shape(ours)
+        reference = shape(theirs)
+        # More keyword-only parameters are welcome.
+        assert own[: len(reference)] == reference
+        assert all(kind is inspect.Parameter.KEYWORD_ONLY for _, kind, _ in own[len(reference) :])
+
+
+def members():
+    for name in MODULES:
+        for key, cls in own_names(getattr(peer, name)).items():
+            if inspect.isclass(cls) and not issubclass(cls, Exception):
+                for attribute, value in vars(cls).items():
+                    if inspect.isfunction(value) or isinstance(value, property):
+                        yield pytest.param(name, key, attribute, id=f"{key}.{attribute}")
+
+
+@pytest.mark.parametrize(("module", "cls", "name"), list(members()))
+def test_every_method_and_property_is_there(module, cls, name):
+    theirs = vars(getattr(getattr(peer, module), cls))[name]
+    ours = getattr(getattr(getattr(pescador, module), cls), name, None)
+    if isinstance(theirs, property):
+        assert isinstance(ours, property)
+    else:
+        assert callable(ours)
+        reference = shape(theirs)
+        own = shape(ours)
+        assert own[: len(reference)] == reference
+        # What we add has a default.
+        assert all(default is not None for _, _, default in own[len(reference) :])
+        assert inspect.isgeneratorfunction(theirs) == inspect.isgeneratorfunction(ours)
+
+
+def instances(module):
+    streamer = module.Streamer("abc")
+    yield streamer
+    yield module.StochasticMux([streamer, streamer], 1, 4)
+    yield module.ShuffledMux([streamer])
+    yield module.RoundRobinMux([streamer])
+    yield module.ChainMux([streamer])
+    yield module.ZMQStreamer(streamer)
+
+
+@pytest.mark.parametrize("i", range(6))
+def test_every_attribute_of_an_instance_is_there_with_the_same_value(i):
+    theirs, ours = list(instances(peer))[i], list(instances(pescador))[i]
+    for name, value in vars(theirs).items():
+        assert hasattr(ours, name), name
+        if isinstance(value, np.ndarray):
+            assert np.array_equal(getattr(ours, name), value)
+        elif name not in ("streamer", "streamers"):
+            assert getattr(ours, name) == value or getattr(ours, name) is value
+
+
+@pytest.mark.parametrize("i", range(1, 5))
+def test_every_attribute_of_an_activated_mux_is_there(i):
+    theirs, ours = list(instances(peer))[i], list(instances(pescador))[i]
+    with theirs as their_active, ours as our_active:
+        for name, value in vars(their_active).items():
+            assert hasattr(our_active, name), name
+            if isinstance(value, np.ndarray):
+                assert getattr(our_active, name).dtype == value.dtype
+                assert getattr(our_active, name).shape == value.shape
+
+
+def test_everything_that_the_package_exports_is_exported():
+    public = {"streamable"}
+    for name in ("core", "exceptions", "maps", "mux", "zmq_stream"):
+        module = getattr(peer, name)
+        public.update(getattr(module, "__all__", own_names(module)))
+    assert public <= set(pescador.__all__)
+    assert {"Mux", "__version__"} <= set(pescador.__all__)
+
+
+def test_streamable_keeps_arguments_as_the_reference_does():
+    def source(n, m=3, *more, k=2, **rest):
+        yield n
+
+    for args, kwargs in [((5,), {}), ((5, 6, 7), {"k": 1}), ((), {"n": 1, "z": 2})]:
+        theirs = peer.core.streamable(source)(*args, **kwargs)
+        ours = pescador.streamable(source)(*args, **kwargs)
+        assert (ours.args, ours.kwargs) == (theirs.args, theirs.kwargs)
+    assert inspect.signature(pescador.streamable(source)) == inspect.signature(source)

@@ -1,0 +1,183 @@
+"""Close calls: draws on the boundaries of cumulative sums, and sums that round awkwardly."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peers import load
+from rigged import GRID, around, rigged
+
+import pescador
+from pescador import _draws
+
+peer = load("3.0.0")
+
+MODES = ("with_replacement", "single_active", "exhaustive")
+
+
+def label(i):
+    while True:
+        yield i
+
+
+def both(make, n):
+    """The samples of the reference and ours, for a mux made twice."""
+    return [list(make(module).iterate(n)) for module in (peer, pescador)]
+
+
+def streamers(module, n):
+    return [module.Streamer(label, i) for i in range(n)]
+
+
+def test_a_rigged_state_gives_the_draws_it_was_made_for():
+    steps = np.random.default_rng(0).integers(0, 2**53, 312)
+    assert (rigged(steps).random_sample(312) == steps / GRID).all()
+
+
+def weights_of(kind, n, rng):
+    return {
+        "alike": lambda: np.ones(n),
+        "mixed": lambda: rng.uniform(0, 1, n),
+        "skewed": lambda: 10 ** rng.uniform(-18, 0, n),
+        "sparse": lambda: rng.uniform(0, 1, n) * (rng.uniform(size=n) < 0.3) + 1e-9,
+    }[kind]()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["alike", "mixed", "skewed", "sparse"]),
+    st.one_of(st.integers(1, 40), st.integers(100, 1500)),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_draw_on_a_boundary_between_streams_falls_on_the_same_side(kind, n, seed):
+    rng = np.random.default_rng(seed)
+    weights = weights_of(kind, n, rng)
+    normalised = weights / np.sum(weights)
+    edges = np.cumsum(normalised / np.sum(normalised))
+    state = rigged(around(edges / edges[-1], rng))
+
+    def make(module):
+        return module.ShuffledMux(streamers(module, n), weights.copy(), random_state=state)
+
+    theirs, ours = both(make, 300)
+    assert ours == theirs
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(MODES),
+    st.sampled_from(["alike", "mixed", "skewed"]),
+    st.one_of(st.integers(1, 12), st.integers(50, 700)),
+    st.data(),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_draw_on_a_boundary_of_the_pool_opens_the_same_stream(mode, kind, n, data, seed):
+    k = data.draw(st.integers(1, min(n, 12)))
+    rng = np.random.default_rng(seed)
+    # Streams are replaced after every sample, and the pool has n, n - k, n - k + 1 ... left.
+    sizes = {n, max(n - k, 1), max(n - k + 1, 1), k}
+    edges = np.concatenate([np.arange(1, size) / size for size in sizes if size > 1] or [[0.5]])
+    state = rigged(around(edges, rng))
+    weights = weights_of(kind, n, rng)
+
+    def make(module):
+        return module.StochasticMux(
+            streamers(module, n), k, 1, weights.copy(), mode, dist="constant", random_state=state
+        )
+
+    before = _draws.close_calls()
+    theirs, ours = both(make, 100)
+    assert ours == theirs
+    # The boundaries were close enough for the exact sums to decide.
+    assert mode != "with_replacement" or n < 3 or _draws.close_calls() > before
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dist", ["binomial", "poisson"])
+def test_a_pool_of_a_hundred_thousand_streams_gives_the_same_samples(mode, dist):
+    def make(module):
+        shared = module.Streamer(label, 0)
+        pool = [shared] * 100_000
+        for i in range(0, 100_000, 1000):
+            pool[i] = module.Streamer(label, i)
+        return module.StochasticMux(pool, 300, 2, mode=mode, dist=dist, random_state=3)
+
+    theirs, ours = both(make, 60)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [5e-324] * 3,
+        [5e-324, 1e-320, 1e-310],
+        [1e-320, 1.0, 5e-324],
+        [1e-308] * 7,
+        [1e307] * 5,
+        [1.0, 1e-17, 1e-17, 1e-17],
+        [1e16, 1.0, 1.0, 1.0, 1.0],
+        [0.1] * 10,
+        [1.0] * 1001,
+    ],
+    ids=lambda weights: f"{len(weights)}x{weights[0]}",
+)
+def test_weights_at_the_edge_of_the_doubles_give_the_same_samples(weights):
+    for make in (
+        lambda module: module.ShuffledMux(
+            streamers(module, len(weights)), np.array(weights), random_state=1
+        ),
+        lambda module: module.StochasticMux(
+            streamers(module, len(weights)), 3, 4, np.array(weights), random_state=1
+        ),
+    ):
+        theirs, ours = both(make, 300)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("name", ["ShuffledMux", "StochasticMux"])
+def test_weights_of_other_float_types_give_the_same_samples(name, dtype):
+    weights = np.random.default_rng(0).uniform(0.1, 1, 50).astype(dtype)
+    required = {"StochasticMux": {"n_active": 10, "rate": 3}}.get(name, {})
+    for seed in range(5):
+
+        def make(module, seed=seed):
+            return getattr(module, name)(
+                streamers(module, 50), weights=weights.copy(), random_state=seed, **required
+            )
+
+        theirs, ours = both(make, 500)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.Philox, np.random.SFC64])
+def test_a_randomstate_over_any_bit_generator_gives_the_same_samples(bits):
+    def make(module):
+        state = np.random.RandomState(bits(5))
+        return module.StochasticMux(streamers(module, 20), 5, 6, random_state=state)
+
+    theirs, ours = both(make, 500)
+    assert ours == theirs
+
+
+def test_the_global_state_object_passed_by_hand_is_copied_as_any_other():
+    np.random.seed(4)
+    results = []
+    for module in (peer, pescador):
+        np.random.seed(4)
+        inner = [
+            module.ShuffledMux(streamers(module, 5), random_state=np.random.mtrand._rand)
+            for _ in range(3)
+        ]
+        mux = module.ShuffledMux(inner, random_state=None)
+        results.append(list(itertools.islice(mux.iterate(), 50)))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("prob", [0.1, 0.5, 1.0])
+def test_a_cache_gives_the_same_samples(prob):
+    for seed in range(20):
+        theirs = list(peer.maps.cache(iter(range(300)), 7, prob, random_state=seed))
+        assert list(pescador.cache(range(300), 7, prob, random_state=seed)) == theirs
