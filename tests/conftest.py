@@ -1,0 +1,44 @@
+"""What every test may use: each mux class on both of its paths, and a watch on leftovers."""
+
+import multiprocessing
+
+import pytest
+
+import pescador
+
+# Not tests: read by mypy, and run by tests.
+collect_ignore_glob = ["typing/*", "parity/help/*", "parity/fetch.py", "on_every_python.py"]
+
+MUXES = ("StochasticMux", "ShuffledMux", "RoundRobinMux", "ChainMux")
+
+
+def with_hooks(cls):
+    """A subclass that changes nothing, but overrides a hook, and so runs at Python speed."""
+
+    class Hooked(cls):
+        def _on_stream_exhausted(self, idx):
+            super()._on_stream_exhausted(idx)
+
+    Hooked.__name__ = Hooked.__qualname__ = f"Hooked{cls.__name__}"
+    return Hooked
+
+
+class Classes:
+    """The mux classes of one path, under their own names."""
+
+    def __init__(self, wrap):
+        for name in MUXES:
+            setattr(self, name, wrap(getattr(pescador, name)))
+
+
+@pytest.fixture(params=["compiled", "hooks"])
+def muxes(request):
+    """The mux classes: a promise is kept by the engines and by the hook methods alike."""
+    return Classes(with_hooks if request.param == "hooks" else lambda cls: cls)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """No test leaves a child process behind."""
+    yield
+    assert not multiprocessing.active_children()

@@ -1,0 +1,49 @@
+"""Sources that tests draw from; at module level, so that they can be pickled."""
+
+import numpy as np
+
+import pescador
+
+
+def count(n, start=0):
+    """n integers."""
+    yield from range(start, start + n)
+
+
+def forever(value):
+    """The same value for ever."""
+    while True:
+        yield value
+
+
+def nothing():
+    """No item at all."""
+    yield from ()
+
+
+def write_into(array, n):
+    """Show what is in an array, then write into it."""
+    for i in range(n):
+        yield array.tolist()
+        array[:] = i + 1
+
+
+def data(n, shape=(3,), dtype=np.float32):
+    """n data objects {X, Y}."""
+    for i in range(n):
+        yield {"X": np.full(shape, i, dtype), "Y": np.array(i)}
+
+
+def letters(text):
+    """One endless streamer per letter."""
+    return [pescador.Streamer(forever, letter) for letter in text]
+
+
+class Failure(Exception):
+    """Raised by sources that fail."""
+
+
+def failing(n):
+    """n integers, then an error."""
+    yield from range(n)
+    raise Failure(n)

@@ -1,0 +1,167 @@
+"""Every case of the benchmark suite does the work that it says, whoever does it; no times."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+import pescador
+
+BENCH = pathlib.Path(__file__).parents[1] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import cases  # noqa: E402
+import contestants  # noqa: E402
+import jobs  # noqa: E402
+import report  # noqa: E402
+import run  # noqa: E402
+
+COUNT = 12
+
+
+def job_of(name, contestant):
+    it = cases.CASES[name]
+    package = pescador if contestant == "ours" else None
+    try:
+        return cases.build(name, it.tiny or it.short[0], contestant, package)
+    except jobs.Skip as skip:
+        pytest.skip(str(skip))
+
+
+def samples_of(name, contestant):
+    job = job_of(name, contestant)
+    try:
+        return job.samples(COUNT)
+    finally:
+        job.close()
+
+
+def streams_of(samples):
+    """The numbers that sources yield; a case that starts streams gives them with the stream."""
+    return {sample[1] if isinstance(sample, tuple) else sample for sample in samples}
+
+
+NAMES = sorted(cases.CASES)
+BY_HAND = sorted(name for name, it in cases.CASES.items() if "hand" in it.builders)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_case_gives_as_many_samples_as_are_asked_for(name):
+    assert len(samples_of(name, "ours")) == COUNT
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_loop_by_hand_does_the_same_work(name):
+    ours, by_hand = samples_of(name, "ours"), samples_of(name, "hand")
+    if cases.CASES[name].same:
+        np.testing.assert_equal(by_hand, ours)
+    elif isinstance(ours[0], dict):
+        assert [{k: v.shape for k, v in b.items()} for b in by_hand] == [
+            {k: v.shape for k, v in b.items()} for b in ours
+        ]
+    else:
+        n = cases.CASES[name].tiny.get("n", 100)
+        assert streams_of(ours) | streams_of(by_hand) <= set(range(n))
+        assert len(streams_of(ours)) > 1
+        assert len(streams_of(by_hand)) > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_round_takes_what_it_reports(name):
+    job = job_of(name, "ours")
+    try:
+        jobs.warm_up(job, 3, seconds=0.01)
+        done, seconds = jobs.timed(job, 3)
+        assert done >= 3
+        assert done < 3 + job.per
+        assert seconds > 0
+    finally:
+        job.close()
+
+
+def test_a_stream_that_ends_is_no_result():
+    with pytest.raises(jobs.Ended):
+        jobs.Items(iter(range(10))).take(20)
+
+
+def test_a_round_is_as_long_as_asked():
+    class Steady:
+        def take(self, count):
+            return count, count * 1e-3
+
+    assert jobs.calibrate(Steady(), 0.1) == 100
+
+
+def test_every_contestant_of_a_case_is_known():
+    for it in cases.CASES.values():
+        assert set(it.builders) <= set(contestants.CONTESTANTS) | {"pescador"}
+    assert {it.env for it in contestants.CONTESTANTS.values()} <= set(contestants.ENV)
+
+
+def test_identifiers_are_unique_and_can_be_found():
+    found = [it.identifier(p) for it in cases.CASES.values() for p in it.grid("full")]
+    assert len(set(found)) == len(found)
+    for identifier in found:
+        it, params = cases.find(identifier)
+        assert it.identifier(params) == identifier
+
+
+def test_goals_and_core_cases_are_cases_of_the_short_profile():
+    short = {it.identifier(p) for it in cases.CASES.values() for p in it.grid("short")}
+    assert set(cases.CORE) | set(run.MEMORY) <= short
+    assert {side[0] for goal in cases.GOALS for side in (goal.slow, goal.fast)} <= short
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["shuffled/n=10"], ["shuffled/n=10"]),
+        (["tree"], ["tree/depth=2"]),
+        (["tree*"], ["tree/depth=2", "tree/depth=3", "tree/depth=2/outer=stochastic"]),
+        (["nothing"], []),
+    ],
+)
+def test_cases_are_selected_by_pattern(patterns, expected):
+    selected = run.select_cases(patterns, "short")
+    assert [it.identifier(params) for it, params in selected] == expected
+
+
+def measured(case, contestant, seconds):
+    it, params = cases.find(case)
+    return {
+        "case": case,
+        "name": it.name,
+        "params": params,
+        "section": it.section,
+        "unit": it.unit,
+        "bytes": None,
+        "contestant": contestant,
+        "rounds": [[1000, s * 1000] for s in seconds],
+    }
+
+
+def test_the_table_says_ratios_goals_losses_and_who_is_missing():
+    data = {
+        "date": "2030-01-01T00:00:00+00:00",
+        "command": "python bench/run.py",
+        "commit": None,
+        "machine": {"cpu": "a", "processors": 2, "memory_gb": 4, "system": "b"},
+        "versions": {"ours": {"pescador": "3", "python": "3.11"}},
+        "results": [
+            measured("shuffled/n=10", "limit", [1e-8] * 3),
+            measured("shuffled/n=10", "ours", [4e-8, 5e-8, 6e-8]),
+            measured("shuffled/n=10", "peer", [8e-6, 7e-6, 6.5e-6]),
+            measured("shuffled/n=10", "hand", [4e-8] * 3),
+            measured("shuffled/n=10", "grain", [6e-6] * 3),
+        ],
+        "memory": [],
+        "skipped": [{"case": "all", "contestant": "torch", "reason": "not installed"}],
+    }
+    text = "\n".join(report.table(data))
+    assert "50 ns ±10%" in text
+    assert "| peer / ours | at least 120x | 140x | yes |" in text
+    assert "| hand / ours | at least 2x | 0.80x | **no** |" in text
+    assert "| `shuffled/n=10` | hand | 40 ns ±0% | 50 ns ±10% | 1.25x |" in text
+    assert "6 µs ±0% (120x)" in text
+    assert "| torch | not installed | all |" in text

@@ -1,0 +1,66 @@
+"""Every example runs by itself, does what it says, and cleans up."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+OPTIONS = {"out_of_core.py": ["--shards", "120", "--batches", "150", "--no-progress"]}
+
+
+def accuracies(out):
+    return [float(value) for value in re.findall(r"accuracy.*?(\d\.\d+)", out)]
+
+
+def run(name, tmp_path, *options):
+    return subprocess.Popen(
+        [sys.executable, EXAMPLES / name, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_an_example_runs_and_leaves_nothing(name, tmp_path):
+    process = run(name, tmp_path, *OPTIONS.get(name, []))
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert list(tmp_path.iterdir()) == []
+    assert accuracies(out)
+    assert max(accuracies(out)) > 0.87
+
+
+def test_balancing_in_two_levels_beats_drawing_from_all_samples_alike(tmp_path):
+    out, _ = run("hierarchical_sampling.py", tmp_path).communicate(timeout=100)
+    alike, balanced = accuracies(out)
+    assert balanced > alike + 0.05
+
+
+def test_the_digits_are_learned_out_of_core(tmp_path):
+    process = run("out_of_core.py", tmp_path, "--no-progress")
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert accuracies(out)[0] > 0.9
+    assert int(re.search(r"shards open at most\D*(\d+)", out)[1]) <= 32
+
+
+def test_ctrl_c_stops_the_demo_and_cleans_up(tmp_path):
+    process = run("out_of_core.py", tmp_path, "--batches", "1000000", "--no-progress")
+    deadline = time.monotonic() + 30
+    while not any(tmp_path.rglob("*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

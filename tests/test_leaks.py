@@ -1,0 +1,85 @@
+"""Ten thousand streams iterated, abandoned, closed and failed leave nothing behind."""
+
+import gc
+import sys
+import tracemalloc
+
+import pytest
+
+import pescador
+from pescador import Streamer
+from streams import Failure, count, data, failing, forever, nothing
+
+
+def iterate_to_the_end():
+    mux = pescador.StochasticMux(
+        [Streamer(count, 2), Streamer(nothing), Streamer([1])], 2, None, mode="exhaustive"
+    )
+    assert len(list(mux)) == 3
+
+
+def abandon():
+    inner = pescador.ShuffledMux([Streamer(forever, [0]), Streamer(forever, {})])
+    next(pescador.RoundRobinMux([inner, "ab"], "cycle").iterate())
+
+
+def close():
+    iteration = pescador.StochasticMux([Streamer(count, 9)] * 3, 2, 4).iterate(100)
+    for _ in range(10):
+        next(iteration)
+    iteration.close()
+
+
+def fail():
+    with pytest.raises(Failure):
+        list(pescador.ChainMux([Streamer(count, 1), Streamer(failing, 1)]))
+
+
+def refuse():
+    for bad in ("weights", "random_state"):
+        with pytest.raises(pescador.PescadorError):
+            pescador.ShuffledMux("abc", **{bad: "no"})
+
+
+def batch():
+    stream = pescador.buffer_stream(Streamer(data, 5), 2, partial=True)
+    assert len(list(pescador.tuples(stream, "X"))) == 3
+    with pytest.raises(pescador.DataError):
+        list(pescador.buffer_stream([{"x": 1}, 2], 2))
+
+
+def look_inside():
+    with pescador.StochasticMux(["abc", "de"], 2, 4) as active:
+        next(active.iterate())
+        assert len(active.streams_) == len(active.stream_counts_) == 2
+
+
+def fill_the_cache():
+    assert len(list(pescador.cache(Streamer(count, 8), 3, random_state=0))) >= 8
+
+
+ACTIONS = [iterate_to_the_end, abandon, close, fail, refuse, batch, look_inside, fill_the_cache]
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)
+def test_nothing_grows(action):
+    rounds = 10_000 // len(ACTIONS)
+    for _ in range(50):
+        action()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            action()
+        gc.collect()
+        blocks, (traced, _) = sys.getallocatedblocks(), tracemalloc.get_traced_memory()
+        for _ in range(rounds):
+            action()
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - traced
+        more = sys.getallocatedblocks() - blocks
+    finally:
+        tracemalloc.stop()
+    # A leak of one object a round would be a thousand blocks and tens of kilobytes.
+    assert more < rounds / 10
+    assert grown < 10 * rounds

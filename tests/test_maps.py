@@ -1,0 +1,233 @@
+"""The maps."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import pescador
+from pescador import DataError, PescadorError, Streamer
+from streams import data
+
+
+def same(a, b):
+    """Whether two arrays agree in type, shape and every byte."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@given(
+    n=st.integers(0, 12),
+    size=st.integers(1, 5),
+    partial=st.booleans(),
+    shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=3),
+    dtype=hnp.scalar_dtypes(),
+)
+def test_a_batch_stacks_its_items_as_numpy_does(n, size, partial, shape, dtype):
+    values = [np.full(shape, i).astype(dtype) for i in range(n)]
+    batches = list(pescador.buffer_stream([{"x": v} for v in values], size, partial))
+    groups = [values[i : i + size] for i in range(0, n, size)]
+    if groups and len(groups[-1]) < size and not partial:
+        groups.pop()
+    assert len(batches) == len(groups)
+    for batch, group in zip(batches, groups, strict=True):
+        assert list(batch) == ["x"]
+        assert same(batch["x"], np.array(group))
+
+
+@given(lengths=st.lists(st.integers(0, 4), min_size=1, max_size=9), size=st.integers(1, 4))
+def test_a_batch_along_an_axis_joins_its_items_as_numpy_does(lengths, size):
+    values = [np.full((2, n), i, np.int16) for i, n in enumerate(lengths)]
+    batches = list(pescador.buffer_stream([{"x": v} for v in values], size, True, 1))
+    for i, batch in enumerate(batches):
+        assert same(batch["x"], np.concatenate(values[i * size : (i + 1) * size], axis=1))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 2.5],
+        [True, 2],
+        ["a", "bcd"],
+        [b"a", b"bc"],
+        [np.float32(1), 2.0],
+        [None, 1],
+        [[1, 2], [3, 4]],
+        [np.datetime64("2020-01-01"), np.datetime64("2021-01-01T10")],
+        [np.zeros(2, "i1"), np.zeros(2, "f4")],
+        [1 + 2j, 3],
+        [{"a": 1}, {"b": 2}],
+    ],
+)
+def test_values_of_mixed_kinds_are_promoted_as_numpy_does(values):
+    [batch] = pescador.buffer_stream([{"x": v} for v in values], len(values))
+    expected = np.array(values)
+    assert batch["x"].dtype == expected.dtype
+    assert np.array_equal(batch["x"], expected)
+
+
+def test_values_of_unequal_shape_raise_what_numpy_raises():
+    items = [{"x": np.zeros(2)}, {"x": np.zeros(3)}]
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        next(pescador.buffer_stream(items, 2))
+    with pytest.raises(ValueError, match="dimensions"):
+        next(pescador.buffer_stream([{"x": np.zeros((1, 2))}, {"x": np.zeros((1, 3))}], 2, axis=0))
+
+
+@pytest.mark.parametrize("bad", [3, "text", [1, 2], None, np.zeros(3), (1, 2), object()])
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_an_item_that_is_no_data_is_named_by_type_and_position(bad, place):
+    items = [{"x": np.zeros(10**6)} for _ in range(4)]
+    items[place] = bad
+    with pytest.raises(DataError, match=f"item {place} .*{type(bad).__name__}") as caught:
+        list(pescador.buffer_stream(items, 2))
+    assert len(str(caught.value)) < 200
+    for stream in (pescador.tuples(items, "x"), pescador.keras_tuples(items, "x")):
+        with pytest.raises(DataError, match=f"item {place} "):
+            list(stream)
+
+
+def test_a_bad_item_in_a_partial_batch_is_a_data_error_too():
+    with pytest.raises(DataError, match="item 2 "):
+        list(pescador.buffer_stream([{"x": 1}, {"x": 2}, 3], 2, partial=True))
+
+
+def test_a_missing_key_is_a_key_error():
+    items = [{"x": 1, "y": 2}, {"x": 1}]
+    for stream in (
+        pescador.buffer_stream(items, 2),
+        pescador.tuples(items, "y"),
+        pescador.keras_tuples(items, "x", "y"),
+    ):
+        with pytest.raises(KeyError, match="y"):
+            list(stream)
+
+
+def test_values_that_cannot_be_joined_name_their_key():
+    with pytest.raises((DataError, ValueError)):
+        list(pescador.buffer_stream([{"x": 1}, {"x": "a"}], 2, axis=0))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "2", None, True])
+def test_a_bad_buffer_size_is_refused(size):
+    with pytest.raises(PescadorError, match="buffer_size="):
+        next(pescador.buffer_stream([{"x": 1}], size))
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: pescador.buffer_stream([{"x": 1}], 1, axis="0"), "axis="),
+        (lambda: pescador.buffer_stream([{"x": 1}], 1, axis=True), "axis="),
+        (lambda: pescador.buffer_stream(3, 1), "stream="),
+        (lambda: pescador.tuples([{"x": 1}]), "keys="),
+        (lambda: pescador.keras_tuples([{"x": 1}]), "inputs="),
+        (lambda: pescador.keras_tuples([{"x": 1}], inputs=3), "inputs="),
+        (lambda: pescador.cache([1], 0), "n_cache="),
+        (lambda: pescador.cache([1], 1, prob=0), "prob="),
+        (lambda: pescador.cache([1], 1, prob=1.5), "prob="),
+        (lambda: pescador.cache([1], 1, prob=float("nan")), "prob="),
+        (lambda: pescador.cache([1], 1, prob="1"), "prob="),
+        (lambda: pescador.cache([1], 1, random_state="x"), "random_state="),
+        (lambda: pescador.cache(3, 1), "stream="),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, name):
+    with pytest.raises(PescadorError, match=name):
+        next(call())
+
+
+class Dataset:
+    """A sequence by the old protocol, as datasets of torch are."""
+
+    def __getitem__(self, i):
+        if i == 4:
+            raise IndexError
+        return {"x": np.array(i)}
+
+
+def test_batches_of_even_divisions_and_of_old_sequences_are_made():
+    assert len(list(pescador.buffer_stream(Dataset(), 4 / 2))) == 2
+    assert len(list(pescador.tuples(Dataset(), "x"))) == 4
+
+
+class Stopping:
+    def keys(self):
+        return ["x"]
+
+    def __getitem__(self, key):
+        raise StopIteration
+
+
+def test_an_item_that_raises_stopiteration_does_not_end_the_stream():
+    for stream in (
+        pescador.buffer_stream([Stopping()] * 2, 2),
+        pescador.tuples([Stopping()], "x"),
+        pescador.keras_tuples([Stopping()], "x"),
+    ):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            list(stream)
+
+
+def test_tuples_take_values_in_the_order_of_keys():
+    items = [{"x": i, "y": -i, ("k", 1): 10 * i} for i in range(3)]
+    assert list(pescador.tuples(items, "y", "x")) == [(0, 0), (-1, 1), (-2, 2)]
+    assert list(pescador.tuples(items, ("k", 1))) == [(0,), (10,), (20,)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "expected"),
+    [
+        ("x", "y", (1, 2)),
+        (["x"], "y", ([1], 2)),
+        ("x", None, (1, None)),
+        (None, ["y", "x"], (None, [2, 1])),
+        (("x", "y"), "", ([1, 2], None)),
+        (iter(["x", "y"]), None, ([1, 2], None)),
+    ],
+)
+def test_keras_tuples_are_single_lists_or_none(inputs, outputs, expected):
+    items = [{"x": 1, "y": 2}] * 2
+    assert list(pescador.keras_tuples(items, inputs, outputs)) == [expected] * 2
+
+
+def test_maps_compose_over_muxes_and_restart_in_a_streamer():
+    mux = pescador.ShuffledMux([Streamer(data, 5), Streamer(data, 7)], random_state=0)
+    batches = Streamer(pescador.buffer_stream, mux, buffer_size=4, partial=True)
+    epoch = Streamer(pescador.tuples, Streamer(batches, max_iter=3), "X", "Y")
+    first, second = list(epoch), list(epoch)
+    assert len(first) == len(second) == 3
+    for (x, y), (again_x, again_y) in zip(first, second, strict=True):
+        assert x.shape == (4, 3)
+        assert same(x, again_x)
+        assert same(y, again_y)
+
+
+def test_batches_of_batches_join_along_the_first_axis():
+    small = Streamer(pescador.buffer_stream, Streamer(data, 12), 2)
+    [large] = pescador.buffer_stream(small, 6, axis=0)
+    assert large["Y"].tolist() == list(range(12))
+
+
+def test_a_cache_gives_its_first_items_in_order_then_repeats_some():
+    items = list(pescador.cache(range(1000), 10, prob=0.5, random_state=0))
+    assert items[:10] == list(range(10))
+    assert len(items) > 1000
+    assert sorted(set(items)) == list(range(max(items) + 1))
+
+
+def test_a_cache_with_probability_one_repeats_nothing():
+    assert list(pescador.cache(range(100), 10, prob=1)) == list(range(100))
+
+
+def test_a_cache_takes_any_iterable_and_any_generator_of_numbers():
+    for stream in (Streamer(range(50)), list(range(50)), iter(range(50)), (i for i in range(50))):
+        items = list(pescador.cache(stream, 4, random_state=np.random.default_rng(1)))
+        assert items[:4] == [0, 1, 2, 3]
+
+
+def test_an_endless_stream_is_cached_lazily():
+    taken = list(itertools.islice(pescador.cache(itertools.count(), 5, random_state=1), 20))
+    assert len(taken) == 20

@@ -1,0 +1,775 @@
+"""The muxes: what each promises, on the compiled path and on the path of hooks."""
+
+import collections
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pescador
+from conftest import with_hooks
+from pescador import PescadorError, Streamer
+from streams import Failure, count, failing, forever, letters, nothing
+
+MODES = ("with_replacement", "single_active", "exhaustive")
+DISTS = ("constant", "binomial", "poisson")
+
+
+def all_kinds(muxes, streamers, seed=None):
+    """One mux of each class and mode over the same streamers."""
+    k = max(1, len(streamers) // 2)
+    for mode in MODES:
+        for dist in DISTS:
+            yield muxes.StochasticMux(streamers, k, 3, mode=mode, dist=dist, random_state=seed)
+        yield muxes.StochasticMux(streamers, k, None, mode=mode, random_state=seed)
+    yield muxes.ShuffledMux(streamers, random_state=seed)
+    for mode in ("exhaustive", "cycle", "permuted_cycle"):
+        yield muxes.RoundRobinMux(streamers, mode, random_state=seed)
+    for mode in ("exhaustive", "cycle"):
+        yield muxes.ChainMux(streamers, mode)
+
+
+# ------------------------------------------------------------------------ what all promise
+
+
+def test_both_paths_of_a_mux_give_the_same_samples():
+    streamers = [Streamer(count, n, 10 * n) for n in (1, 2, 5, 9)] + letters("xyz")
+    ours = all_kinds(pescador, streamers, seed=4)
+    for mux in ours:
+        hooked = copy.copy(mux)
+        hooked.__class__ = with_hooks(type(mux))
+        assert list(mux.iterate(200)) == list(hooked.iterate(200)), (type(mux), vars(mux))
+
+
+def test_two_iterations_of_a_seeded_mux_are_equal_and_independent(muxes):
+    for mux in all_kinds(muxes, [*letters("abc"), Streamer(count, 4)], seed=0):
+        expected = list(mux.iterate(40))
+        first, second = mux.iterate(40), mux.iterate(40)
+        taken = [(next(first, None), next(second, None)) for _ in expected]
+        assert [a for a, _ in taken] == [b for _, b in taken] == expected
+        assert mux.active == 2
+        first.close(), second.close()
+        assert mux.active == 0
+
+
+def test_an_unseeded_mux_draws_from_the_global_state(muxes):
+    mux = muxes.ShuffledMux(letters("abcd"))
+    assert mux.rng is np.random
+    np.random.seed(5)
+    first = list(mux.iterate(20))
+    second = list(mux.iterate(20))
+    np.random.seed(5)
+    assert list(mux.iterate(40)) == first + second
+
+
+def test_assigning_a_generator_to_rng_takes_effect(muxes):
+    mux = muxes.ShuffledMux(letters("abcd"))
+    mux.rng = np.random.RandomState(3)
+    assert list(mux.iterate(20)) == list(
+        muxes.ShuffledMux(letters("abcd"), random_state=3).iterate(20)
+    )
+
+
+def test_a_generator_is_copied_and_shared_as_a_randomstate_is(muxes):
+    # Both make doubles of the same bits in the same way, and a ShuffledMux draws nothing else.
+    def tree(state):
+        inner = [muxes.ShuffledMux(letters("abc"), random_state=state) for _ in range(3)]
+        return muxes.ShuffledMux([*inner, "xyz"], random_state=state)
+
+    samples = [
+        [list(mux.iterate(60)), list(mux.iterate(60))]
+        for mux in (
+            tree(np.random.RandomState(np.random.MT19937(7))),
+            tree(np.random.Generator(np.random.MT19937(7))),
+        )
+    ]
+    assert samples[0] == samples[1]
+    assert samples[0][0] == samples[0][1]
+
+
+class OwnGenerator:
+    """Something that draws, but is none of NumPy's generators."""
+
+    def choice(self, n, p=None):
+        return int(np.argmax(p))
+
+
+def test_a_generator_of_another_kind_is_asked_in_python():
+    mux = pescador.ShuffledMux(letters("abc"), weights=[1, 3, 2])
+    mux.rng = OwnGenerator()
+    assert list(mux.iterate(3)) == ["b", "b", "b"]
+
+
+def test_a_mux_of_any_kind_ends_when_every_stream_is_empty(muxes):
+    for n in (1, 2, 5):
+        streamers = [Streamer(nothing) for _ in range(n)]
+        for mux in all_kinds(muxes, streamers, seed=1):
+            if type(mux).__name__.startswith("Hooked") and mux.__dict__.get("mode") in (
+                "cycle",
+                "permuted_cycle",
+            ):
+                continue  # hooks decide for themselves when to end
+            assert list(mux) == []
+            assert list(mux.cycle()) == []
+
+
+@pytest.mark.parametrize("mode", ["with_replacement", "single_active"])
+@pytest.mark.parametrize("weights", [None, [1, 1, 0, 1]])
+def test_empty_streams_end_a_stochastic_mux_that_does_not_prune(mode, weights):
+    streamers = [Streamer(nothing) for _ in range(4)]
+    for seed in range(20):
+        for k in (1, 2, 4):
+            mux = pescador.StochasticMux(
+                streamers,
+                k,
+                4,
+                weights=weights,
+                mode=mode,
+                prune_empty_streams=False,
+                random_state=seed,
+            )
+            assert list(mux) == []
+
+
+def test_one_stream_with_samples_keeps_a_mux_going_that_does_not_prune():
+    streamers = [*[Streamer(nothing) for _ in range(9)], Streamer(count, 2)]
+    for mode in ("with_replacement", "single_active"):
+        mux = pescador.StochasticMux(
+            streamers, 3, 4, mode=mode, prune_empty_streams=False, random_state=0
+        )
+        samples = list(mux.iterate(100))
+        assert len(samples) == 100
+        assert set(samples) == {0, 1}
+
+
+def test_errors_of_a_stream_come_through_and_end_the_iteration(muxes):
+    for mux in all_kinds(muxes, [Streamer(failing, 2) for _ in range(3)], seed=0):
+        iteration = mux.iterate()
+        with pytest.raises(Failure):
+            list(iteration)
+        assert list(iteration) == []
+        assert mux.active == 0
+
+
+def test_iterables_are_made_streamers(muxes):
+    assert sorted(muxes.RoundRobinMux(["ab", [1, 2], (3,)]), key=str) == [1, 2, 3, "a", "b"]
+
+
+def test_muxes_nest(muxes):
+    inner = [
+        muxes.ShuffledMux(letters("abc"), random_state=1),
+        muxes.RoundRobinMux(letters("de"), "cycle"),
+        muxes.StochasticMux(letters("fghi"), 2, 3, random_state=2),
+        muxes.ChainMux(["jk", "l"], "cycle"),
+    ]
+    outer = muxes.StochasticMux(inner, 3, 10, random_state=0)
+    samples = list(outer.iterate(2000))
+    assert len(samples) == 2000
+    assert set(samples) == set("abcdefghijkl")
+    assert [mux.active for mux in inner] == [0, 0, 0, 0]
+
+
+def test_a_sample_that_reads_its_own_mux_is_refused():
+    box = []
+
+    def source():
+        yield 1
+        yield next(box[0])
+
+    mux = pescador.ShuffledMux([Streamer(source)])
+    box.append(mux.iterate())
+    next(box[0])
+    with pytest.raises(ValueError, match="already executing"):
+        next(box[0])
+
+
+def test_copies_and_pickles_of_a_mux_are_independent_and_equal(muxes):
+    for mux in all_kinds(pescador, letters("abc"), seed=3):
+        expected = list(mux.iterate(30))
+        for other in (copy.copy(mux), copy.deepcopy(mux), pickle.loads(pickle.dumps(mux))):
+            assert list(other.iterate(30)) == expected
+    unseeded = pescador.ShuffledMux(letters("abc"))
+    assert pickle.loads(pickle.dumps(unseeded)).rng is np.random
+    assert copy.deepcopy(unseeded).rng is np.random
+
+
+def test_a_copy_with_other_streamers_mixes_those(muxes):
+    for mux in all_kinds(muxes, letters("abc"), seed=3):
+        other = copy.copy(mux)
+        other.streamers = letters("xyz")
+        assert set(other.iterate(60)) <= set("xyz")
+        assert set(mux.iterate(60)) <= set("abc")
+
+
+def test_streamers_that_do_not_fit_the_weights_are_refused_at_activation(muxes):
+    for mux in (muxes.ShuffledMux(letters("abc")), muxes.StochasticMux(letters("abc"), 2, 4)):
+        mux.streamers = letters("abcd")
+        with pytest.raises(PescadorError, match="weights"):
+            list(mux.iterate(100))
+
+
+def test_changing_the_pool_does_not_touch_an_iteration_that_is_open(muxes):
+    for mux in all_kinds(muxes, letters("abc"), seed=0):
+        expected = list(mux.iterate(30))
+        iteration = mux.iterate(30)
+        samples = [next(iteration)]
+        mux.streamers[:] = letters("x")
+        assert samples + list(iteration) == expected
+        mux.streamers[:] = letters("abc")
+
+
+def test_a_pool_that_was_emptied_or_is_a_tuple_is_no_harm():
+    mux = pescador.RoundRobinMux(["ab"])
+    mux.streamers = []
+    for _ in range(100):
+        assert list(mux) == []
+    mux.streamers = (Streamer("ab"), Streamer("cd"))
+    assert list(mux) == ["a", "c", "b", "d"]
+
+
+def test_an_activated_round_robin_goes_on_after_a_stream_has_failed(muxes):
+    def failing_late():
+        yield "bad"
+        raise Failure
+
+    streams = [Streamer("abcd"), Streamer(failing_late), Streamer("x")]
+    samples = []
+    with muxes.RoundRobinMux(streams) as active:
+        for _ in range(30):
+            try:
+                samples.extend(active.iterate())
+                break
+            except Failure:
+                samples.append("!")
+    assert samples == ["a", "bad", "x", "b", "!", "c", "d"]
+
+
+class Header:
+    """Iterating over it reads a header, of which there is none."""
+
+    def __iter__(self):
+        return iter([next(iter([]))])
+
+
+def test_a_stopiteration_that_is_no_end_of_a_stream_is_an_error(muxes):
+    for mux in all_kinds(muxes, [Streamer(Header()), Streamer(Header())], seed=0):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            list(mux.iterate(10))
+
+
+def test_a_stopiteration_in_a_hook_is_an_error():
+    class Stopping(pescador.ShuffledMux):
+        def _on_stream_exhausted(self, idx):
+            raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(Stopping(["ab"]))
+
+
+class Epochs(Streamer):
+    """Counts its iterations on itself."""
+
+    epoch = 0
+
+    def iterate(self, max_iter=None):
+        self.epoch += 1
+        for item in super().iterate(max_iter):
+            yield item, self.epoch
+
+
+@pytest.mark.parametrize("seed", [0, np.random.RandomState(0)], ids=["int", "state"])
+def test_a_streamer_that_changes_itself_changes_inside_one_iteration_only(muxes, seed):
+    streamer = Epochs("ab")
+    mux = muxes.ShuffledMux([streamer], random_state=seed)
+    for _ in range(2):
+        assert [epoch for _, epoch in mux.iterate(6)] == [1, 1, 2, 2, 3, 3]
+    assert streamer.epoch == 0
+
+
+def test_an_engine_state_is_seen_on_the_activated_copy():
+    streamers = [Streamer(nothing), *letters("ab")]
+    mux = pescador.StochasticMux(streamers, 2, 5, random_state=0)
+    assert mux.streams_ is None
+    with mux as active:
+        assert active.is_activated_copy
+        assert active.rng is not mux.rng
+        assert len(active.streams_) == 2
+        assert active.distribution_.tolist() == [1 / 3] * 3
+        assert active.valid_streams_.tolist() == [True] * 3
+        list(active.iterate(50))
+        assert not active.valid_streams_[0]
+        assert active.distribution_[0] == 0
+        assert active.stream_counts_.shape == active.stream_idxs_.shape == (2,)
+        assert set(active.stream_idxs_) <= {1, 2}
+        assert active.weight_norm_ == active.stream_weights_.sum()
+    assert mux.streams_ is None
+    assert not mux.is_activated_copy
+
+
+def test_counts_on_the_activated_copy_are_the_samples_given(muxes):
+    with muxes.ShuffledMux(letters("abc"), random_state=0) as active:
+        samples = collections.Counter(active.iterate(50))
+        assert active.stream_counts_.tolist() == [samples["a"], samples["b"], samples["c"]]
+        more = collections.Counter(active.iterate(50))
+        assert active.stream_counts_.sum() == 100
+        assert samples + more == collections.Counter(
+            dict(zip("abc", active.stream_counts_.tolist(), strict=True))
+        )
+
+
+def test_streams_on_the_activated_copy_are_the_streams(muxes):
+    with muxes.RoundRobinMux([count(3), count(3, 10)]) as active:
+        first, second = active.streams_
+        assert next(first) == 0
+        assert next(second) == 10
+        assert list(active.iterate()) == [1, 11, 2, 12]
+
+
+def test_the_state_of_a_running_engine_cannot_be_overwritten():
+    with pescador.ShuffledMux(letters("abc")) as active:
+        with pytest.raises(ValueError, match="read-only"):
+            active.stream_weights_[0] = 0
+        with pytest.raises(AttributeError, match="hooks"):
+            active.stream_weights_ = np.ones(3)
+
+
+def test_an_activated_copy_cannot_be_pickled():
+    with pescador.ShuffledMux(letters("abc")) as active, pytest.raises(TypeError):
+        pickle.dumps(active)
+
+
+def test_streams_are_not_touched_before_they_are_sampled():
+    class Loud:
+        def __deepcopy__(self, memo):
+            raise AssertionError("touched")
+
+    quiet = Streamer(forever, 0)
+    loud = [Streamer(forever, Loud()) for _ in range(50)]
+    for mux in (
+        pescador.ChainMux([quiet, *loud]),
+        pescador.RoundRobinMux([quiet, *loud]),
+        pescador.ShuffledMux([quiet, *loud], weights=[1] + [0] * 50),
+        pescador.ChainMux([pescador.ShuffledMux([quiet, *loud], weights=[1] + [0] * 50)]),
+    ):
+        assert next(mux.iterate()) == 0
+
+
+# ---------------------------------------------------------------------------- StochasticMux
+
+
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    data=st.data(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_an_exhaustive_mux_gives_each_stream_once(lengths, data, seed):
+    k = data.draw(st.integers(1, len(lengths)))
+    streamers = [Streamer([(i, j) for j in range(n)]) for i, n in enumerate(lengths)]
+    for cls in (pescador.StochasticMux, with_hooks(pescador.StochasticMux)):
+        mux = cls(streamers, k, None, mode="exhaustive", random_state=seed)
+        expected = sorted((i, j) for i, n in enumerate(lengths) for j in range(n))
+        assert sorted(mux) == expected
+
+
+@pytest.mark.parametrize("mode", ["single_active", "exhaustive"])
+def test_a_stream_is_open_once_at_most_without_replacement(muxes, mode):
+    opened = collections.Counter()
+
+    def source(i):
+        opened[i] += 1
+        assert opened[i] == 1
+        try:
+            while True:
+                yield i
+        finally:
+            opened[i] -= 1
+
+    streamers = [Streamer(source, i) for i in range(6)]
+    mux = muxes.StochasticMux(streamers, 4, 2, mode=mode, random_state=0)
+    samples = list(mux.iterate(300))
+    assert set(samples) == set(range(6))
+
+
+def test_no_more_than_n_active_streams_are_open(muxes):
+    opened = set()
+    most = 0
+
+    def source(i):
+        nonlocal most
+        opened.add(i)
+        most = max(most, len(opened))
+        try:
+            while True:
+                yield i
+        finally:
+            opened.remove(i)
+
+    streamers = [Streamer(source, i) for i in range(50)]
+    mux = muxes.StochasticMux(streamers, 5, 4, mode="single_active", random_state=0)
+    assert len(list(mux.iterate(1000))) == 1000
+    assert most == 5
+
+
+@pytest.mark.parametrize("rate", [1, 2.5, np.float32(3)])
+def test_a_constant_count_is_the_rate_rounded_up(muxes, rate):
+    mux = muxes.StochasticMux(
+        [Streamer(forever, i) for i in range(9)], 3, rate, mode="exhaustive", dist="constant"
+    )
+    samples = collections.Counter(mux)
+    assert samples == dict.fromkeys(range(9), int(np.ceil(rate)))
+
+
+def test_weights_act_within_the_active_set(muxes):
+    mux = muxes.StochasticMux(letters("ab"), 2, None, [3, 1], "single_active", random_state=0)
+    share = collections.Counter(mux.iterate(4000))["a"] / 4000
+    assert abs(share - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 4000)
+
+
+def test_pruning_leaves_empty_streams_out_and_can_be_turned_off(muxes):
+    starts = collections.Counter()
+
+    def source(i):
+        starts[i] += 1
+        if i:
+            yield i
+
+    streamers = [Streamer(source, i) for i in range(3)]
+    list(muxes.StochasticMux(streamers, 1, 1, random_state=0).iterate(200))
+    assert starts[0] == 1
+    starts.clear()
+    mux = muxes.StochasticMux(streamers, 1, 1, prune_empty_streams=False, random_state=0)
+    list(mux.iterate(200))
+    assert starts[0] > 10
+
+
+def test_weights_of_other_float_types_are_kept_in_theirs(muxes):
+    weights = np.array([1, 2, 3], dtype=np.float32)
+    mux = muxes.StochasticMux(letters("abc"), 2, 4, weights, random_state=0)
+    assert mux.weights.dtype == np.float32
+    assert len(list(mux.iterate(50))) == 50
+
+
+# ------------------------------------------------------------- ShuffledMux, RoundRobin, Chain
+
+
+def test_a_shuffled_mux_restarts_streams_and_leaves_empty_ones_out(muxes):
+    mux = muxes.ShuffledMux([Streamer(count, 2), Streamer(nothing), Streamer("ab")], random_state=0)
+    with mux as active:
+        samples = list(active.iterate(200))
+        assert set(samples) == {0, 1, "a", "b"}
+        assert active.stream_weights_[1] == 0
+    numbers = [s for s in samples if s in (0, 1)]
+    assert numbers == [0, 1] * (len(numbers) // 2) + [0] * (len(numbers) % 2)
+
+
+def test_a_shuffled_mux_samples_in_proportion_to_the_weights(muxes):
+    weights = np.array([0.5, 0.2, 0.2, 0.1])
+    mux = muxes.ShuffledMux(letters("abcd"), weights, random_state=0)
+    counts = collections.Counter(mux.iterate(5000))
+    observed = np.array([counts[letter] for letter in "abcd"])
+    # Chi-square with 3 degrees of freedom; a fixed seed, so this cannot fail by chance.
+    assert ((observed - 5000 * weights) ** 2 / (5000 * weights)).sum() < 16.3
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_round_robin_takes_turns_and_skips_what_has_ended(lengths):
+    streamers = [Streamer([(j, i) for j in range(n)]) for i, n in enumerate(lengths)]
+    turns = sorted((j, i) for i, n in enumerate(lengths) for j in range(n))
+    for cls in (pescador.RoundRobinMux, with_hooks(pescador.RoundRobinMux)):
+        assert list(cls(streamers)) == turns
+    if turns:
+        assert list(pescador.RoundRobinMux(streamers, "cycle").iterate(40)) == (turns * 40)[:40]
+
+
+def test_a_permuted_cycle_changes_the_order_after_the_first_round(muxes):
+    mux = muxes.RoundRobinMux([[i] for i in range(8)], "permuted_cycle", random_state=0)
+    samples = list(mux.iterate(32))
+    rounds = [samples[i : i + 8] for i in range(0, 32, 8)]
+    assert rounds[0] == list(range(8))
+    assert all(sorted(one) == list(range(8)) for one in rounds)
+    assert len({tuple(one) for one in rounds}) == 4
+
+
+def test_a_chain_runs_one_stream_after_the_other(muxes):
+    assert list(muxes.ChainMux(["ab", "", "c"])) == ["a", "b", "c"]
+    assert "".join(muxes.ChainMux(["ab", "c"], "cycle").iterate(8)) == "abcabcab"
+    assert list(muxes.ChainMux([])) == []
+
+
+def make_streamers(n):
+    """A generator function of streamers."""
+    for i in range(n):
+        yield Streamer(count, i)
+
+
+def three_streamers():
+    yield from make_streamers(3)
+
+
+def lists():
+    yield [1, 2]
+    yield "a"
+
+
+def test_a_chain_takes_generators_and_generator_functions_of_streamers(muxes):
+    assert list(muxes.ChainMux(make_streamers(3))) == [0, 0, 1]
+    assert list(muxes.ChainMux(three_streamers)) == [0, 0, 1]
+    assert list(muxes.ChainMux(three_streamers, "cycle").iterate(7)) == [0, 0, 1, 0, 0, 1, 0]
+    assert list(muxes.ChainMux(lists)) == [1, 2, "a"]
+
+
+def test_a_chain_starts_streamers_only_when_they_are_due(muxes):
+    made = []
+
+    def streamers():
+        for i in range(5):
+            made.append(i)
+            yield Streamer(count, 2)
+
+    iteration = muxes.ChainMux(streamers).iterate()
+    next(iteration), next(iteration)
+    assert made == [0]
+    next(iteration)
+    assert made == [0, 1]
+
+
+# ----------------------------------------------------------------------------------- hooks
+
+
+def test_each_hook_of_a_subclass_is_called():
+    calls = collections.Counter()
+
+    def spy(name):
+        def hook(self, *args):
+            calls[name] += 1
+            return getattr(super(Spied, self), name)(*args)
+
+        return hook
+
+    names = (
+        "_activate",
+        "_streamers_available",
+        "_next_sample_index",
+        "_on_stream_exhausted",
+        "_new_stream",
+        "_replace_stream",
+    )
+    Spied = type("Spied", (pescador.StochasticMux,), {})
+    for name in names:
+        setattr(Spied, name, spy(name))
+    list(Spied(letters("abc"), 2, 3, random_state=0).iterate(50))
+    assert all(calls[name] for name in names)
+
+
+class Alternate(pescador.BaseMux):
+    """A mux of its own making, as the documentation of the hooks describes it."""
+
+    def _reset(self):
+        self.streams_ = None
+        self.stream_counts_ = None
+
+    def _activate(self):
+        self.streams_ = [None] * self.n_streams
+        self.stream_counts_ = np.zeros(self.n_streams, dtype=int)
+        for idx in range(self.n_streams):
+            self._new_stream(idx)
+
+    def _new_stream(self, idx):
+        self.streams_[idx] = self.streamers[idx].iterate()
+
+    def _replace_stream(self, idx):
+        self._new_stream(idx)
+
+    def _next_sample_index(self):
+        return int(self.stream_counts_.argmin())
+
+
+def test_a_mux_can_be_written_on_the_base_class():
+    mux = Alternate([Streamer(count, 2), Streamer("ab")])
+    assert list(mux.iterate(6)) == [0, "a", 1, "b", 0, "a"]
+    assert list(pescador.ChainMux([mux]).iterate(3)) == [0, "a", 1]
+
+
+def test_the_base_class_by_itself_says_what_is_missing():
+    with pytest.raises(NotImplementedError, match="_activate"):
+        next(pescador.BaseMux(["a"]).iterate())
+
+
+class Preferring(pescador.StochasticMux):
+    """Steers which streams are opened, which weights cannot."""
+
+    def _activate(self):
+        super()._activate()
+        self.distribution_ = np.array([0.0, 0.0, 1.0])
+
+
+def test_a_hook_may_set_what_an_engine_would_own():
+    mux = Preferring(letters("abc"), 1, 1, dist="constant", random_state=0)
+    assert set(list(mux.iterate(20))[1:]) == {"c"}
+
+
+# --------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("name", ["StochasticMux", "ShuffledMux", "RoundRobinMux"])
+@pytest.mark.parametrize("streamers", [[], (), iter(()), {}])
+def test_an_empty_collection_is_refused(name, streamers):
+    with pytest.raises(PescadorError, match="streamers="):
+        make(name, streamers)
+
+
+@pytest.mark.parametrize("name", ["StochasticMux", "ShuffledMux", "RoundRobinMux", "ChainMux"])
+@pytest.mark.parametrize("streamers", [None, 3, len])
+def test_a_pool_that_is_no_collection_is_refused(name, streamers):
+    with pytest.raises(PescadorError, match="streamers="):
+        make(name, streamers)
+
+
+def test_a_member_that_is_no_stream_is_refused_with_its_place():
+    with pytest.raises(PescadorError, match=r"streamers\[1\]"):
+        pescador.ShuffledMux(["abc", 3])
+
+
+def make(name, streamers, **kwargs):
+    required = {"n_active": 2, "rate": 4} if name == "StochasticMux" else {}
+    return getattr(pescador, name)(streamers, **(required | kwargs))
+
+
+@pytest.mark.parametrize("name", ["StochasticMux", "ShuffledMux"])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1, 2],
+        [1, 2, 3, 4],
+        [0, 0, 0],
+        [1, -1, 1],
+        [1, np.nan, 1],
+        [1, np.inf, 1],
+        "abc",
+        [[1, 2, 3]],
+        [1j, 1, 1],
+        [None, 1, 1],
+        [1e308, 1e308, 1e308],
+        object(),
+    ],
+)
+def test_bad_weights_are_refused(name, weights):
+    with pytest.raises(PescadorError, match="weights"):
+        make(name, letters("abc"), weights=weights)
+
+
+@pytest.mark.parametrize("name", ["StochasticMux", "ShuffledMux"])
+@pytest.mark.parametrize(
+    "weights",
+    [[1, 2, 3], (1, 2, 3), np.array([1, 2, 3]), np.array([1.0, 2, 3]), np.array([1, 1, 1], bool)],
+)
+def test_weights_of_any_kind_are_normalised_and_left_alone(name, weights):
+    before = copy.deepcopy(weights)
+    mux = make(name, letters("abc"), weights=weights)
+    assert mux.weights.sum() == pytest.approx(1)
+    assert np.array_equal(weights, before)
+    assert len(list(mux.iterate(10))) == 10
+
+
+@pytest.mark.parametrize("n_active", [0, -1, 1.5, 2.0, "2", None, True, [1]])
+def test_a_bad_n_active_is_refused(n_active):
+    with pytest.raises(PescadorError, match="n_active="):
+        make("StochasticMux", letters("abc"), n_active=n_active)
+
+
+@pytest.mark.parametrize("mode", ["single_active", "exhaustive"])
+def test_an_active_set_larger_than_the_pool_is_refused_without_replacement(mode):
+    with pytest.raises(PescadorError, match="n_active=4"):
+        make("StochasticMux", letters("abc"), n_active=4, mode=mode)
+    assert len(list(make("StochasticMux", letters("abc"), n_active=9).iterate(50))) == 50
+
+
+@pytest.mark.parametrize("rate", [0, -1, np.nan, "8", 1j, True, [2]])
+@pytest.mark.parametrize("dist", DISTS)
+def test_a_bad_rate_is_refused(rate, dist):
+    with pytest.raises(PescadorError, match="rate="):
+        make("StochasticMux", letters("abc"), rate=rate, dist=dist)
+
+
+def test_an_infinite_rate_is_for_constant_counts_only():
+    for dist in ("binomial", "poisson"):
+        with pytest.raises(PescadorError, match="rate=inf"):
+            make("StochasticMux", letters("abc"), rate=np.inf, dist=dist)
+    mux = make("StochasticMux", ["ab", "cd"], rate=np.inf, dist="constant", mode="exhaustive")
+    assert sorted(mux) == ["a", "b", "c", "d"]
+
+
+def test_attributes_that_were_spoilt_after_construction_are_refused_at_activation():
+    for name, value in (("dist", "gaussian"), ("mode", "both"), ("weights", np.ones(5))):
+        mux = make("StochasticMux", letters("abc"))
+        setattr(mux, name, value)
+        with pytest.raises(PescadorError, match=name):
+            next(mux.iterate())
+    mux = make("StochasticMux", letters("abc"))
+    mux.weights[0] = -0.1
+    with pytest.raises((PescadorError, ValueError)):
+        list(mux.iterate(100))
+
+
+def test_a_rate_below_one_is_for_constant_counts_only():
+    for dist in ("binomial", "poisson"):
+        with pytest.raises(PescadorError, match=r"rate=0\.5"):
+            make("StochasticMux", letters("abc"), rate=0.5, dist=dist)
+    assert (
+        len(list(make("StochasticMux", letters("abc"), rate=0.5, dist="constant").iterate(9))) == 9
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        ("StochasticMux", "mode", "single"),
+        ("StochasticMux", "mode", None),
+        ("StochasticMux", "dist", "gaussian"),
+        ("StochasticMux", "dist", 3),
+        ("StochasticMux", "prune_empty_streams", "no"),
+        ("RoundRobinMux", "mode", "with_replacement"),
+        ("ChainMux", "mode", "permuted_cycle"),
+        *[
+            (name, "random_state", state)
+            for name in ("StochasticMux", "ShuffledMux", "RoundRobinMux", "ChainMux")
+            for state in (-1, 2**32, "seed", 1.5, [1])
+        ],
+    ],
+)
+def test_other_bad_arguments_are_refused_by_name(name, argument, value):
+    with pytest.raises(PescadorError, match=f"{argument}="):
+        make(name, letters("abc"), **{argument: value})
+
+
+# ------------------------------------------------------------------------------------- Mux
+
+
+def test_mux_is_deprecated_and_names_its_replacement():
+    with pytest.warns(DeprecationWarning, match="StochasticMux") as caught:
+        mux = pescador.Mux(letters("abc"), 2, random_state=0)
+    assert caught[0].filename == __file__
+    assert len(list(mux.iterate(30))) == 30
+
+
+@pytest.mark.filterwarnings("ignore:Mux is deprecated")
+def test_mux_translates_its_switches_into_modes():
+    streamers = letters("abc")
+    assert pescador.Mux(streamers, 2).mode == "with_replacement"
+    assert pescador.Mux(streamers, 2, with_replacement=False).mode == "exhaustive"
+    assert pescador.Mux(streamers, 2, with_replacement=False, revive=True).mode == "single_active"
+    assert pescador.Mux(streamers, 2).rate == 256.0
+    assert pescador.Mux(streamers, 2, None).rate is None
+    assert sorted(pescador.Mux(["a", "b", "c"], 5, None, with_replacement=False)) == ["a", "b", "c"]
+
+
+@pytest.mark.filterwarnings("ignore:Mux is deprecated")
+@pytest.mark.parametrize(
+    ("argument", "value"), [("k", 0), ("rate", 0), ("with_replacement", 1), ("revive", None)]
+)
+def test_bad_arguments_of_mux_are_refused_by_name(argument, value):
+    with pytest.raises(PescadorError, match=f"{argument}="):
+        pescador.Mux(letters("abc"), **({"k": 2} | {argument: value}))

@@ -1,0 +1,128 @@
+"""The compiled floor: sums, weighted selection, activation."""
+
+import copy
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pescador import _core, _draws
+from streams import forever
+
+finite = st.floats(0, 1e300, allow_subnormal=True)
+
+
+@given(hnp.arrays(np.float64, st.integers(0, 700), elements=finite))
+def test_sums_round_as_those_of_numpy(values):
+    assert _draws.sum_of(values) == np.sum(values)
+
+
+@pytest.mark.parametrize("n", [7, 8, 127, 128, 129, 1000, 4096, 100_003, 1_000_000])
+def test_sums_of_any_length_round_as_those_of_numpy(n):
+    for seed in range(3):
+        values = 10.0 ** np.random.default_rng(seed).uniform(-18, 0, n)
+        assert _draws.sum_of(values) == np.sum(values)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text() | st.binary() | hnp.arrays(np.int8, 3),
+        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_isolating_gives_what_a_deep_copy_gives(value):
+    ours, theirs = _core.isolate(value, {}), copy.deepcopy(value)
+    assert repr(ours) == repr(theirs)
+    assert type(ours) is type(theirs)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "text",
+        b"bytes",
+        3,
+        2.5,
+        1j,
+        True,
+        None,
+        ...,
+        range(3),
+        (1, ("a", frozenset({2}))),
+        len,
+        forever,
+        np.float32(1),
+        np.dtype("f4"),
+        pathlib.Path("x"),
+        int,
+        np,
+        np.float64,
+    ],
+    ids=repr,
+)
+def test_what_cannot_change_is_shared(value):
+    assert _core.isolate(value, {}) is value
+
+
+def test_isolating_keeps_aliases_and_cycles():
+    inner = [1]
+    outer = [inner, (inner, {"k": inner})]
+    outer.append(outer)
+    result = _core.isolate(outer, {})
+    assert result is not outer
+    assert result[2] is result
+    assert result[1][0] is result[0] is result[1][1]["k"]
+    assert result[0] is not inner
+
+
+def test_isolating_a_subclass_of_a_container_is_left_to_copy():
+    class Tagged(list):
+        pass
+
+    value = Tagged([[1]])
+    value.tag = "t"
+    result = _core.isolate(value, {})
+    assert type(result) is Tagged
+    assert result.tag == "t"
+    assert result[0] is not value[0]
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 400),
+    st.floats(0, 1),
+    st.sampled_from([np.random.MT19937, np.random.PCG64]),
+)
+def test_binomial_counts_are_the_generators_own_draw_by_draw(seed, n, p, bits):
+    for make in (np.random.RandomState, np.random.Generator):
+        ours, theirs = make(bits(seed)), make(bits(seed))
+        assert _draws.counts_of(ours, 20, n=n, p=p) == [
+            theirs.binomial(int(n), p) for _ in range(20)
+        ]
+        assert ours.bytes(8) == theirs.bytes(8)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 30), st.sampled_from([np.random.MT19937]))
+def test_poisson_counts_are_the_generators_own_draw_by_draw(seed, mean, bits):
+    for make in (np.random.RandomState, np.random.Generator):
+        ours, theirs = make(bits(seed)), make(bits(seed))
+        assert _draws.counts_of(ours, 20, mean=mean) == [theirs.poisson(mean) for _ in range(20)]
+        assert ours.bytes(8) == theirs.bytes(8)
+
+
+@given(st.floats(1e-300, 1e300), st.integers(0, 3000))
+def test_a_repeated_sum_rounds_as_a_loop_does(v, n):
+    total = 0.0
+    for _ in range(n):
+        total += v
+    assert _draws.repeated_sum_of(v, n) == total
+
+
+@pytest.mark.parametrize("m", [3, 10, 1000, 65_536, 100_003, 1_000_000])
+def test_a_long_repeated_sum_rounds_as_a_loop_does(m):
+    # Around 1 / m, where all bits of a term matter, and with terms that end in half a unit.
+    for v in [1 / m, np.nextafter(1 / m, 0), np.nextafter(1 / m, 1), 1 + 2**-40, 1.5 * 2**-30]:
+        assert _draws.repeated_sum_of(v, m) == np.cumsum(np.full(m, v))[-1]

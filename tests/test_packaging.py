@@ -1,0 +1,65 @@
+"""What is shipped, and what a broken installation says."""
+
+import importlib.metadata
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+import pescador
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def git_files():
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    return {name for name in listed if name and (ROOT / name).exists()}
+
+
+def test_the_installed_version_is_that_of_the_package():
+    assert importlib.metadata.version("pescador") == pescador.__version__
+    assert pescador.version.version == pescador.__version__
+    assert pescador.__version__.startswith("3.0.0+")
+
+
+def test_an_sdist_holds_what_git_holds(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        shipped = {name.partition("/")[2] for name in tar.getnames()}
+    assert shipped - {"PKG-INFO"} == {f for f in git_files() if not f.startswith(".ci/")}
+
+
+def test_importing_the_package_uncompiled_says_what_to_do(tmp_path):
+    package = tmp_path / "pescador"
+    package.mkdir()
+    for file in (ROOT / "pescador").glob("*.py"):
+        shutil.copy(file, package)
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pescador"
+    # -S: no site-packages, so no finder of an editable installation that would help.
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "pip install ." in done.stderr
+
+
+def test_the_package_ships_its_types():
+    files = {pathlib.PurePath(file).name for file in git_files() if file.startswith("pescador/")}
+    for module in files:
+        if module.endswith(".pyx"):
+            assert module.replace(".pyx", ".pyi") in files
+    assert "py.typed" in files
