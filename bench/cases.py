@@ -1,0 +1,1031 @@
+"""The work that is measured, each case written once.
+
+A case is a function of the package under test and of parameters; it returns a job (``jobs.py``).
+That one function serves every contestant that has pescador's API. How others do the same work is
+said below it, by contestant. Sources are trivial, so that what is measured is everything else.
+
+The identifier of a case is its name and the parameters that it is run with:
+``shuffled/n=1000``. Parameters with defaults are left out where the default is meant.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import multiprocessing
+import pathlib
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jobs import Calls, Fresh, Items, Skip
+
+CASES: "dict[str, Case]" = {}
+
+
+@dataclass
+class Case:
+    """One kind of work; see `case`."""
+
+    name: str
+    doc: str
+    unit: str
+    section: str
+    short: list[dict[str, Any]]
+    full: list[dict[str, Any]]
+    tiny: dict[str, Any]
+    warm: Callable[..., int]
+    n_bytes: Callable[..., int] | None
+    parallel: bool
+    same: bool
+    builders: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def by(self, *contestants):
+        """Say how `contestants` do this work."""
+
+        def register(builder):
+            for name in contestants:
+                self.builders[name] = builder
+            return builder
+
+        return register
+
+    def identifier(self, params):
+        return "/".join([self.name, *(f"{key}={value}" for key, value in params.items())])
+
+    def grid(self, profile):
+        """The parameters to run: those of the short profile, then those of the full one."""
+        more = self.full if profile == "full" else []
+        return self.short + [params for params in more if params not in self.short]
+
+
+def case(
+    unit,
+    section,
+    short=({},),
+    full=(),
+    tiny=None,
+    warm=lambda **params: 1000,
+    n_bytes=None,
+    parallel=False,
+    same=False,
+):
+    """Make a function ``(pescador, **params)`` that returns a job into a case.
+
+    unit: what one unit of work is. section: of the table. short, full: parameters, as dicts.
+    tiny: parameters for ``make test``. warm: how many units of work until the state is steady.
+    n_bytes: the size of one unit. parallel: whether the job has other processes, and so gets all
+    processors. same: whether all contestants give equal samples in the same order.
+    """
+
+    def register(build):
+        it = Case(
+            name=build.__name__,
+            doc=build.__doc__,
+            unit=unit,
+            section=section,
+            short=list(short),
+            full=list(full),
+            tiny=tiny or {},
+            warm=warm,
+            n_bytes=n_bytes,
+            parallel=parallel,
+            same=same,
+        )
+        it.builders["pescador"] = build
+        CASES[it.name] = it
+        return it
+
+    return register
+
+
+def over(name, *values, **fixed):
+    """Return parameters in which `name` takes each of `values`."""
+    return [{name: value, **fixed} for value in values]
+
+
+# ----------------------------------------------------------------------------------- sources
+
+
+def forever(i):
+    while True:
+        yield i
+
+
+def some(i, length):
+    for _ in range(length):
+        yield i
+
+
+def reads(array):
+    first = array[0]
+    while True:
+        yield first
+
+
+def bare(**params):
+    """The limit of any stream: asking a generator for its next item."""
+    return Items(forever(0))
+
+
+# -------------------------------------------------------------------------------- one stream
+
+
+@case("sample", "One stream", same=True)
+def streamer(pescador):
+    """Streamer.iterate on an endless generator."""
+    return Items(pescador.Streamer(forever, 0).iterate())
+
+
+streamer.by("hand", "limit")(bare)
+
+
+@case("sample", "One stream", same=True)
+def bound(pescador, length=100_000):
+    """A Streamer bounded by max_iter, run to its end; by hand, itertools.islice."""
+    stream = pescador.Streamer(forever, 0)
+    return Calls(lambda _: drain(stream.iterate(max_iter=length)), per=length)
+
+
+@bound.by("hand")
+def _(length=100_000):
+    return Calls(lambda _: drain(itertools.islice(forever(0), length)), per=length)
+
+
+bound.by("limit")(bare)
+
+
+def drain(iterator):
+    """Run an iterator to its end; return its last item."""
+    item = None
+    for item in iterator:  # noqa: B007
+        pass
+    return item
+
+
+@case("sample", "One stream", short=over("length", 10), full=over("length", 1, 100), same=True)
+def cycle(pescador, length):
+    """Streamer.cycle over a stream that is restarted every `length` samples."""
+    return Items(pescador.Streamer(some, 0, length).cycle())
+
+
+@cycle.by("hand")
+def _(length):
+    return Items(item for _ in itertools.repeat(None) for item in some(0, length))
+
+
+cycle.by("limit")(bare)
+
+
+# ------------------------------------------------------------------------- mixing all streams
+
+
+def weights_of(n):
+    return [1.0 + i % 10 for i in range(n)]
+
+
+def touched(n, **params):
+    """Enough samples that nearly all of n streams have started."""
+    return 3 * n
+
+
+@case(
+    "sample",
+    "Mixing all streams",
+    short=over("n", 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+    + over("n", 10, 1_000, weighted=True),
+    full=over("n", 30, 300, 3_000, 30_000, 300_000)
+    + over("n", 100, 10_000, 100_000, 1_000_000, weighted=True),
+    tiny={"n": 5},
+    warm=touched,
+)
+def shuffled(pescador, n, weighted=False):
+    """ShuffledMux over n streams."""
+    streams = [pescador.Streamer(forever, i) for i in range(n)]
+    weights = weights_of(n) if weighted else None
+    return Items(pescador.ShuffledMux(streams, weights=weights, random_state=0).iterate())
+
+
+@shuffled.by("hand")
+def _(n, weighted=False):
+    g = [forever(i) for i in range(n)]
+
+    def uniform():
+        random = np_free_random()
+        while True:
+            yield next(g[int(random() * n)])
+
+    def by_weight():
+        cumulative = list(itertools.accumulate(weights_of(n)))
+        choices = random.Random(0).choices
+        while True:
+            yield next(choices(g, cum_weights=cumulative)[0])
+
+    return Items(by_weight() if weighted else uniform())
+
+
+def np_free_random():
+    return random.Random(0).random
+
+
+shuffled.by("limit")(bare)
+
+
+@shuffled.by("more-itertools")
+def _(n, weighted=False):
+    from more_itertools import interleave_randomly
+
+    if weighted:
+        raise Skip("interleave_randomly has no weights")
+    return Items(interleave_randomly(*[forever(i) for i in range(n)]))
+
+
+@shuffled.by("torchdata")
+def _(n, weighted=False):
+    from torchdata.nodes import IterableWrapper, MultiNodeWeightedSampler
+
+    nodes = {str(i): IterableWrapper(forever(i)) for i in range(n)}
+    weights = weights_of(n) if weighted else [1.0] * n
+    return Items(
+        iter(MultiNodeWeightedSampler(nodes, dict(zip(nodes, weights, strict=True)), seed=0))
+    )
+
+
+@shuffled.by("lhotse")
+def _(n, weighted=False):
+    from lhotse import CutSet
+
+    weights = weights_of(n) if weighted else None
+    return Items(iter(CutSet.mux(*[CutSet(forever(i)) for i in range(n)], weights=weights, seed=0)))
+
+
+@shuffled.by("lhotse-infinite")
+def _(n, weighted=False):
+    from lhotse import CutSet
+
+    weights = weights_of(n) if weighted else None
+    streams = [CutSet(forever(i)) for i in range(n)]
+    # All streams open, as elsewhere here.
+    return Items(iter(CutSet.infinite_mux(*streams, weights=weights, seed=0, max_open_streams=n)))
+
+
+@shuffled.by("grain")
+def _(n, weighted=False):
+    import grain
+
+    # Mixes in fixed proportions rather than at random, and takes tables rather than streams.
+    sources = [grain.MapDataset.source([i]).repeat() for i in range(n)]
+    weights = weights_of(n) if weighted else None
+    return Items(iter(grain.MapDataset.mix(sources, weights=weights)))
+
+
+@shuffled.by("webdataset")
+def _(n, weighted=False):
+    from webdataset.mix import RandomMix
+
+    probs = weights_of(n) if weighted else None
+    return Items(iter(RandomMix([forever(i) for i in range(n)], probs)))
+
+
+@shuffled.by("datasets")
+def _(n, weighted=False):
+    from datasets import IterableDataset, interleave_datasets
+
+    def records(i):
+        while True:
+            yield {"i": i}
+
+    sources = [IterableDataset.from_generator(records, gen_kwargs={"i": i}) for i in range(n)]
+    weights = np.array(weights_of(n) if weighted else [1.0] * n)
+    mixed = interleave_datasets(sources, probabilities=list(weights / weights.sum()), seed=0)
+    return Items(record["i"] for record in mixed)
+
+
+@case(
+    "sample",
+    "Mixing all streams",
+    short=over("n", 1_000),
+    full=over("n", 10, 100_000),
+    tiny={"n": 3},
+    warm=touched,
+    same=True,
+)
+def round_robin(pescador, n):
+    """RoundRobinMux, mode cycle, over n endless streams."""
+    streams = [pescador.Streamer(forever, i) for i in range(n)]
+    return Items(pescador.RoundRobinMux(streams, mode="cycle").iterate())
+
+
+@round_robin.by("hand")
+def _(n):
+    return Items(next(stream) for stream in itertools.cycle([forever(i) for i in range(n)]))
+
+
+round_robin.by("limit")(bare)
+
+
+@case(
+    "sample",
+    "Mixing all streams",
+    short=over("depth", 2),
+    full=[*over("depth", 3), {"depth": 2, "outer": "stochastic"}],
+    tiny={"depth": 2},
+    warm=lambda depth, **params: 3 * 10**depth,
+)
+def tree(pescador, depth, outer="shuffled"):
+    """Muxes of ten in `depth` levels; the outermost may be a StochasticMux."""
+    numbers = itertools.count()
+
+    def grow(level):
+        if level == 0:
+            return pescador.Streamer(forever, next(numbers))
+        pool = [grow(level - 1) for _ in range(10)]
+        if level == depth and outer == "stochastic":
+            return pescador.StochasticMux(pool, 5, 64, random_state=level)
+        return pescador.ShuffledMux(pool, random_state=level)
+
+    return Items(grow(depth).iterate())
+
+
+@tree.by("hand")
+def _(depth, outer="shuffled"):
+    if outer != "shuffled":
+        raise Skip("not written by hand")
+    numbers = itertools.count()
+
+    def mix(g):
+        pick, n = np_free_random(), len(g)
+        while True:
+            yield next(g[int(pick() * n)])
+
+    def grow(level):
+        if level == 0:
+            return forever(next(numbers))
+        return mix([grow(level - 1) for _ in range(10)])
+
+    return Items(grow(depth))
+
+
+tree.by("limit")(bare)
+
+
+# ------------------------------------------------------------------ a few of many open at once
+
+
+def settled(n=1_000, n_active=100, rate=8, **params):
+    """Enough samples that the whole active set has been replaced, and the pool been visited."""
+    return max(1000, 2 * n_active * int(rate or 1), min(n, 1_000_000))
+
+
+@case(
+    "sample",
+    "A few of many open",
+    short=[
+        *over("n", 100, 1_000, 10_000, 100_000, 1_000_000),
+        *over("mode", "single_active", "exhaustive"),
+        *over("dist", "poisson", "constant"),
+        {"weighted": True},
+        *over("n_active", 1, 10, 1_000, n=20_000),
+        {"n_active": 10_000, "n": 20_000},
+        {"n_active": 100_000, "n": 200_000},
+        {"rate": 256},
+    ],
+    full=[
+        *over("n", 300, 3_000, 30_000, 300_000),
+        *over("n", 100_000, 1_000_000, mode="single_active"),
+        {"n_active": 100, "n": 20_000},
+        {"n_active": 30_000, "n": 60_000},
+        *over("rate", 2, 64),
+        *(
+            {"mode": mode, "dist": dist}
+            for mode in ("single_active", "exhaustive")
+            for dist in ("poisson", "constant")
+        ),
+        {"weighted": True, "mode": "single_active"},
+        {"n_active": 10_000, "n": 20_000, "mode": "single_active"},
+        {"n_active": 10_000, "n": 20_000, "weighted": True},
+        {"rate": None},
+    ],
+    tiny={"n": 8, "n_active": 3},
+    warm=settled,
+)
+def stochastic(
+    pescador,
+    n=1_000,
+    n_active=100,
+    rate=8,
+    mode="with_replacement",
+    dist="binomial",
+    weighted=False,
+):
+    """StochasticMux over n streams with n_active open, 'rate' samples each; 1,000, 100 and 8."""
+    streams = [pescador.Streamer(forever, i) for i in range(n)]
+    mux = pescador.StochasticMux(
+        streams,
+        n_active,
+        rate,
+        weights=weights_of(n) if weighted else None,
+        mode=mode,
+        dist=dist,
+        random_state=0,
+    )
+    return Items(mux.cycle() if mode == "exhaustive" else mux.iterate())
+
+
+@stochastic.by("hand")
+def _(
+    n=1_000,
+    n_active=100,
+    rate=8,
+    mode="with_replacement",
+    dist="binomial",
+    weighted=False,
+):
+    if mode != "with_replacement" or weighted or rate is None:
+        raise Skip("not written by hand")
+
+    def mix():
+        pick, rng = np_free_random(), np.random.RandomState(0)
+        p = 1 / n_active
+        if dist == "constant":
+            draw = lambda: rate  # noqa: E731
+        elif dist == "poisson" or p == 1:
+            draw = lambda: 1 + rng.poisson(rate - 1)  # noqa: E731
+        else:
+            draw = lambda: 1 + rng.binomial(int((rate - 1) / (1 - p)), 1 - p)  # noqa: E731
+        streams = [forever(int(pick() * n)) for _ in range(n_active)]
+        left = [draw() for _ in range(n_active)]
+        while True:
+            slot = int(pick() * n_active)
+            if not left[slot]:
+                streams[slot] = forever(int(pick() * n))
+                left[slot] = draw()
+            left[slot] -= 1
+            yield next(streams[slot])
+
+    return Items(mix())
+
+
+stochastic.by("limit")(bare)
+
+
+# -------------------------------------------------------------------------- streams that end
+
+
+@case(
+    "sample",
+    "Streams that end",
+    short=over("n", 1_000),
+    full=[*over("n", 10, 100000), {"n": 1000, "length": 100}],
+    tiny={"n": 4},
+    same=True,
+)
+def chain(pescador, n, length=3):
+    """ChainMux, mode cycle, over n streams of `length` samples."""
+    streams = [pescador.Streamer(some, i, length) for i in range(n)]
+    return Items(pescador.ChainMux(streams, mode="cycle").iterate())
+
+
+@chain.by("hand")
+def _(n, length=3):
+    streams = (some(i, length) for i in itertools.cycle(range(n)))
+    return Items(itertools.chain.from_iterable(streams))
+
+
+chain.by("limit")(bare)
+
+
+@case(
+    "sample",
+    "Streams that end",
+    short=over("mux", "shuffled", "stochastic"),
+    full=over("mux", "round_robin", "permuted")
+    + over("mux", "shuffled", "stochastic", n=10_000)
+    + over("mux", "shuffled", "stochastic", length=1),
+    tiny={"mux": "shuffled", "n": 4},
+    warm=lambda n=100, **params: 10 * n,
+)
+def mortal(pescador, mux, n=100, length=3):
+    """Muxes over n streams that die after `length` samples; a StochasticMux opens a tenth."""
+    streams = [pescador.Streamer(some, i, length) for i in range(n)]
+    if mux == "shuffled":
+        return Items(pescador.ShuffledMux(streams, random_state=0).iterate())
+    if mux == "stochastic":
+        return Items(
+            pescador.StochasticMux(streams, max(1, n // 10), None, random_state=0).iterate()
+        )
+    mode = {"round_robin": "cycle", "permuted": "permuted_cycle"}[mux]
+    return Items(pescador.RoundRobinMux(streams, mode=mode, random_state=0).iterate())
+
+
+@mortal.by("hand")
+def _(mux, n=100, length=3):
+    if mux in ("round_robin", "permuted"):
+        raise Skip("not written by hand")
+    n_active = n if mux == "shuffled" else max(1, n // 10)
+
+    def mix():
+        pick = np_free_random()
+        stream_of = list(range(n_active))
+        g = [some(i, length) for i in stream_of]
+        while True:
+            slot = int(pick() * n_active)
+            try:
+                item = next(g[slot])
+            except StopIteration:
+                if mux == "stochastic":
+                    stream_of[slot] = int(pick() * n)
+                g[slot] = some(stream_of[slot], length)
+            else:
+                yield item
+
+    return Items(mix())
+
+
+mortal.by("limit")(bare)
+
+
+@case(
+    "sample",
+    "Streams that end",
+    short=over("mux", "stochastic", "round_robin"),
+    full=over("mux", "pruned"),
+    tiny={"mux": "stochastic"},
+    warm=lambda **params: 2_000,
+)
+def empties(pescador, mux):
+    """1,000 streams of which nine in ten have no samples, and the others eight."""
+    streams = [pescador.Streamer(some, i, 0 if i % 10 else 8) for i in range(1_000)]
+    if mux == "round_robin":
+        return Items(pescador.RoundRobinMux(streams, mode="cycle").iterate())
+    return Items(
+        pescador.StochasticMux(
+            streams, 100, None, prune_empty_streams=mux == "pruned", random_state=0
+        ).iterate()
+    )
+
+
+empties.by("limit")(bare)
+
+
+# --------------------------------------------------------------------- activation, first sample
+
+
+def mux_of(pescador, streams, mux):
+    if mux == "shuffled":
+        return pescador.ShuffledMux(streams, random_state=0)
+    return pescador.StochasticMux(streams, min(100, len(streams)), 8, random_state=0)
+
+
+def first_of(mux):
+    stream = mux.iterate()
+    # The stream is kept, so that closing it is not part of the time.
+    return stream, next(stream)
+
+
+@case(
+    "activation",
+    "Starting",
+    short=over("mux", "stochastic", "shuffled"),
+    full=over("mux", "stochastic", "shuffled", n=1_000),
+    tiny={"mux": "shuffled", "n": 5},
+    warm=lambda **params: 1,
+)
+def first(pescador, mux, n=30_000):
+    """The time to the first sample of a new mux over n streamers, 100 of them open."""
+    streams = [pescador.Streamer(forever, i) for i in range(n)]
+    return Calls(first_of, setup=lambda: mux_of(pescador, streams, mux))
+
+
+@case(
+    "activation",
+    "Starting",
+    short=over("mux", "stochastic"),
+    full=over("mux", "shuffled"),
+    tiny={"mux": "stochastic", "n": 5},
+    warm=lambda **params: 1,
+)
+def again(pescador, mux, n=30_000):
+    """The time to the first sample of a mux that was iterated before."""
+    it = mux_of(pescador, [pescador.Streamer(forever, i) for i in range(n)], mux)
+    return Calls(lambda _: first_of(it))
+
+
+@case(
+    "activation",
+    "Starting",
+    short=over("kind", "array", "memmap"),
+    full=over("kind", "small", "list"),
+    tiny={"kind": "array", "megabytes": 1},
+    warm=lambda **params: 2,
+)
+def argument(pescador, kind, megabytes=25):
+    """Starting a Streamer that is given a large array, a read-only memmap, or something small."""
+    stream = pescador.Streamer(reads, argument_of(kind, megabytes))
+    return Calls(lambda _: first_of(stream))
+
+
+def argument_of(kind, megabytes):
+    n = megabytes * 2**20 // 4
+    if kind == "small":
+        return np.zeros(16, np.float32)
+    if kind == "list":
+        return [np.zeros(16, np.float32) for _ in range(100)]
+    if kind == "memmap":
+        with tempfile.NamedTemporaryFile() as file:
+            np.zeros(n, np.float32).tofile(file.name)
+            return np.memmap(file.name, np.float32, mode="r")
+    return np.zeros(n, np.float32)
+
+
+@case(
+    "sample",
+    "Starting",
+    short=over("kind", "array"),
+    full=[*over("kind", "memmap"), {"kind": "array", "n": 30000}],
+    tiny={"kind": "array", "n": 5, "megabytes": 1},
+)
+def shared_argument(pescador, kind, n=1_000, megabytes=25):
+    """StochasticMux, 100 open at rate 8, over streamers that are given one large array."""
+    array = argument_of(kind, megabytes)
+    streams = [pescador.Streamer(reads, array) for _ in range(n)]
+    return Items(mux_of(pescador, streams, "stochastic").iterate())
+
+
+# ----------------------------------------------------------------------------------- batches
+
+IMAGE = 3 * 224 * 224 * 4
+BATCH = 64
+
+
+def pool_of(size, keys, axis, batch=BATCH):
+    """Arrays of which row i is the value of item i, one array per key."""
+    shape = (batch, size // 4) if axis is None else (batch, 4, size // 16)
+    rng = np.random.default_rng(0)
+    return {f"key{j}": rng.random(shape, np.float32) for j in range(keys)}
+
+
+def items_of(size, keys, axis):
+    pool = pool_of(size, keys, axis)
+    return [{key: values[i] for key, values in pool.items()} for i in range(BATCH)]
+
+
+def repeated(items):
+    while True:
+        yield from items
+
+
+@case(
+    "batch",
+    "Batches",
+    short=[
+        *over("size", 64, 4_096, 65_536, IMAGE, 2**20),
+        {"size": 64, "keys": 10},
+        {"size": 64, "axis": 0},
+        {"size": 65_536, "axis": 0},
+    ],
+    full=[
+        *over("size", 256, 1_024, 16_384, 262_144),
+        {"size": 64, "keys": 3},
+        {"size": 65_536, "keys": 10},
+        {"size": 2**20, "axis": 0},
+    ],
+    tiny={"size": 64, "keys": 2},
+    warm=lambda **params: 3,
+    n_bytes=lambda size, keys=1, axis=None: BATCH * size * keys,
+    same=True,
+)
+def batches(pescador, size, keys=1, axis=None):
+    """buffer_stream: batches of 64 items of `size` bytes a key; axis 0 joins small batches."""
+    items = items_of(size, keys, axis)
+    return Items(pescador.buffer_stream(repeated(items), BATCH, axis=axis))
+
+
+@batches.by("hand")
+def _(size, keys=1, axis=None):
+    join = np.stack if axis is None else np.concatenate
+
+    def collect():
+        stream = repeated(items_of(size, keys, axis))
+        while True:
+            items = list(itertools.islice(stream, BATCH))
+            yield {key: join([item[key] for item in items]) for key in items[0]}
+
+    return Items(collect())
+
+
+@batches.by("limit")
+def _(size, keys=1, axis=None):
+    return Items(copied(pool_of(size, keys, axis)))
+
+
+def copied(pool):
+    """The limit of whatever moves bytes: memcpy into a warm buffer."""
+    out = {key: np.ones_like(values) for key, values in pool.items()}
+    moves = [(out[key].ctypes.data, pool[key].ctypes.data, pool[key].nbytes) for key in pool]
+    while True:
+        for move in moves:
+            ctypes.memmove(*move)
+        yield out
+
+
+# --------------------------------------------------------------------------- across processes
+
+
+def payload(size):
+    return np.arange(max(size // 4, 1), dtype=np.float32)
+
+
+def sends(size):
+    item = {"x": payload(size)}
+    while True:
+        yield item
+
+
+def touching(stream, size, close=lambda: None):
+    """Read a byte of each page of large items: memory that was only mapped is not there yet."""
+    try:
+        for item in stream:
+            if size >= 65_536:
+                item["x"][::1024].max()
+            yield item
+    finally:
+        close()
+
+
+@case(
+    "item",
+    "Across processes",
+    short=over("size", 64, 65_536, 2**20, 40 * 10**6),
+    full=over("size", 1_024, 4_096, 16_384, 262_144, 4 * 2**20, 16 * 2**20),
+    tiny={"size": 4_096},
+    n_bytes=lambda size: size,
+    parallel=True,
+    same=True,
+    warm=lambda **params: 1,
+)
+def transport(pescador, size):
+    """ZMQStreamer; by hand, a multiprocessing.Queue; torch, a DataLoader with one worker."""
+    background = pescador.ZMQStreamer(pescador.Streamer(sends, size))
+
+    def opened():
+        stream = background.iterate()
+        return touching(stream, size, stream.close)
+
+    return Fresh(opened)
+
+
+def from_process(target, *args, depth=8):
+    """Yield what a process running ``target(put, *args)`` puts into a queue."""
+    queue = multiprocessing.Queue(depth)
+    process = multiprocessing.Process(target=target, args=(queue.put, *args), daemon=True)
+    process.start()
+    try:
+        while True:
+            yield queue.get()
+    finally:
+        process.kill()
+        process.join()
+        queue.close()
+
+
+def put_all(put, size):
+    for item in sends(size):
+        put(item)
+
+
+@transport.by("hand")
+def _(size):
+    depth = min(1000, max(2, 2**26 // size))
+
+    def opened():
+        stream = from_process(put_all, size, depth=depth)
+        return touching(stream, size, stream.close)
+
+    return Fresh(opened)
+
+
+@transport.by("torch")
+def _(size):
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Source(IterableDataset):
+        def __iter__(self):
+            return sends(size)
+
+    def opened():
+        # Closing is letting go of the loader's iterator, which ends its worker.
+        loader = iter(DataLoader(Source(), batch_size=None, num_workers=1))
+        return touching(loader, size, getattr(loader, "_shutdown_workers", lambda: None))
+
+    return Fresh(opened)
+
+
+@transport.by("limit")
+def _(size):
+    return Items(copied({"x": payload(size)}))
+
+
+# ------------------------------------------------------------------------------- end to end
+
+
+def rows_of(path, seed):
+    """Draw rows of one file for ever, as a data set of many recordings is read."""
+    with np.load(path) as shard:
+        X, y = shard["X"], shard["y"]
+    rng = np.random.default_rng(seed)
+    while True:
+        i = rng.integers(len(X))
+        yield {"X": X[i], "y": y[i]}
+
+
+def write_shards(folder, X, y, n):
+    paths = []
+    for i, rows in enumerate(np.array_split(np.argsort(y, kind="stable"), n)):
+        paths.append(folder / f"{i:05d}.npz")
+        np.savez(paths[-1], X=X[rows], y=y[rows])
+    return paths
+
+
+def digits_data():
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise Skip("needs scikit-learn") from error
+    digits = load_digits()
+    return digits.data / 16, digits.target
+
+
+def random_data():
+    rng = np.random.default_rng(0)
+    return rng.random((1_797, 64)), rng.integers(10, size=1_797)
+
+
+def put_digits(put, paths):
+    """The same work in a plain loop: 32 files open, 16 samples each on average."""
+    pick, poisson = np_free_random(), np.random.RandomState(0).poisson
+    seeds = itertools.count()
+
+    def opened():
+        return rows_of(paths[int(pick() * len(paths))], next(seeds)), 1 + poisson(15)
+
+    slots = [opened() for _ in range(32)]
+    while True:
+        items = []
+        while len(items) < 32:
+            slot = int(pick() * 32)
+            stream, left = slots[slot]
+            if not left:
+                stream, left = opened()
+            items.append(next(stream))
+            slots[slot] = stream, left - 1
+        put({key: np.stack([item[key] for item in items]) for key in items[0]})
+
+
+def end_to_end(data, learn, open_batches):
+    """Return a job that writes the shards, and reads batches of 32 samples from them."""
+    folder = tempfile.TemporaryDirectory(prefix="pescador-bench-")
+    try:
+        paths = write_shards(pathlib.Path(folder.name), *data, 300)
+    except BaseException:
+        folder.cleanup()
+        raise
+
+    def opened():
+        with contextlib.closing(open_batches(paths)) as stream:
+            for batch in stream:
+                learn(batch)
+                yield batch
+
+    return Fresh(opened, per=32, close=folder.cleanup)
+
+
+def mixed_by(pescador):
+    def open_batches(paths):
+        streams = [pescador.Streamer(rows_of, path, seed) for seed, path in enumerate(paths)]
+        mux = pescador.StochasticMux(streams, 32, 16, mode="single_active", random_state=0)
+        batches = pescador.Streamer(pescador.buffer_stream, mux, 32)
+        return pescador.ZMQStreamer(batches).iterate()
+
+    return open_batches
+
+
+def by_hand(paths):
+    return from_process(put_digits, paths)
+
+
+def linear_classifier():
+    try:
+        from sklearn.linear_model import SGDClassifier
+    except ImportError as error:
+        raise Skip("needs scikit-learn") from error
+    model = SGDClassifier(random_state=0)
+    return lambda batch: model.partial_fit(batch["X"], batch["y"], classes=range(10))
+
+
+@case("sample", "End to end", parallel=True, warm=lambda: 1)
+def digits(pescador):
+    """Handwritten digits from 300 files, 32 open, mixed in a process; a linear classifier."""
+    return end_to_end(digits_data(), linear_classifier(), mixed_by(pescador))
+
+
+@digits.by("hand")
+def _():
+    return end_to_end(digits_data(), linear_classifier(), by_hand)
+
+
+@case("sample", "End to end", parallel=True, warm=lambda: 1)
+def pipeline(pescador):
+    """The same with a model that costs nothing, so that the pipeline is all there is."""
+    return end_to_end(random_data(), lambda batch: None, mixed_by(pescador))
+
+
+@pipeline.by("hand")
+def _():
+    return end_to_end(random_data(), lambda batch: None, by_hand)
+
+
+# ------------------------------------------------------------------------------------- goals
+
+
+@dataclass
+class Goal:
+    """`slow` is to take at least `ratio` times as long as `fast` (or, if `most`, at most)."""
+
+    text: str
+    slow: tuple[str, str]
+    fast: tuple[str, str]
+    ratio: float
+    most: bool = False
+
+
+def than(contestant, identifier, ratio, text=None):
+    """A goal for ours against `contestant` on the same case."""
+    return Goal(text or identifier, (identifier, contestant), (identifier, "ours"), ratio)
+
+
+GOALS = [
+    than("peer", "shuffled/n=10", 120),
+    than("peer", "shuffled/n=1000", 170),
+    than("peer", "shuffled/n=10000", 600),
+    than("hand", "shuffled/n=10", 2),
+    than("hand", "shuffled/n=1000", 1.3),
+    than("peer", "stochastic/n=1000", 110),
+    than("peer", "stochastic/mode=single_active", 110),
+    than("peer", "stochastic/n_active=10000/n=20000", 350),
+    Goal(
+        "stochastic/n=1000000 against n=1000",
+        ("stochastic/n=1000000", "ours"),
+        ("stochastic/n=1000", "ours"),
+        2,
+        most=True,
+    ),
+    than("peer", "round_robin/n=1000", 250),
+    than("peer", "tree/depth=2", 150),
+    than("peer", "chain/n=1000", 30),
+    than("peer", "mortal/mux=shuffled", 30),
+    than("peer", "mortal/mux=stochastic", 30),
+    than("peer", "first/mux=stochastic", 30),
+    than("peer", "first/mux=shuffled", 30),
+    Goal("bound against islice", ("bound", "ours"), ("bound", "hand"), 1.6, most=True),
+]
+
+# What callgrind counts: the hot paths, none of them with another process.
+CORE = [
+    "streamer",
+    "bound",
+    "shuffled/n=10",
+    "shuffled/n=1000",
+    "shuffled/n=1000/weighted=True",
+    "stochastic/n=1000",
+    "stochastic/mode=single_active",
+    "stochastic/dist=poisson",
+    "stochastic/n_active=1000/n=20000",
+    "round_robin/n=1000",
+    "tree/depth=2",
+    "chain/n=1000",
+    "mortal/mux=shuffled",
+    "mortal/mux=stochastic",
+    "batches/size=64",
+]
+
+
+def find(identifier):
+    """Return the case and the parameters of an identifier."""
+    for it in CASES.values():
+        for params in it.grid("full"):
+            if it.identifier(params) == identifier:
+                return it, params
+    raise KeyError(identifier)
+
+
+def build(name, params, contestant, pescador=None):
+    """Return the job of a contestant; `pescador` is the package, for those that have its API."""
+    it = CASES[name]
+    if pescador is not None:
+        return it.builders["pescador"](pescador, **params)
+    if contestant not in it.builders:
+        raise Skip("does something else")
+    return it.builders[contestant](**params)

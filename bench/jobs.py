@@ -1,0 +1,130 @@
+"""How work is taken and timed. The same code runs for every contestant."""
+
+import gc
+from contextlib import suppress
+from itertools import islice
+from time import perf_counter
+
+
+class Skip(Exception):
+    """A contestant cannot do a case; the message says why."""
+
+
+class Ended(Exception):
+    """A stream that should be endless has ended: its figures would mean nothing."""
+
+
+class Items:
+    """An endless iterator; taking one is asking for its next item."""
+
+    def __init__(self, iterator, per=1):
+        self.iterator = iterator
+        self.per = per
+
+    def take(self, count):
+        """Take `count` units of work or a few more; return how many, and the seconds."""
+        n = -(-count // self.per)
+        iterator = self.iterator
+        start = perf_counter()
+        for _ in islice(iterator, n):
+            pass
+        seconds = perf_counter() - start
+        for _ in islice(iterator, 1):
+            return n * self.per, seconds
+        raise Ended("the stream ended during a round")
+
+    def samples(self, count):
+        """Return the next `count` results, for tests."""
+        return list(islice(self.iterator, count))
+
+    def close(self):
+        with suppress(AttributeError):
+            self.iterator.close()
+
+
+class Calls:
+    """A function that is called again and again; ``setup`` gives its argument, untimed."""
+
+    def __init__(self, run, setup=lambda: None, per=1):
+        self.run, self.setup, self.per = run, setup, per
+
+    def take(self, count):
+        n = -(-count // self.per)
+        run, setup, total = self.run, self.setup, 0.0
+        for _ in range(n):
+            argument = setup()
+            start = perf_counter()
+            result = run(argument)
+            total += perf_counter() - start
+            # Freed here, and so not timed: what a call leaves is still in use by its caller.
+            del result, argument
+        return n * self.per, total
+
+    def samples(self, count):
+        return [self.run(self.setup()) for _ in range(count)]
+
+    def close(self):
+        pass
+
+
+class Fresh:
+    """A stream made by other processes, opened anew for each round.
+
+    Left open between rounds, they would work ahead: the next round would find items ready, and
+    the rounds of other contestants would find the processors busy.
+    """
+
+    def __init__(self, opener, per=1, close=lambda: None):
+        self.opener, self.per, self.close = opener, per, close
+
+    def take(self, count):
+        n = -(-count // self.per)
+        stream = self.opener()
+        try:
+            # The first item waits for the start of a process, which is a case of its own.
+            next(stream)
+            start = perf_counter()
+            for _ in islice(stream, n):
+                pass
+            seconds = perf_counter() - start
+            for _ in islice(stream, 1):
+                return n * self.per, seconds
+            raise Ended("the stream ended during a round")
+        finally:
+            stream.close()
+
+    def samples(self, count):
+        stream = self.opener()
+        try:
+            return list(islice(stream, count))
+        finally:
+            stream.close()
+
+
+def timed(job, count):
+    """Take a round with the garbage collector off; return the work done and the seconds."""
+    gc.collect()
+    gc.disable()
+    try:
+        return job.take(count)
+    finally:
+        gc.enable()
+
+
+def warm_up(job, count, seconds):
+    """Take `count` units of work, or as many as fit into `seconds`."""
+    start, chunk = perf_counter(), min(count, 100)
+    while count > 0 and perf_counter() - start < seconds:
+        done, _ = timed(job, min(chunk, count))
+        count -= done
+        chunk *= 2
+
+
+def calibrate(job, target):
+    """Return how many units of work take about `target` seconds."""
+    count = 1
+    while True:
+        done, seconds = timed(job, count)
+        if seconds >= target / 5:
+            return max(1, round(done * target / seconds))
+        count = round(min(done * 20, max(done * 2, done * target / max(seconds, 1e-9))))
