@@ -10,10 +10,10 @@ cdef extern from "_native.h":
 
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches
 
-cdef enum:
-    # A loop over streams ends after so many passes in a row without a sample. One is not enough:
-    # streams may be empty by chance, those that reject most of what they read, say.
-    EMPTY_PASSES = 256
+cdef struct Patience:
+    # How long a loop has gone without a sample: set `passes` to 0 when there is one.
+    int64_t passes
+    int64_t since                      # what the thread's count was then
 
 
 cdef enum Ending:
@@ -33,6 +33,8 @@ cdef class Scope:
     cpdef object find(self, object key)
 
 
+cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
+cdef bint gives(Patience* patience, bint* gave) except -1
 cdef PyObject* next_item(object iterator) except? NULL
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)
 cpdef int64_t as_bound(object max_iter, bint round_up=*) except -1

@@ -36,6 +36,16 @@ cdef extern from "Python.h":
 cdef extern from "_native.h":
     PyObject* pescador_next(PyObject* iterator)
 
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    static __declspec(thread) int64_t pescador_fruitless;
+    #else
+    static _Thread_local int64_t pescador_fruitless;
+    #endif
+    """
+    int64_t pescador_fruitless         # passes without a sample, of all loops of this thread
+
 
 UNBOUNDED = INT64_MAX
 
@@ -227,9 +237,13 @@ def reads_shared(value, set seen=None):
         value = value.values()
     elif type(value) is not list and type(value) is not tuple:
         return False
-    for item in value:
-        if reads_shared(item, seen):
-            return True
+    Py_EnterRecursiveCall(" while looking for what cannot be iterated twice")
+    try:
+        for item in value:
+            if reads_shared(item, seen):
+                return True
+    finally:
+        Py_LeaveRecursiveCall()
     return False
 
 
@@ -275,6 +289,11 @@ cpdef bint is_stock(object streamer) except? True:
         if getattr(kind, name) is not original or name in own:
             return False
     return True
+
+
+def not_plain(list streamers):
+    """Return those that are not of exactly the plain class: usually few, or none."""
+    return [streamer for streamer in streamers if type(streamer) is not plain_streamer]
 
 
 cdef dict plain_fields(object streamer):
@@ -359,6 +378,37 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
     raise PescadorError(f"max_iter={max_iter!r} must be None or a number of samples, 0 or more")
 
 
+cdef enum:
+    # One pass is not enough: streams may be empty by chance, those that reject most of what they
+    # read, say.
+    EMPTY_PASSES = 256
+
+
+cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True:
+    """Note a pass without a sample; tell whether a loop over n streams should end for it.
+
+    It should after 256 times n of its own in a row. Loops inside loops would multiply that, so
+    those of all loops inside it are counted, too, against 256 times that.
+    """
+    global pescador_fruitless
+    PyErr_CheckSignals()
+    if patience.passes == 0:
+        patience.since = pescador_fruitless
+    patience.passes += 1
+    pescador_fruitless += 1
+    return (patience.passes >= EMPTY_PASSES * n
+            or pescador_fruitless - patience.since >= EMPTY_PASSES * max(EMPTY_PASSES, n))
+
+
+cdef bint gives(Patience* patience, bint* gave) except -1:
+    """Tell, at the end of a pass that gave samples or not, whether there should be another."""
+    if gave[0]:
+        gave[0] = False
+        patience.passes = 0
+        return True
+    return not runs_out(patience, 1)
+
+
 cdef PyObject* next_item(object iterator) except? NULL:
     """The next item, a new reference; NULL without an exception at the end."""
     return pescador_next(<PyObject*>iterator)
@@ -400,13 +450,15 @@ cdef class Bounded:
 cdef class Cycle:
     """Up to `max_iter` items of one activation of a streamer after another.
 
-    It ends when `EMPTY_PASSES` of them in a row have given nothing.
+    It ends when 256 of them in a row have given nothing.
     """
 
     cdef object streamer
     cdef object source
     cdef int64_t left
-    cdef Py_ssize_t empty_passes
+    cdef Patience patience
+    cdef bint gave                     # whether this activation gave an item
+    cdef bint over
 
     def __cinit__(self, streamer, max_iter):
         # ``if count > max_iter: return`` lets through no part of an item.
@@ -423,20 +475,19 @@ cdef class Cycle:
             raise StopIteration
         while True:
             if self.source is None:
-                if self.empty_passes == EMPTY_PASSES:
+                if self.over:
                     raise StopIteration
-                PyErr_CheckSignals()
-                self.empty_passes += 1
                 self.source = iter(self.streamer.iterate())
             item = next_item(self.source)
             if item is not NULL:
-                self.empty_passes = 0
+                self.gave = True
                 break
             self.source = None
+            self.over = not gives(&self.patience, &self.gave)
         if self.left == 0:
             Py_XDECREF(item)
             self.source = None
-            self.empty_passes = EMPTY_PASSES
+            self.over = True
             raise StopIteration
         self.left -= 1
         return steal(item)

@@ -3,7 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
-from pescador._core cimport Ending, Scope
+from pescador._core cimport Ending, Patience, Scope
 from pescador._draws cimport Categorical, Counts, Pool, Uniform
 
 
@@ -27,6 +27,7 @@ cdef class Engine:
     cdef object indices                # int64[k], the memory behind `which`
     cdef int64_t* which                # the streamer in each slot; -1 for none
     cdef Ending* endings               # who keeps to the bound of each slot
+    cdef Py_ssize_t depth              # how many engines this one is nested in
     cdef bint running
     cdef bint barren                   # it ended because no stream gave a sample any more
 
@@ -71,7 +72,7 @@ cdef class StochasticEngine(WeightedEngine):
     cdef double rate
     cdef Counts counts
     cdef set empty                     # streams found empty since the last sample
-    cdef int64_t empty_starts          # how often that was
+    cdef Patience patience
 
     cdef int new_stream(self, Py_ssize_t slot) except -1
     cdef int replace(self, Py_ssize_t slot) except -1
@@ -87,7 +88,8 @@ cdef class RoundRobinEngine(Engine):
     cdef Py_ssize_t alive
     cdef unsigned char* out            # n: streams that are not started again
     cdef Py_ssize_t n_out
-    cdef Py_ssize_t empty_rounds       # rounds begun since the last sample
+    cdef Patience patience
+    cdef bint gave                     # whether this round gave a sample
 
     cdef int begin_round(self, bint permute) except -1
 
@@ -99,7 +101,8 @@ cdef class ChainEngine(Engine):
     cdef bint cycles
     cdef bint vacant
     cdef bint ended                    # the last pass was begun
-    cdef Py_ssize_t empty_passes       # passes begun since the last sample
+    cdef Patience patience
+    cdef bint gave                     # whether this pass gave a sample
     cdef set out                       # ids of streamers that are not started again
 
     cdef bint next_streamer(self) except? True

@@ -5,9 +5,10 @@ in each slot, how many samples it gave and may give, its weight) and, apart from
 iterators that the samples come from. Arguments were checked in mux.py.
 """
 
+import sys
+
 import numpy as np
 
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
@@ -16,8 +17,8 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
 from pescador._core cimport (
-    EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, as_bound, next_item,
-    start, steal,
+    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, as_bound, gives, next_item,
+    runs_out, start, steal,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Uniform, address, choose, draw, pairwise_sum,
@@ -104,6 +105,12 @@ cdef class Engine:
                                    &self.endings[slot], self.copies)
         if self.endings[slot] == ENDS_ITSELF:
             self.slots[slot].bound = UNBOUNDED
+        elif isinstance(self.streams[slot], Engine):
+            (<Engine>self.streams[slot]).depth = self.depth + 1
+            # Engines call each other in C, where nothing else would stop them in time.
+            if self.depth >= sys.getrecursionlimit():
+                raise RecursionError("muxes are nested more deeply than Python's recursion limit, "
+                                     f"{sys.getrecursionlimit()}")
         return 0
 
     cdef int assign(self, Py_ssize_t slot, Py_ssize_t i, int64_t bound) except -1:
@@ -277,13 +284,12 @@ cdef class StochasticEngine(WeightedEngine):
             slot = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
-                if self.empty_starts:
+                if self.patience.passes:
                     self.empty.clear()
-                    self.empty_starts = 0
+                    self.patience.passes = 0
                 return item
             if self.slots[slot].count == 0:
                 self.empty.add(self.which[slot])
-                self.empty_starts += 1
                 if self.is_hopeless():
                     self.barren = True
                     return NULL
@@ -333,10 +339,9 @@ cdef class StochasticEngine(WeightedEngine):
         """Whether every stream that can still come was found empty, again and again."""
         # A slot of weight zero keeps its stream to itself, where each may be in one slot only.
         cdef Py_ssize_t out_of_reach = 0, slot
-        PyErr_CheckSignals()
-        if not self.revives and (self.prune or not self.replaces):
+        if not runs_out(&self.patience, self.n) or len(self.empty) + self.k < self.n:
             return False
-        if self.empty_starts < EMPTY_PASSES * self.n or len(self.empty) + self.k < self.n:
+        if not self.revives and (self.prune or not self.replaces):
             return False
         if self.revives:
             for slot in range(self.k):
@@ -379,7 +384,6 @@ cdef class RoundRobinEngine(Engine):
         cdef Py_ssize_t slot
         if self.k == 0:
             return 0
-        PyErr_CheckSignals()
         self.indices[:] = order
         for slot in range(self.k):
             self.slots[slot].count = 0
@@ -389,7 +393,6 @@ cdef class RoundRobinEngine(Engine):
         self.at = 0
         self.before = self.k - 1
         self.alive = self.k
-        self.empty_rounds += 1
         return 0
 
     cdef PyObject* advance(self) except? NULL:
@@ -404,7 +407,7 @@ cdef class RoundRobinEngine(Engine):
             if not self.out[AT(self.which[slot], self.k)]:
                 item = self.pull(slot)
                 if item is not NULL:
-                    self.empty_rounds = 0
+                    self.gave = True
                     return item
                 if self.ended_barren(slot):
                     self.out[self.which[slot]] = True
@@ -414,7 +417,7 @@ cdef class RoundRobinEngine(Engine):
             self.following[AT(before, self.k)] = self.at
             self.alive -= 1
             if self.alive == 0 and self.cycles:
-                self.barren = self.empty_rounds >= EMPTY_PASSES or self.n_out == self.k
+                self.barren = not gives(&self.patience, &self.gave) or self.n_out == self.k
                 if not self.barren:
                     self.begin_round(self.permutes)
         return NULL
@@ -444,7 +447,7 @@ cdef class ChainEngine(Engine):
         while not self.vacant or self.next_streamer():
             item = self.pull(0)
             if item is not NULL:
-                self.empty_passes = 0
+                self.gave = True
                 return item
             if self.ended_barren(0) and not callable(self.streamers):
                 self.out.add(id(self.pool[0]))
@@ -458,12 +461,9 @@ cdef class ChainEngine(Engine):
         cdef Ending ending = STOP
         while True:
             if self.source is None:
-                if self.ended or self.empty_passes == EMPTY_PASSES:
-                    self.barren = self.cycles
+                if self.ended:
                     return False
-                PyErr_CheckSignals()
                 self.ended = not self.cycles
-                self.empty_passes += 1
                 if callable(self.streamers):
                     self.source = start(self.coerce(self.streamers), UNBOUNDED, self.scope, &ending,
                                         {})
@@ -472,6 +472,8 @@ cdef class ChainEngine(Engine):
             item = next_item(self.source)
             if item is NULL:
                 self.source = None
+                if not gives(&self.patience, &self.gave) and self.cycles:
+                    self.ended = self.barren = True
                 continue
             streamer = self.coerce(steal(item))
             if id(streamer) in self.out:

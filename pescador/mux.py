@@ -157,7 +157,6 @@ class BaseMux(Streamer[T]):
     # On an activated copy, the engine that runs it.
     _running: Any
     # The pool that was searched for generators, and those that were found.
-    _found_generators: tuple[Any, list[Any]]
 
     def __init__(
         self,
@@ -251,14 +250,10 @@ class BaseMux(Streamer[T]):
 
     def _shared_generators(self) -> list[Any]:
         """Return the generators in this tree of muxes that others may hold, each once."""
-        # Found once for a pool: activating a mux is to touch no streamer it does not start.
-        found: list[Any] = []
-        pool, found = getattr(self, "_found_generators", (None, found))
-        if pool is not self.streamers:
-            nested = self.streamers if isinstance(self.streamers, list) else []
-            shared = [mux._shared_generators() for mux in nested if isinstance(mux, BaseMux)]
-            found = list({id(rng): rng for rngs in shared for rng in rngs}.values())
-            self._found_generators = (self.streamers, found)
+        pool = self.streamers if isinstance(self.streamers, list) else []
+        nested = [mux for mux in _core.not_plain(pool) if isinstance(mux, BaseMux)]
+        shared = [mux._shared_generators() for mux in nested]
+        found = list({id(rng): rng for rngs in shared for rng in rngs}.values())
         if self.rng is np.random or self.rng is getattr(self, "_private_rng", None):
             return found
         return [self.rng, *(rng for rng in found if rng is not self.rng)]

@@ -145,6 +145,67 @@ def test_one_stream_with_samples_keeps_a_mux_going_that_does_not_prune():
         assert set(samples) == {0, 1}
 
 
+def test_empty_loops_inside_loops_end_in_seconds():
+    streamer = Streamer(nothing)
+    for _ in range(2):
+        inner = pescador.StochasticMux([streamer], 1, None, prune_empty_streams=False)
+        pair = pescador.RoundRobinMux([Streamer(inner), Streamer(nothing)], "cycle")
+        streamer = Streamer(pescador.ChainMux([Streamer(pair)], "cycle"))
+    # Each of the seven loops has 256 tries, and they must not multiply.
+    assert list(streamer.cycle()) == []
+
+
+def seldom(starts, every):
+    starts.append(None)
+    if len(starts) % every == 0:
+        yield len(starts)
+
+
+def test_a_stream_that_is_seldom_not_empty_is_waited_for():
+    starts = []
+
+    def source():
+        yield from seldom(starts, 200)
+
+    for make in (
+        lambda: pescador.StochasticMux([Streamer(source)], 1, 4, prune_empty_streams=False),
+        lambda: pescador.RoundRobinMux([Streamer(source)], "cycle"),
+        lambda: pescador.ChainMux([Streamer(source)], "cycle"),
+    ):
+        starts.clear()
+        assert list(make().iterate(3)) == [200, 400, 600]
+        # A loop that was not patient enough by itself is begun again by the one around it.
+        starts.clear()
+        nested = pescador.ChainMux([Streamer(source), Streamer(make())], "cycle")
+        assert list(nested.iterate(3)) == [200, 400, 600]
+
+
+def test_nesting_without_end_is_a_recursion_error_and_no_crash():
+    streamer = Streamer(count, 3)
+    for _ in range(100_000):
+        streamer = pescador.ChainMux([streamer])
+
+    def endless():
+        yield pescador.ChainMux(endless)
+
+    for mux in (streamer, pescador.ChainMux(endless)):
+        for iteration in (mux.iterate(), mux.cycle()):
+            with pytest.raises(RecursionError):
+                next(iteration)
+
+
+def test_a_generator_that_is_shared_later_is_shared_in_the_next_iteration():
+    def tree(rng):
+        inner = pescador.ShuffledMux(letters("abc"), random_state=rng)
+        return inner, pescador.ShuffledMux([inner, *letters("de")], random_state=rng)
+
+    expected = list(tree(np.random.RandomState(5))[1].iterate(50))
+    inner, outer = tree(3)
+    next(outer.iterate())
+    inner.rng = outer.rng = np.random.RandomState(5)
+    assert list(outer.iterate(50)) == expected
+
+
 def test_errors_of_a_stream_come_through_and_end_the_iteration(muxes):
     for mux in all_kinds(muxes, [Streamer(failing, 2) for _ in range(3)], seed=0):
         iteration = mux.iterate()

@@ -26,8 +26,8 @@ class Starts:
     limit = HOPELESS
 
     @classmethod
-    def note(cls):
-        cls.count += 1
+    def note(cls, cost=1):
+        cls.count += cost
         if cls.count > cls.limit:
             raise NeverEnds
 
@@ -259,7 +259,8 @@ def watched(tree):
     iterate = tree.iterate
 
     def counting(max_iter=None):
-        Starts.note()
+        # The reference copies all streams at each activation.
+        Starts.note(1 + len(tree.streamers) // 20)
         for sample in iterate(max_iter):
             Starts.clear()
             yield sample
