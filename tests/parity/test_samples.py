@@ -4,6 +4,7 @@ import os
 import warnings
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from peers import load
@@ -12,6 +13,9 @@ from trees import HOPELESS, NeverEnds, Starts, build, legacy_trees, run, trees, 
 import pescador
 
 TREES = int(os.environ.get("PARITY_TREES", "2000"))
+
+# Each of these tests is thousands of examples.
+pytestmark = pytest.mark.timeout(TREES / 5)
 
 peer = load("3.0.0")
 legacy = load("2.0.0")

@@ -254,13 +254,20 @@ ways = st.sampled_from(
 )
 
 
+def size(streamer):
+    """How many streamers a tree is made of."""
+    below = getattr(streamer, "streamers", None) or [getattr(streamer, "streamer", None)]
+    return 1 + sum(size(child) for child in below if hasattr(child, "iterate"))
+
+
 def watched(tree):
     """Count the activations of a tree, too: one without samples may start no stream at all."""
     iterate = tree.iterate
+    # The reference copies all of it at each activation.
+    cost = 1 + size(tree) // 5
 
     def counting(max_iter=None):
-        # The reference copies all streams at each activation.
-        Starts.note(1 + len(tree.streamers) // 20)
+        Starts.note(cost)
         for sample in iterate(max_iter):
             Starts.clear()
             yield sample
