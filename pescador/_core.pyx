@@ -382,13 +382,15 @@ cdef enum:
     # One pass is not enough: streams may be empty by chance, those that reject most of what they
     # read, say.
     EMPTY_PASSES = 256
+    # A loop inside that has given up was patient already.
+    EMPTY_LOOPS = 16
 
 
 cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True:
     """Note a pass without a sample; tell whether a loop over n streams should end for it.
 
     It should after 256 times n of its own in a row. Loops inside loops would multiply that, so
-    those of all loops inside it are counted, too, against 256 times that.
+    those of all loops inside it are counted, too: sixteen times as many are enough.
     """
     global pescador_fruitless
     PyErr_CheckSignals()
@@ -397,7 +399,7 @@ cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True:
     patience.passes += 1
     pescador_fruitless += 1
     return (patience.passes >= EMPTY_PASSES * n
-            or pescador_fruitless - patience.since >= EMPTY_PASSES * max(EMPTY_PASSES, n))
+            or pescador_fruitless - patience.since >= EMPTY_PASSES * max(EMPTY_LOOPS, n))
 
 
 cdef bint gives(Patience* patience, bint* gave) except -1:
