@@ -99,7 +99,8 @@ class _State:
 def _as_weights(weights: Weights, n: int, dtype: Any = None) -> npt.NDArray[Any]:
     """Return normalised weights of n streamers, in `dtype` or the caller's if it is a float."""
     if weights is None:
-        return 1.0 / n * np.ones(n)
+        # Normalised below, too: six sixths do not add up to one.
+        weights = 1.0 / n * np.ones(n)
     try:
         array = np.array(weights, ndmin=1)
         if np.issubdtype(array.dtype, np.complexfloating):

@@ -181,3 +181,15 @@ def test_a_cache_gives_the_same_samples(prob):
     for seed in range(20):
         theirs = list(peer.maps.cache(iter(range(300)), 7, prob, random_state=seed))
         assert list(pescador.cache(range(300), 7, prob, random_state=seed)) == theirs
+
+
+def test_weights_are_normalised_to_the_same_bits():
+    for n in range(1, 2000, 7):
+        for weights in (None, np.random.RandomState(n).uniform(size=n)):
+            # The reference writes into what it is passed.
+            theirs, ours = (
+                module.ShuffledMux([[0]] * n, weights=None if weights is None else weights.copy())
+                for module in (peer, pescador)
+            )
+            assert (ours.weights == theirs.weights).all()
+            assert (ours.weights == pescador.StochasticMux([[0]] * n, 1, 1, weights).weights).all()
