@@ -33,6 +33,7 @@ cdef class Scope:
     cpdef object find(self, object key)
 
 
+cdef bint is_plain(object streamer) noexcept
 cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
 cdef bint gives(Patience* patience, bint* gave) except -1
 cdef PyObject* next_item(object iterator) except? NULL

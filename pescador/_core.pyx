@@ -291,9 +291,14 @@ cpdef bint is_stock(object streamer) except? True:
     return True
 
 
+cdef bint is_plain(object streamer) noexcept:
+    """Whether this is a Streamer of exactly the plain class, as most are."""
+    return type(streamer) is plain_streamer
+
+
 def not_plain(list streamers):
     """Return those that are not of exactly the plain class: usually few, or none."""
-    return [streamer for streamer in streamers if type(streamer) is not plain_streamer]
+    return [streamer for streamer in streamers if not is_plain(streamer)]
 
 
 cdef dict plain_fields(object streamer):

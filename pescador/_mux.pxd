@@ -96,6 +96,7 @@ cdef class RoundRobinEngine(Engine):
 
 cdef class ChainEngine(Engine):
     cdef object streamers              # the list, or the generator function of them
+    cdef bint is_made                  # whether it is a function
     cdef object source                 # iterator over the streamers
     cdef object coerce                 # makes a Streamer of what is none
     cdef bint cycles

@@ -17,8 +17,8 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
 from pescador._core cimport (
-    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, as_bound, gives, next_item,
-    runs_out, start, steal,
+    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, as_bound, gives, is_plain,
+    next_item, runs_out, start, steal,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Uniform, address, choose, draw, pairwise_sum,
@@ -438,7 +438,8 @@ cdef class ChainEngine(Engine):
         self.cycles = mux.mode == "cycle"
         self.vacant = True
         self.out = set()
-        if callable(self.streamers):
+        self.is_made = callable(self.streamers)
+        if self.is_made:
             # What a function makes is new: it holds originals, not copies of ours.
             self.inner = None
 
@@ -449,7 +450,7 @@ cdef class ChainEngine(Engine):
             if item is not NULL:
                 self.gave = True
                 return item
-            if self.ended_barren(0) and not callable(self.streamers):
+            if self.ended_barren(0) and not self.is_made:
                 self.out.add(id(self.pool[0]))
             self.vacate(0)
             self.vacant = True
@@ -464,7 +465,7 @@ cdef class ChainEngine(Engine):
                 if self.ended:
                     return False
                 self.ended = not self.cycles
-                if callable(self.streamers):
+                if self.is_made:
                     self.source = start(self.coerce(self.streamers), UNBOUNDED, self.scope, &ending,
                                         {})
                 else:
@@ -475,10 +476,12 @@ cdef class ChainEngine(Engine):
                 if not gives(&self.patience, &self.gave) and self.cycles:
                     self.ended = self.barren = True
                 continue
-            streamer = self.coerce(steal(item))
-            if id(streamer) in self.out:
+            streamer = steal(item)
+            if not is_plain(streamer):
+                streamer = self.coerce(streamer)
+            if self.out and id(streamer) in self.out:
                 continue
-            if callable(self.streamers):
+            if self.is_made:
                 self.copies.clear()
             self.pool[0] = streamer
             self.assign(0, 0, UNBOUNDED)
