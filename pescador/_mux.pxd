@@ -77,7 +77,7 @@ cdef class StochasticEngine(WeightedEngine):
     cdef int new_stream(self, Py_ssize_t slot) except -1
     cdef int replace(self, Py_ssize_t slot) except -1
     cdef int64_t draw_bound(self, Py_ssize_t slot, double weight) except -1
-    cdef bint is_hopeless(self) except? True
+    cdef bint is_hopeless(self, Py_ssize_t i) except? True
 
 
 cdef class RoundRobinEngine(Engine):

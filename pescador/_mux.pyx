@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
@@ -288,11 +289,9 @@ cdef class StochasticEngine(WeightedEngine):
                     self.empty.clear()
                     self.patience.passes = 0
                 return item
-            if self.slots[slot].count == 0:
-                self.empty.add(self.which[slot])
-                if self.is_hopeless():
-                    self.barren = True
-                    return NULL
+            if self.slots[slot].count == 0 and self.is_hopeless(self.which[slot]):
+                self.barren = True
+                return NULL
             self.replace(slot)
         return NULL
 
@@ -335,13 +334,16 @@ cdef class StochasticEngine(WeightedEngine):
                 return 1 + self.counts.binomial((self.rate - 1.0) / (1.0 - p), 1.0 - p)
         return 1 + self.counts.poisson()
 
-    cdef bint is_hopeless(self) except? True:
-        """Whether every stream that can still come was found empty, again and again."""
+    cdef bint is_hopeless(self, Py_ssize_t i) except? True:
+        """Note that stream i was found empty; tell whether all that can still come were, often."""
         # A slot of weight zero keeps its stream to itself, where each may be in one slot only.
         cdef Py_ssize_t out_of_reach = 0, slot
-        if not runs_out(&self.patience, self.n) or len(self.empty) + self.k < self.n:
-            return False
         if not self.revives and (self.prune or not self.replaces):
+            # Streams that are found empty become fewer: this is no loop.
+            PyErr_CheckSignals()
+            return False
+        self.empty.add(i)
+        if not runs_out(&self.patience, self.n) or len(self.empty) + self.k < self.n:
             return False
         if self.revives:
             for slot in range(self.k):
@@ -473,7 +475,7 @@ cdef class ChainEngine(Engine):
             item = next_item(self.source)
             if item is NULL:
                 self.source = None
-                if not gives(&self.patience, &self.gave) and self.cycles:
+                if self.cycles and not gives(&self.patience, &self.gave):
                     self.ended = self.barren = True
                 continue
             streamer = steal(item)

@@ -157,7 +157,6 @@ class BaseMux(Streamer[T]):
     weights: Any
     # On an activated copy, the engine that runs it.
     _running: Any
-    # The pool that was searched for generators, and those that were found.
 
     def __init__(
         self,

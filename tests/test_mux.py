@@ -180,6 +180,22 @@ def test_a_stream_that_is_seldom_not_empty_is_waited_for():
         assert list(nested.iterate(3)) == [200, 400, 600]
 
 
+def test_a_large_mux_that_is_seldom_not_empty_is_waited_for():
+    starts = []
+
+    def source():
+        yield from seldom(starts, 100 * 200)
+
+    # Every activation finds all hundred streams empty, two hundred times.
+    for mux in (
+        pescador.StochasticMux([Streamer(source)] * 100, 10, None),
+        pescador.StochasticMux([Streamer(source)] * 100, 10, None, mode="exhaustive"),
+        pescador.ChainMux([Streamer(source)] * 100),
+    ):
+        starts.clear()
+        assert list(mux.cycle(1)) == [100 * 200]
+
+
 def test_nesting_without_end_is_a_recursion_error_and_no_crash():
     streamer = Streamer(count, 3)
     for _ in range(100_000):
