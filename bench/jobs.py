@@ -14,6 +14,17 @@ class Ended(Exception):
     """A stream that should be endless has ended: its figures would mean nothing."""
 
 
+def seconds_of(iterator, n):
+    """How long the next n items take; one more must follow."""
+    start = perf_counter()
+    for _ in islice(iterator, n):
+        pass
+    seconds = perf_counter() - start
+    for _ in islice(iterator, 1):
+        return seconds
+    raise Ended("the stream ended during a round")
+
+
 class Items:
     """An endless iterator; taking one is asking for its next item."""
 
@@ -24,14 +35,7 @@ class Items:
     def take(self, count):
         """Take `count` units of work or a few more; return how many, and the seconds."""
         n = -(-count // self.per)
-        iterator = self.iterator
-        start = perf_counter()
-        for _ in islice(iterator, n):
-            pass
-        seconds = perf_counter() - start
-        for _ in islice(iterator, 1):
-            return n * self.per, seconds
-        raise Ended("the stream ended during a round")
+        return n * self.per, seconds_of(self.iterator, n)
 
     def samples(self, count):
         """Return the next `count` results, for tests."""
@@ -83,13 +87,7 @@ class Fresh:
         try:
             # The first item waits for the start of a process, which is a case of its own.
             next(stream)
-            start = perf_counter()
-            for _ in islice(stream, n):
-                pass
-            seconds = perf_counter() - start
-            for _ in islice(stream, 1):
-                return n * self.per, seconds
-            raise Ended("the stream ended during a round")
+            return n * self.per, seconds_of(stream, n)
         finally:
             stream.close()
 
