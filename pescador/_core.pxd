@@ -6,6 +6,8 @@ from libc.stdint cimport int64_t
 
 cdef extern from "_native.h":
     object steal "pescador_steal" (PyObject* owned)
+    # The next item, a new reference; NULL without an exception at the end.
+    PyObject* next_item "pescador_next" (object iterator) except? NULL
 
 
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches
@@ -36,6 +38,5 @@ cdef class Scope:
 cdef bint is_plain(object streamer) noexcept
 cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
 cdef bint gives(Patience* patience, bint* gave) except -1
-cdef PyObject* next_item(object iterator) except? NULL
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)
 cpdef int64_t as_bound(object max_iter, bint round_up=*) except -1

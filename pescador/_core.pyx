@@ -32,9 +32,12 @@ cdef extern from "Python.h":
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
+    dict PyObject_GenericGetDict(object, void* context)
+    bint PyGen_CheckExact(object) noexcept
 
 cdef extern from "_native.h":
-    PyObject* pescador_next(PyObject* iterator)
+    object pescador_call(object function, tuple args)
+    object pescador_field(dict fields, Py_ssize_t* position, object name)
 
 cdef extern from *:
     """
@@ -64,6 +67,8 @@ cdef frozenset IMMUTABLE = frozenset({
     np.ufunc,
     *(scalar for scalar in np.sctypeDict.values() if scalar not in (np.void, np.object_)),
 })
+
+cdef type Function = types.FunctionType
 
 # Where a memo notes that it met something that activations share; deepcopy's own keys are integers.
 cdef str SHARED = "pescador.shared"
@@ -144,23 +149,40 @@ class Memo(dict):
         return self[key]
 
 
-cdef bint is_immutable(object value) except? True:
+cdef inline bint is_simple(object value) noexcept:
+    """Whether this is of one of the types that nearly all arguments of streams have."""
     cdef type kind = type(value)
+    return kind is int or kind is str or kind is float or kind is Function or value is None
+
+
+cdef int is_immutable(object value) except -1:
+    if is_simple(value):
+        return True
+    cdef type kind = type(value)
+    if kind is tuple:
+        for item in <tuple>value:
+            if not (is_simple(item) or is_immutable_inside(item)):
+                return False
+        return True
     if kind in IMMUTABLE:
         return True
-    if kind is tuple or kind is frozenset:
-        Py_EnterRecursiveCall(" while copying what a stream starts from")
-        try:
-            for item in value:
-                if not is_immutable(item):
-                    return False
-        finally:
-            Py_LeaveRecursiveCall()
+    if kind is frozenset:
+        for item in <frozenset>value:
+            if not is_immutable_inside(item):
+                return False
         return True
     if isinstance(value, type) or isinstance(value, np.dtype):
         return True
     # A map of a file that nobody can write through.
     return kind is np.memmap and value.mode == "r" and not value.flags.writeable
+
+
+cdef int is_immutable_inside(object value) except -1:
+    Py_EnterRecursiveCall(" while copying what a stream starts from")
+    try:
+        return is_immutable(value)
+    finally:
+        Py_LeaveRecursiveCall()
 
 
 cpdef object isolate(object value, object memo):
@@ -306,7 +328,7 @@ cdef dict plain_fields(object streamer):
     global plain_tag
     if type(streamer) is not plain_streamer:
         return None
-    cdef dict fields = streamer.__dict__
+    cdef dict fields = PyObject_GenericGetDict(streamer, NULL)
     if len(fields) != 5:
         return None
     cdef unsigned int tag = (<PyTypeObject*>plain_streamer).tp_version_tag
@@ -319,11 +341,13 @@ cdef dict plain_fields(object streamer):
 
 cdef object activate(dict fields, Scope scope, Ending* ending):
     """The iterator of one activation of a plain Streamer."""
-    source = fields["streamer"]
-    args = fields["args"]
-    kwargs = fields["kwargs"]
+    cdef Py_ssize_t position = 0
+    source = pescador_field(fields, &position, "streamer")
+    args = pescador_field(fields, &position, "args")
+    kwargs = pescador_field(fields, &position, "kwargs")
+    cdef bint is_named = bool(kwargs)
     ending[0] = STEP_ONCE_MORE
-    if not (is_immutable(source) and is_immutable(args) and not kwargs):
+    if is_named or not (is_immutable(source) and is_immutable(args)):
         memo = {} if scope is None else Memo(scope, again=True)
         source = isolate(source, memo)
         if callable(source):
@@ -331,9 +355,13 @@ cdef object activate(dict fields, Scope scope, Ending* ending):
             kwargs = isolate(kwargs, memo)
         if SHARED in memo:
             ending[0] = STOP
-    if callable(source):
-        source = source(*args, **kwargs) if kwargs else source(*args)
-    return iter(source)
+    if not callable(source):
+        return iter(source)
+    if is_named or type(args) is not tuple:
+        source = source(*args, **kwargs)
+    else:
+        source = pescador_call(source, <tuple>args)
+    return source if PyGen_CheckExact(source) else iter(source)
 
 
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies):
@@ -414,11 +442,6 @@ cdef bint gives(Patience* patience, bint* gave) except -1:
         patience.passes = 0
         return True
     return not runs_out(patience, 1)
-
-
-cdef PyObject* next_item(object iterator) except? NULL:
-    """The next item, a new reference; NULL without an exception at the end."""
-    return pescador_next(<PyObject*>iterator)
 
 
 cdef class Bounded:

@@ -28,6 +28,7 @@ cdef class Engine:
     cdef int64_t* which                # the streamer in each slot; -1 for none
     cdef Ending* endings               # who keeps to the bound of each slot
     cdef Py_ssize_t depth              # how many engines this one is nested in
+    cdef int64_t left                  # how many samples it may give yet
     cdef bint running
     cdef bint barren                   # it ended because no stream gave a sample any more
 

@@ -1,5 +1,5 @@
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +8,7 @@ from ._core import Scope
 
 class Engine(Iterator[Any]):
     def __init__(self, mux: Any, scope: Scope | None, k: int) -> None: ...
+    def bounded(self, max_iter: float | None) -> Self: ...
     def __next__(self) -> Any: ...
     @property
     def rng(self) -> Any: ...

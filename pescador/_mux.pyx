@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -39,6 +40,7 @@ cdef class Engine:
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.mux = mux
         self.k = k
+        self.left = UNBOUNDED
         own = None if mux.rng is np.random else mux.rng
         self.scope = Scope(scope, own, mux._shared_generators())
         self.inner = self.scope
@@ -59,12 +61,19 @@ cdef class Engine:
     def __dealloc__(self):
         PyMem_Free(self.endings)
 
+    def bounded(self, max_iter):
+        """Return the engine, which ends after `max_iter` samples from now on."""
+        self.left = as_bound(max_iter)
+        return self
+
     def __iter__(self):
         return self
 
     def __next__(self):
         if self.running:
             raise ValueError("mux already executing")
+        if self.left == 0:
+            raise StopIteration
         cdef PyObject* item
         self.running = True
         try:
@@ -73,12 +82,14 @@ cdef class Engine:
             self.running = False
         if item is NULL:
             raise StopIteration
+        self.left -= 1
         return steal(item)
 
     cdef PyObject* advance(self) except? NULL:
         """The next sample of the mux, or NULL when it is over."""
         raise NotImplementedError
 
+    @cython.final
     cdef PyObject* pull(self, Py_ssize_t slot) except? NULL:
         """The next sample of the stream in a slot, or NULL when that stream is over."""
         cdef Slot* row = &self.slots[AT(slot, self.k)]
@@ -94,11 +105,16 @@ cdef class Engine:
             row.count += 1
         return item
 
+    @cython.final
     cdef bint ended_barren(self, Py_ssize_t slot):
         """Whether the stream of a slot, which has ended, is a mux that will never give more."""
+        # Only engines stop by themselves at their bound.
+        if self.endings[slot] != STOP:
+            return False
         stream = self.streams[slot]
         return isinstance(stream, Engine) and (<Engine>stream).barren
 
+    @cython.final
     cdef int begin(self, Py_ssize_t slot) except -1:
         """Start the stream of a slot: nothing of a streamer is touched before its first sample."""
         streamer = self.pool[AT(self.which[slot], self.n)]
@@ -106,7 +122,7 @@ cdef class Engine:
                                    &self.endings[slot], self.copies)
         if self.endings[slot] == ENDS_ITSELF:
             self.slots[slot].bound = UNBOUNDED
-        elif isinstance(self.streams[slot], Engine):
+        elif self.endings[slot] == STOP and isinstance(self.streams[slot], Engine):
             (<Engine>self.streams[slot]).depth = self.depth + 1
             # Engines call each other in C, where nothing else would stop them in time.
             if self.depth >= sys.getrecursionlimit():
@@ -114,6 +130,7 @@ cdef class Engine:
                                      f"{sys.getrecursionlimit()}")
         return 0
 
+    @cython.final
     cdef int assign(self, Py_ssize_t slot, Py_ssize_t i, int64_t bound) except -1:
         self.which[AT(slot, self.k)] = i
         self.slots[slot].count = 0
@@ -121,6 +138,7 @@ cdef class Engine:
         self.streams[slot] = None
         return 0
 
+    @cython.final
     cdef int vacate(self, Py_ssize_t slot) except -1:
         self.which[AT(slot, self.k)] = -1
         self.streams[slot] = None
@@ -183,12 +201,14 @@ cdef class WeightedEngine(Engine):
         self.chooser = Categorical(k)
         self.norm_is_stale = self.chooser_is_stale = True
 
+    @cython.final
     cdef int set_weight(self, Py_ssize_t slot, double weight) except -1:
         if self.w[AT(slot, self.k)] != weight:
             self.w[slot] = weight
             self.norm_is_stale = self.chooser_is_stale = True
         return 0
 
+    @cython.final
     cdef double weight_norm(self) noexcept nogil:
         """The sum of the weights of all slots."""
         if self.norm_is_stale:
@@ -196,6 +216,7 @@ cdef class WeightedEngine(Engine):
             self.norm_is_stale = False
         return self.norm
 
+    @cython.final
     cdef Py_ssize_t next_slot(self) except -1:
         """The slot that the next sample comes from."""
         if self.chooser_is_stale:

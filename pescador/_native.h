@@ -1,5 +1,6 @@
-/* The few things that Cython cannot say: stepping an iterator without raising,
- * handing over an owned reference, and array indices that a checked build verifies. */
+/* The few things that Cython cannot say: stepping an iterator without raising, calling without a
+ * tuple, reading a dict in order, handing over an owned reference, and array indices that a checked
+ * build verifies. */
 #ifndef PESCADOR_NATIVE_H
 #define PESCADOR_NATIVE_H
 
@@ -24,6 +25,28 @@ static inline PyObject *
 pescador_steal(PyObject *owned)
 {
     return owned;
+}
+
+/* function(*args), without the detour of a call by tuple. */
+static inline PyObject *
+pescador_call(PyObject *function, PyObject *args)
+{
+    return PyObject_Vectorcall(function, ((PyTupleObject *)args)->ob_item,
+                               (size_t)PyTuple_GET_SIZE(args), NULL);
+}
+
+/* The value of a name in a dict (a new reference), found without a search where the names are asked
+ * for in the order in which they were set. */
+static inline PyObject *
+pescador_field(PyObject *fields, Py_ssize_t *position, PyObject *name)
+{
+#ifndef Py_GIL_DISABLED
+    PyObject *key, *value;
+    if (PyDict_Next(fields, position, &key, &value) && key == name) {
+        return Py_NewRef(value);
+    }
+#endif
+    return PyObject_GetItem(fields, name);
 }
 
 /* How many bits are set, and where the one of a given rank is. */

@@ -307,7 +307,7 @@ class BaseMux(Streamer[T]):
         """
         if self._is_compiled() and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            samples = _core.Bounded(self._engine(None), max_iter, False)
+            samples = self._engine(None).bounded(max_iter)
             self.active_count_ += 1
             try:
                 yield from samples
