@@ -35,6 +35,7 @@ cdef class Scope:
     cpdef object find(self, object key)
 
 
+cdef int approach(object streamer, int step) except -1
 cdef bint is_plain(object streamer) noexcept
 cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
 cdef bint gives(Patience* patience, bint* gave) except -1

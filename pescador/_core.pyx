@@ -38,6 +38,8 @@ cdef extern from "Python.h":
 cdef extern from "_native.h":
     object pescador_call(object function, tuple args)
     object pescador_field(dict fields, Py_ssize_t* position, object name)
+    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept
+    void pescador_fetch(dict fields, int step) noexcept
 
 cdef extern from *:
     """
@@ -337,6 +339,23 @@ cdef dict plain_fields(object streamer):
             return None
         plain_tag = (<PyTypeObject*>plain_streamer).tp_version_tag
     return fields
+
+
+cdef int approach(object streamer, int step) except -1:
+    """Fetch into the cache what a stream starts from, as far as one step of it leads.
+
+    Each step reads only what the steps before it have fetched.
+    """
+    cdef dict fields
+    if step == 0:
+        # An instance begins before its address.
+        PREFETCH(<char*><PyObject*>streamer - 32)
+        PREFETCH(<PyObject*>streamer)
+        return 0
+    fields = plain_fields(streamer)
+    if fields is not None:
+        pescador_fetch(fields, step)
+    return 0
 
 
 cdef object activate(dict fields, Scope scope, Ending* ending):

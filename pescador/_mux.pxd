@@ -72,10 +72,13 @@ cdef class StochasticEngine(WeightedEngine):
     cdef bint binomial
     cdef double rate
     cdef Counts counts
+    cdef bint alike                    # all pool weights are equal
+    cdef Py_ssize_t[4] picked          # the streams that were picked last, -1 for none
     cdef set empty                     # streams found empty since the last sample
     cdef Patience patience
 
     cdef int new_stream(self, Py_ssize_t slot) except -1
+    cdef int look_ahead(self, Py_ssize_t i) except -1
     cdef int replace(self, Py_ssize_t slot) except -1
     cdef int64_t draw_bound(self, Py_ssize_t slot, double weight) except -1
     cdef bint is_hopeless(self, Py_ssize_t i) except? True

@@ -19,12 +19,22 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
 from pescador._core cimport (
-    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, as_bound, gives, is_plain,
+    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, approach, as_bound, gives, is_plain,
     next_item, runs_out, start, steal,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Uniform, address, choose, draw, pairwise_sum,
 )
+
+
+cdef extern from "_native.h":
+    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept
+    void* pool_items "pescador_items" (list values) noexcept
+
+
+cdef enum:
+    # From so many streamers on, most of them are in no cache when they are started.
+    BEYOND_CACHE = 1 << 14
 
 
 def read_only(array):
@@ -271,6 +281,8 @@ cdef class StochasticEngine(WeightedEngine):
         self.uniform = Uniform(generator)
         self.pool_weights = np.array(mux.weights, dtype=np.float64)
         self.pool_w = <double*>address(self.pool_weights)
+        self.alike = bool((self.pool_weights == self.pool_weights[0]).all())
+        self.picked[:] = [-1, -1, -1, -1]
         self.available = Pool(self.n)
         self.valid = np.ones(self.n, dtype=np.uint8)
         self.is_valid = <unsigned char*>address(self.valid)
@@ -337,11 +349,29 @@ cdef class StochasticEngine(WeightedEngine):
     cdef int new_stream(self, Py_ssize_t slot) except -1:
         """Pick a stream and its number of samples. The order of the two draws is a promise."""
         cdef Py_ssize_t i = self.available.find(draw(self.uniform))
-        cdef int64_t bound = self.draw_bound(slot, self.pool_w[AT(i, self.n)])
+        cdef double weight = self.pool_w[0] if self.alike else self.pool_w[AT(i, self.n)]
+        cdef int64_t bound = self.draw_bound(slot, weight)
         if not self.replaces:
             self.available.take(i)
-        self.set_weight(slot, self.pool_w[i])
+        self.set_weight(slot, weight)
+        if self.n >= BEYOND_CACHE:
+            self.look_ahead(i)
         return self.assign(slot, i, bound)
+
+    @cython.final
+    cdef int look_ahead(self, Py_ssize_t i) except -1:
+        """Have what stream i starts from in the cache when its first sample is due.
+
+        In a large pool it is in none, and each part is found through the one before. One step is
+        taken whenever a stream is picked: by then, what the last step asked for has arrived.
+        """
+        cdef int step
+        PREFETCH(<char*>pool_items(self.pool) + i * sizeof(void*))
+        for step in range(3, -1, -1):
+            if self.picked[step] >= 0:
+                approach(<object>PyList_GET_ITEM(self.pool, self.picked[step]), step)
+            self.picked[step] = self.picked[step - 1] if step else i
+        return 0
 
     cdef int64_t draw_bound(self, Py_ssize_t slot, double weight) except -1:
         cdef double others, p

@@ -49,6 +49,44 @@ pescador_field(PyObject *fields, Py_ssize_t *position, PyObject *name)
     return PyObject_GetItem(fields, name);
 }
 
+/* Have memory on its way to the cache before it is needed; any address will do. */
+#if defined(__GNUC__) || defined(__clang__)
+#define PESCADOR_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define PESCADOR_PREFETCH(address) ((void)(address))
+#endif
+
+static inline void *
+pescador_items(PyObject *list)
+{
+    return ((PyListObject *)list)->ob_item;
+}
+
+/* Prefetch what the attributes of an instance refer to: where their values are (step 1), the values
+ * (step 2), and what is in those that are tuples (step 3). */
+static inline void
+pescador_fetch(PyObject *fields, int step)
+{
+#ifndef Py_GIL_DISABLED
+    Py_ssize_t position = 0, i;
+    PyObject *key, *value;
+    if (step == 1) {
+        PESCADOR_PREFETCH(((PyDictObject *)fields)->ma_values);
+        return;
+    }
+    while (PyDict_Next(fields, &position, &key, &value)) {
+        if (step == 2) {
+            PESCADOR_PREFETCH(value);
+        }
+        else if (PyTuple_CheckExact(value)) {
+            for (i = 0; i < PyTuple_GET_SIZE(value) && i < 4; i++) {
+                PESCADOR_PREFETCH(PyTuple_GET_ITEM(value, i));
+            }
+        }
+    }
+#endif
+}
+
 /* How many bits are set, and where the one of a given rank is. */
 static inline int
 pescador_popcount(uint64_t word)
