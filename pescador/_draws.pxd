@@ -93,6 +93,11 @@ cdef inline Py_ssize_t choose(Categorical chooser, double u) noexcept nogil:
     return chooser.look_up(u)
 
 
+cdef enum:
+    # v goes round among some ten values, as streams are left out and come back.
+    N_LEDGERS = 8
+
+
 cdef struct Node:
     # A part of the pool, as the pairwise sum splits it.
     Py_ssize_t start, size
@@ -100,13 +105,23 @@ cdef struct Node:
     int32_t left, right, parent        # -1 for none
     int32_t kind                       # index of its size among all sizes
     uint64_t lanes                     # of a leaf: streams left in each of eight lanes, a byte each
+    uint64_t[N_LEDGERS] stamps         # of the ledgers that its totals are up to date for
+    double[N_LEDGERS] totals           # its sum, for the v of each ledger
 
 
 cdef struct Kind:
     # The sum of a part from which nothing is missing: the same for all parts of one size.
     Py_ssize_t size
     int32_t left, right                # kinds of its halves; -1 for a leaf
-    double total
+    double[N_LEDGERS] totals
+
+
+cdef struct Ledger:
+    # The sums that are known for one value of v.
+    double v
+    uint64_t stamp                     # what nodes bear whose total is known; 0 if unused
+    uint64_t used                      # when, for the one that was used longest ago to go
+    double[17] sums                    # of 0, 1, ... times v
 
 
 cdef class Pool:
@@ -125,6 +140,8 @@ cdef class Pool:
     cdef uint64_t* bits                # which can be picked
     cdef int32_t* counts               # Fenwick tree over the words of `bits`
     cdef Py_ssize_t n_words
+    cdef Ledger[N_LEDGERS] ledgers
+    cdef uint64_t last_stamp, clock
 
     cdef int add_kinds(self, Py_ssize_t size) except -1
     cdef int32_t kind_of(self, Py_ssize_t size) noexcept nogil
@@ -132,7 +149,8 @@ cdef class Pool:
     cdef int track(self) except -1
     cdef void settle(self) noexcept nogil
     cdef double total(self) noexcept nogil
-    cdef double node_total(self, int32_t node, const double* sums) noexcept nogil
+    cdef int open_ledger(self) noexcept nogil
+    cdef double node_total(self, int32_t node, int book) noexcept nogil
     cdef void set(self, Py_ssize_t i, bint on) noexcept nogil
     cdef bint has(self, Py_ssize_t i) noexcept nogil
     cdef Py_ssize_t find(self, double u) noexcept nogil

@@ -15,6 +15,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport ceil, exp, floor, frexp, ldexp, log, sqrt
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -357,6 +358,8 @@ cdef class Pool:
 
     * Parts of the pool from which nothing is missing have the same sum if they have the same
       size: there are few sizes, and only the parts around missing streams are summed one by one.
+    * v takes few values, again and again. For the last of them the sums of all parts are kept in
+      a ledger each, and only those parts are summed again where a stream came or went.
     * As long as nobody comes or goes, normalising is put off until v is asked for.
     """
 
@@ -436,8 +439,9 @@ cdef class Pool:
             raise MemoryError()
         for i in range(self.n_parts):
             self.roots[i] = self.add_node(i * size, min(size, self.n - i * size), -1)
-        for i in range(self.n):
-            self.bits[i // 64] |= (<uint64_t>1) << (i % 64)
+        memset(self.bits, 0xff, self.n_words * sizeof(uint64_t))
+        if self.n % 64:
+            self.bits[self.n_words - 1] = ((<uint64_t>1) << (self.n % 64)) - 1
         for i in range(1, self.n_words + 1):
             self.counts[i] += pescador_popcount(self.bits[i - 1])
             if i + (i & -i) <= self.n_words:
@@ -487,61 +491,85 @@ cdef class Pool:
                 self.nodes[node].lanes -= (<uint64_t>1) << (8 * (i % 8))
         while node >= 0:
             self.nodes[node].missing -= change
+            memset(self.nodes[node].stamps, 0, sizeof(self.nodes[node].stamps))
             node = self.nodes[node].parent
+
+    cdef int open_ledger(self) noexcept nogil:
+        """The ledger of the present v: one that was kept, or a new one."""
+        cdef int i, book = 0
+        cdef int32_t j
+        cdef Kind* kind
+        cdef Ledger* ledger
+        cdef double total
+        self.clock += 1
+        for i in range(N_LEDGERS):
+            ledger = &self.ledgers[i]
+            if ledger.v == self.v and ledger.stamp:
+                ledger.used = self.clock
+                return i
+            if ledger.used < self.ledgers[book].used:
+                book = i
+        ledger = &self.ledgers[book]
+        self.last_stamp += 1
+        ledger.v = self.v
+        ledger.stamp = self.last_stamp
+        ledger.used = self.clock
+        ledger.sums[0] = 0.0
+        for i in range(1, 17):
+            ledger.sums[i] = ledger.sums[i - 1] + self.v
+        # Halves are smaller, so they come after what they are halves of.
+        for j in range(self.n_kinds - 1, -1, -1):
+            kind = &self.kinds[j]
+            if kind.left >= 0:
+                total = self.kinds[kind.left].totals[book] + self.kinds[kind.right].totals[book]
+            else:
+                # Eight equal lanes: adding them up doubles three times, which rounds nothing.
+                total = 8.0 * ledger.sums[kind.size // 8]
+                for i in range(kind.size % 8):
+                    total += self.v
+            kind.totals[book] = total
+        return book
 
     cdef double total(self) noexcept nogil:
         """The sum of the distribution, as np.sum rounds it."""
-        cdef double sums[17]
-        cdef double total
-        cdef int32_t i
+        cdef int book = self.open_ledger()
+        cdef double total = 0.0
         cdef Py_ssize_t j
-        cdef Kind* kind
-        sums[0] = 0.0
-        for i in range(1, 17):
-            sums[i] = sums[i - 1] + self.v
-        for i in range(self.n_kinds - 1, -1, -1):
-            kind = &self.kinds[i]
-            if kind.left >= 0:
-                continue
-            # Eight equal lanes: adding them up doubles three times, which rounds nothing.
-            total = 8.0 * sums[kind.size // 8]
-            for _ in range(kind.size % 8):
-                total += self.v
-            kind.total = total
-        # Halves are smaller, so they come after what they are halves of.
-        for i in range(self.n_kinds - 1, -1, -1):
-            kind = &self.kinds[i]
-            if kind.left >= 0:
-                kind.total = self.kinds[kind.left].total + self.kinds[kind.right].total
-        total = 0.0
         for j in range(self.n_parts):
             if self.nodes is not NULL:
-                total += self.node_total(self.roots[j], sums)
+                total += self.node_total(self.roots[j], book)
             elif j < self.n_parts - 1:
-                total += self.kinds[self.part_kind].total
+                total += self.kinds[self.part_kind].totals[book]
             else:
-                total += self.kinds[self.last_kind].total
+                total += self.kinds[self.last_kind].totals[book]
         return total
 
-    cdef double node_total(self, int32_t node, const double* sums) noexcept nogil:
+    cdef double node_total(self, int32_t node, int book) noexcept nogil:
         cdef Node* part = &self.nodes[node]
+        cdef Ledger* ledger = &self.ledgers[book]
         cdef double total
+        cdef double* sums = ledger.sums
         cdef Py_ssize_t i
         cdef uint64_t lanes
         if part.missing == 0:
-            return self.kinds[part.kind].total
+            return self.kinds[part.kind].totals[book]
         if part.missing == part.size:
             return 0.0
+        if part.stamps[book] == ledger.stamp:
+            return part.totals[book]
         if part.left >= 0:
-            return self.node_total(part.left, sums) + self.node_total(part.right, sums)
-        lanes = part.lanes
-        total = (((sums[lanes & 255] + sums[(lanes >> 8) & 255])
-                  + (sums[(lanes >> 16) & 255] + sums[(lanes >> 24) & 255]))
-                 + ((sums[(lanes >> 32) & 255] + sums[(lanes >> 40) & 255])
-                    + (sums[(lanes >> 48) & 255] + sums[lanes >> 56])))
-        for i in range(part.start + part.size // 8 * 8, part.start + part.size):
-            if self.has(i):
-                total += self.v
+            total = self.node_total(part.left, book) + self.node_total(part.right, book)
+        else:
+            lanes = part.lanes
+            total = (((sums[lanes & 255] + sums[(lanes >> 8) & 255])
+                      + (sums[(lanes >> 16) & 255] + sums[(lanes >> 24) & 255]))
+                     + ((sums[(lanes >> 32) & 255] + sums[(lanes >> 40) & 255])
+                        + (sums[(lanes >> 48) & 255] + sums[lanes >> 56])))
+            for i in range(part.start + part.size // 8 * 8, part.start + part.size):
+                if self.has(i):
+                    total += self.v
+        part.stamps[book] = ledger.stamp
+        part.totals[book] = total
         return total
 
     cdef void settle(self) noexcept nogil:
