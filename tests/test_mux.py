@@ -2,7 +2,10 @@
 
 import collections
 import copy
+import itertools
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -850,3 +853,33 @@ def test_mux_translates_its_switches_into_modes():
 def test_bad_arguments_of_mux_are_refused_by_name(argument, value):
     with pytest.raises(PescadorError, match=f"{argument}="):
         pescador.Mux(letters("abc"), **({"k": 2} | {argument: value}))
+
+
+def test_threads_that_iterate_a_mux_each_get_all_of_its_samples(muxes):
+    mux = muxes.ShuffledMux(
+        [Streamer(count, 500, start=1000 * i) for i in range(8)], random_state=0
+    )
+    expected = list(mux(max_iter=2000))
+    with ThreadPoolExecutor(4) as pool:
+        for samples in pool.map(lambda _: list(mux(max_iter=2000)), range(16)):
+            assert samples == expected
+    assert mux.active == 0
+
+
+def test_a_thread_that_disturbs_another_in_one_iteration_gets_an_error_and_takes_nothing():
+    inside, leave = threading.Event(), threading.Event()
+
+    def waits():
+        inside.set()
+        leave.wait(30)
+        yield from range(3)
+
+    stream = pescador.ShuffledMux([Streamer(waits)], random_state=0).iterate()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, stream)
+        assert inside.wait(30)
+        with pytest.raises(ValueError, match="already executing"):
+            next(stream)
+        leave.set()
+        assert first.result() == 0
+    assert list(itertools.islice(stream, 2)) == [1, 2]
