@@ -9,7 +9,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-checked test-debug parity lint annotate clean \
-	bench bench-full bench-instructions
+	bench bench-full bench-instructions publish
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/out_of_core.py
@@ -56,6 +56,10 @@ bench:
 
 bench-full:
 	$(PYTHON) bench/run.py --profile full $(BENCH)
+
+# The last run of it into docs/benchmarks and the README.
+publish:
+	bench/envs/report/bin/python bench/report.py bench/results/latest.json --publish
 
 # Instructions per sample under callgrind, which no other load on the machine disturbs.
 bench-instructions:

@@ -992,6 +992,24 @@ GOALS = [
     Goal("bound against islice", ("bound", "ours"), ("bound", "hand"), 1.6, most=True),
 ]
 
+# What the README shows: identifiers, and what they are in its words.
+MAIN = {
+    "streamer": "`Streamer.iterate`",
+    "shuffled/n=10": "`ShuffledMux`, 10 streams",
+    "shuffled/n=1000": "`ShuffledMux`, 1,000 streams",
+    "shuffled/n=10000": "`ShuffledMux`, 10,000 streams",
+    "stochastic/n=1000": "`StochasticMux`, 100 of 1,000 open, rate 8",
+    "stochastic/n_active=10000/n=20000": "`StochasticMux`, 10,000 of 20,000 open, rate 8",
+    "round_robin/n=1000": "`RoundRobinMux`, 1,000 streams",
+    "chain/n=1000": "`ChainMux`, streams of 3 samples",
+    "tree/depth=2": "10 `ShuffledMux`es of 10 under one",
+    "first/mux=stochastic": "first sample of a mux of 30,000",
+    "batches/size=64": "`buffer_stream`, 64 items of 64 B",
+    "batches/size=602112": "`buffer_stream`, 64 items of 602 kB",
+    "transport/size=64": "`ZMQStreamer`, items of 64 B",
+    "transport/size=40000000": "`ZMQStreamer`, items of 40 MB",
+}
+
 # What callgrind counts: the hot paths, none of them with another process.
 CORE = [
     "streamer",

@@ -1,18 +1,26 @@
 """Turn the raw rounds of a run into a table and charts.
 
     python bench/report.py bench/results/latest.json [--figures FOLDER] [--no-charts]
+    python bench/report.py bench/results/latest.json --publish
 
-The table is written next to the results, as table.md, and shown.
+The table is written next to the results, as table.md, and shown. Published, the results with table
+and charts go to docs/benchmarks, and their main figures into the README.
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import statistics
 import sys
 
-from cases import GOALS
-from contestants import BENCH, CONTESTANTS
+from cases import GOALS, MAIN
+from contestants import BENCH, CONTESTANTS, ROOT
+
+PUBLISHED = ROOT / "docs" / "benchmarks"
+README = ROOT / "README.md"
+# The part of the README that is written from the published results.
+BEGIN, END = "<!-- make publish writes what follows -->\n", "<!-- to here -->"
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; markers say the same again.
 STYLES = {
@@ -209,7 +217,7 @@ def table(data):
     out = [
         "# Side by side",
         "",
-        f"`{data['command']}` on {data['date'][:10]}, commit {data['commit'] or 'unknown'}, "
+        f"`{data['make']}` on {data['date'][:10]}, commit {data['commit'] or 'unknown'}, "
         f"Python {ours.get('python', '?')}, {machine['cpu']}, {machine['processors']} processors, "
         f"{machine['memory_gb']} GB, {machine['system']}.",
         "",
@@ -241,6 +249,73 @@ def table(data):
     if data["skipped"]:
         out += ["## Skipped", "", *skipped_table(data), ""]
     return out
+
+
+def readme_part(data):
+    """The main figures, as lines of Markdown for the README."""
+    figures = Figures(data)
+    machine, ours = data["machine"], data["versions"]["ours"]
+    peer = data["versions"].get("peer", {})
+    date = datetime.datetime.fromisoformat(data["date"])
+    lines = []
+    for case, what in MAIN.items():
+        found = figures.results.get(case)
+        if found is None:
+            continue
+        line = [what, next(iter(found.values()))["unit"]]
+        for name in ("ours", "peer", "hand", "limit"):
+            median = figures.median(case, name)
+            line.append("" if median is None else in_units(median))
+        best = min(
+            ((figures.median(case, name), name) for name in OTHERS if name in found), default=None
+        )
+        line.append("" if best is None else f"{in_units(best[0])} ({best[1]})")
+        line.append(times_as(figures.against_ours(case, "peer")))
+        lines.append(line)
+    slower = [
+        f"{name} on {MAIN[case]} ({times_as(1 / ratio)})"
+        for case, found in figures.results.items()
+        if case in MAIN
+        for name in found
+        if name not in ("ours", "limit") and (ratio := figures.against_ours(case, name)) < 1
+    ]
+    header = ["", "per", "ours", "pescador", "by hand", "limit", "fastest other", "pescador / ours"]
+    return [
+        "",
+        f"`{data['make']}` on {date:%d %B %Y}: medians of one run on {machine['cpu']}, "
+        f"{machine['processors']} cores, {machine['system'].split()[0]}, Python {ours['python']}, "
+        f"NumPy {ours['numpy']}; pescador is {peer.get('pescador', 'not there')} with "
+        f"NumPy {peer.get('numpy', '?')}.",
+        "",
+        *rows(header, lines),
+        "",
+        "*By hand* is the loop that one would write in Python without a library, which isolates "
+        "and restarts nothing. The *limit* is the `next` of a bare generator or, for what moves "
+        "bytes, `memcpy` into a warm buffer.",
+        f"Faster than ours: {'; '.join(slower)}." if slower else "Nothing in this table is faster.",
+        "Every case, and every one where something else is faster, is in "
+        "[docs/benchmarks/table.md](docs/benchmarks/table.md).",
+        "",
+        "![Cost per sample against the number of streams](docs/benchmarks/shuffled_n.svg)",
+        "",
+    ]
+
+
+def with_part(text, part):
+    """The text of the README with another part between the marks."""
+    head, _, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        sys.exit(f"{README} has no part between {BEGIN.strip()!r} and {END!r}")
+    return head + BEGIN + "\n".join(part) + "\n" + END + tail
+
+
+def publish(data):
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
+    (PUBLISHED / "results.json").write_text(json.dumps(data, indent=1) + "\n")
+    (PUBLISHED / "table.md").write_text("\n".join(table(data)), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    README.write_text(with_part(text, readme_part(data)), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------- charts
@@ -335,6 +410,7 @@ def main():
     parser.add_argument("results", type=pathlib.Path)
     parser.add_argument("--figures", type=pathlib.Path, default=BENCH / "figures")
     parser.add_argument("--no-charts", action="store_true")
+    parser.add_argument("--publish", action="store_true", help="update docs/benchmarks and README")
     args = parser.parse_args()
     data = json.loads(args.results.read_text())
     text = "\n".join(table(data))
@@ -342,9 +418,12 @@ def main():
     path.write_text(text, encoding="utf-8")
     print(text)
     print(f"written: {path}", file=sys.stderr)
+    if args.publish:
+        publish(data)
     if not args.no_charts:
-        drawn = charts(data, args.figures)
-        print(f"drawn in {args.figures}: {', '.join(drawn) or 'nothing'}", file=sys.stderr)
+        folder = PUBLISHED if args.publish else args.figures
+        drawn = charts(data, folder)
+        print(f"drawn in {folder}: {', '.join(drawn) or 'nothing'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

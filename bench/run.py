@@ -367,6 +367,16 @@ def commit():
     return head.stdout.decode().strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
+def make_command(profile):
+    """How to run the same again."""
+    full = ["--profile", "full"]
+    rest = " ".join(sys.argv[1:])
+    for form in (" ".join(full), "=".join(full)):
+        rest = rest.replace(form, "").strip()
+    target = "make bench-full" if profile == "full" else "make bench"
+    return f'{target} BENCH="{rest}"' if rest else target
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -507,7 +517,7 @@ def main():
         status = 130
     data = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "bench/run.py", *sys.argv[1:]]),
+        "make": make_command(args.profile),
         "profile": args.profile,
         "commit": commit(),
         "machine": machine(),

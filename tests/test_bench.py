@@ -141,13 +141,14 @@ def measured(case, contestant, seconds):
     }
 
 
-def test_the_table_says_ratios_goals_losses_and_who_is_missing():
-    data = {
+@pytest.fixture
+def results():
+    return {
         "date": "2030-01-01T00:00:00+00:00",
-        "command": "python bench/run.py",
+        "make": "make bench",
         "commit": None,
-        "machine": {"cpu": "a", "processors": 2, "memory_gb": 4, "system": "b"},
-        "versions": {"ours": {"pescador": "3", "python": "3.11"}},
+        "machine": {"cpu": "a", "processors": 2, "memory_gb": 4, "system": "b c"},
+        "versions": {"ours": {"pescador": "3", "numpy": "2", "python": "3.11"}},
         "results": [
             measured("shuffled/n=10", "limit", [1e-8] * 3),
             measured("shuffled/n=10", "ours", [4e-8, 5e-8, 6e-8]),
@@ -158,10 +159,19 @@ def test_the_table_says_ratios_goals_losses_and_who_is_missing():
         "memory": [],
         "skipped": [{"case": "all", "contestant": "torch", "reason": "not installed"}],
     }
-    text = "\n".join(report.table(data))
+
+
+def test_the_table_says_ratios_goals_losses_and_who_is_missing(results):
+    text = "\n".join(report.table(results))
     assert "50 ns ±10%" in text
     assert "| peer / ours | at least 120x | 140x | yes |" in text
     assert "| hand / ours | at least 2x | 0.80x | **no** |" in text
     assert "| `shuffled/n=10` | hand | 40 ns ±0% | 50 ns ±10% | 1.25x |" in text
     assert "6 µs ±0% (120x)" in text
     assert "| torch | not installed | all |" in text
+
+
+def test_the_readme_says_what_is_faster_than_ours(results):
+    text = "\n".join(report.readme_part(results))
+    assert "| `ShuffledMux`, 10 streams | sample | 50 ns | 7 µs | 40 ns | 10 ns |" in text
+    assert "Faster than ours: hand on `ShuffledMux`, 10 streams (1.25x)." in text
