@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, cast
 
-from . import _core
+from . import _core, _show
 from .exceptions import PescadorError
 
 __all__ = ["Streamer", "streamable"]
@@ -225,6 +225,19 @@ class Streamer(Generic[T]):
 
     def __iter__(self) -> Generator[T, None, None]:
         return self.iterate()
+
+    def __repr__(self) -> str:
+        """One line, for messages; ``str``, consoles and notebooks show the tree of streamers."""
+        return _show.line(self)
+
+    def __str__(self) -> str:
+        return _show.text(_show.tree(self))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self) if cycle else str(self))
+
+    def _repr_html_(self) -> str:
+        return _show.as_html(_show.tree(self))
 
 
 _core.register(

@@ -1,0 +1,337 @@
+"""How streamers describe themselves: in one line for messages, as a tree for people.
+
+It reads attributes and never runs code of the user's: an argument is named, measured or
+abbreviated, not formatted. What it costs and how long it gets does not depend on how much data
+there is, and objects that are half built or hold themselves are no error.
+"""
+
+import functools
+import html
+import inspect
+import pathlib
+import types
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import core
+
+_LINE = 100  # characters of a one-line description
+_TEXT = 32  # of a string in it
+_ARGUMENTS = 4
+_LINES = 30  # of a tree
+_EACH = 6  # children that are shown one by one; more are grouped by kind
+_KINDS = 8
+_LOOKED_AT = 100_000  # children that are looked at
+
+
+class Node(NamedTuple):
+    """A line of a tree and what is below it."""
+
+    label: str
+    children: "list[Node]"
+
+    def __len__(self) -> int:
+        return 1 + sum(len(child) for child in self.children)
+
+
+# ---------------------------------------------------------------------------------- one line
+
+
+def _is_streamer(value: Any) -> bool:
+    return isinstance(value, core.Streamer)
+
+
+def _cut(text: str, width: int) -> str:
+    """Leave out the middle of a text that is longer than `width`."""
+    if len(text) <= width:
+        return text
+    head = (width - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
+
+
+def _string(value: Any, prefix: str = "") -> str:
+    if len(value) > _TEXT:
+        dots = b"..." if isinstance(value, bytes) else "..."
+        value = value[: _TEXT // 2 - 3] + dots + value[-_TEXT // 2 :]
+    return prefix + repr(value)
+
+
+def _name(function: Any) -> str:
+    name = getattr(function, "__name__", None)
+    return name if isinstance(name, str) else type(function).__name__
+
+
+def _array(array: Any) -> str:
+    shape = ", ".join(map(str, array.shape))
+    return f"{type(array).__name__} {_cut(str(array.dtype), _TEXT)}[{shape}]"
+
+
+def brief(value: Any, deep: bool = True) -> str:
+    """Return a few words for any value.
+
+    Parameters
+    ----------
+    value : object
+        What to describe.
+    deep : bool
+        Whether to look into short lists and tuples.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, float, complex) or isinstance(value, np.number | np.bool_):
+        return str(value)
+    if kind is int:
+        return str(value) if value.bit_length() < 100 else f"int of {value.bit_length():,} bits"
+    if kind is str or kind is bytes:
+        return _string(value)
+    if isinstance(value, pathlib.PurePath):
+        return f"{kind.__name__}({_string(str(value))})"
+    if isinstance(value, np.ndarray):
+        return _array(value)
+    if _is_streamer(value):
+        fields = value.__dict__
+        inside = _size(fields["streamers"]) if "streamers" in fields else "..."
+        return f"{_cut(kind.__name__, _TEXT)}({inside})"
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
+        return _name(value)
+    if isinstance(value, types.GeneratorType):
+        return f"generator {_name(value)}"
+    if kind in (list, tuple, set, frozenset, dict):
+        if deep and kind in (list, tuple) and len(value) <= 3:
+            items = ", ".join(brief(item, deep=False) for item in value)
+            if kind is list:
+                return f"[{items}]"
+            return f"({items},)" if len(value) == 1 else f"({items})"
+        return f"{kind.__name__} of {len(value):,}"
+    if kind is range:
+        return repr(value)
+    return f"<{_cut(kind.__name__, _TEXT)}>"
+
+
+def _size(streamers: Any) -> str:
+    """How many streams a mux has, or the function that makes them."""
+    if isinstance(streamers, list | tuple | dict):
+        return f"{len(streamers):,} stream{'' if len(streamers) == 1 else 's'}"
+    return brief(streamers, deep=False)
+
+
+@functools.cache
+def _defaults(ours: type) -> dict[str, Any]:
+    """Return the parameters of a class of this package, and their defaults."""
+    # The streams have a place of their own, and weights are said beside the streams.
+    skipped = ("streamer", "streamers", "weights", "args", "kwargs")
+    parameters = inspect.signature(ours).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if name not in skipped}
+
+
+def _settings(fields: dict[str, Any], kind: type) -> Iterator[str]:
+    """Yield the parameters that have not their default value, as name=value."""
+    ours = next(cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] == __package__)
+    for name, default in _defaults(ours).items():
+        value = fields.get(name, default)
+        if value is default or (type(value) is type(default) and bool(value == default)):
+            continue
+        yield f"{name}={brief(value, deep=False)}"
+
+
+def _passed(fields: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a streamer; none where there is nothing of the kind."""
+    args, kwargs = fields.get("args"), fields.get("kwargs")
+    return args if isinstance(args, tuple) else (), kwargs if isinstance(kwargs, dict) else {}
+
+
+def _arguments(fields: dict[str, Any]) -> Iterator[str]:
+    args, kwargs = _passed(fields)
+    for value in args:
+        yield brief(value, deep=False)
+    for name, value in kwargs.items():
+        yield f"{name}={brief(value, deep=False)}"
+
+
+def _n_arguments(fields: dict[str, Any]) -> int:
+    return sum(map(len, _passed(fields)))
+
+
+def _counted(fields: dict[str, Any]) -> list[str]:
+    n = _n_arguments(fields)
+    return [f"{n:,} argument{'' if n == 1 else 's'}"] if n else []
+
+
+def _head(streamer: Any, inside: list[str] | None = None, size: str | None = None) -> str:
+    """Describe a streamer in one line.
+
+    Parameters
+    ----------
+    streamer : Streamer
+        May be half built.
+    inside : list of str or None
+        What to say instead of the arguments of a plain streamer.
+    size : str or None
+        What to say instead of the number of streams of a mux.
+    """
+    kind = type(streamer)
+    fields = streamer.__dict__
+    if "streamers" in fields:
+        parts = [size or _size(fields["streamers"]), *_settings(fields, kind)]
+    elif "streamer" in fields:
+        parts = [brief(fields["streamer"])]
+        if inside is not None:
+            parts += inside
+        elif _n_arguments(fields) > _ARGUMENTS:
+            parts += _counted(fields)
+        else:
+            parts += _arguments(fields)
+        parts += _settings(fields, kind)
+        if sum(map(len, parts)) > _LINE - 20:
+            parts = [parts[0], *_counted(fields)]
+    else:
+        return f"<{kind.__name__} that was not initialised>"
+    return _cut(f"{kind.__name__}({', '.join(parts)})", _LINE)
+
+
+def line(streamer: Any) -> str:
+    """Return the description of a streamer in one line of at most 100 characters."""
+    return _head(streamer)
+
+
+# -------------------------------------------------------------------------------------- tree
+
+
+def _children(streamer: Any) -> list[Any]:
+    """Return the streamers that a streamer reads from."""
+    fields = streamer.__dict__
+    if "streamers" in fields:
+        streamers = fields["streamers"]
+        return list(streamers) if isinstance(streamers, list | tuple) else []
+    args, kwargs = _passed(fields)
+    found = (fields.get("streamer"), *args, *kwargs.values())
+    return [value for value in found if _is_streamer(value)]
+
+
+def _kind(streamer: Any) -> Any:
+    """Return what streamers have in common that are shown as one line."""
+    if not _is_streamer(streamer):
+        return type(streamer)
+    fields = streamer.__dict__
+    if "streamers" in fields:
+        return (type(streamer), *_settings(fields, type(streamer)))
+    source = fields.get("streamer")
+    what = id(source) if callable(source) and not _is_streamer(source) else type(source)
+    return type(streamer), what, _n_arguments(fields)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}"
+
+
+def _weights(streamer: Any, n: int) -> Any:
+    """Return the weights of n streams; None if they are all the same, or make no sense."""
+    weights = streamer.__dict__.get("weights")
+    if not isinstance(weights, np.ndarray) or weights.shape != (n,) or weights.dtype.kind != "f":
+        return None
+    return None if n == 0 or bool((weights == weights[0]).all()) else weights
+
+
+def _weighing(weights: Any, members: list[int]) -> str:
+    if weights is None:
+        return ""
+    least, most = weights[members].min(), weights[members].max()
+    if _number(least) == _number(most):
+        return f", weight {_number(least)}" + (" each" if len(members) > 1 else "")
+    return f", weights {_number(least)} to {_number(most)}"
+
+
+def _span(sizes: list[int]) -> str:
+    least, most = min(sizes), max(sizes)
+    if least == most:
+        return f"{least:,} stream{'' if least == 1 else 's'}"
+    return f"{least:,} to {most:,} streams"
+
+
+def _group(members: list[Any]) -> str:
+    """Describe several streamers of a kind."""
+    first = members[0]
+    if not _is_streamer(first):
+        return brief(first)
+    if "streamers" in first.__dict__:
+        pools = [member.__dict__["streamers"] for member in members]
+        if all(isinstance(pool, list) for pool in pools):
+            return _head(first, size=_span([len(pool) for pool in pools]))
+        return _head(first)
+    source = first.__dict__.get("streamer")
+    if callable(source) and not _is_streamer(source):
+        return _head(first, _counted(first.__dict__))
+    return f"{type(first).__name__}({type(source).__name__})"
+
+
+def _below(streamer: Any, depth: int, path: tuple[int, ...]) -> list[Node]:
+    children = _children(streamer)
+    weights = _weights(streamer, len(children))
+    if len(children) <= _EACH:
+        return [
+            _node(child, depth, path, after=_weighing(weights, [i]))
+            for i, child in enumerate(children)
+        ]
+    kinds: dict[Any, list[int]] = {}
+    for i, child in enumerate(children[:_LOOKED_AT]):
+        kinds.setdefault(_kind(child), []).append(i)
+    nodes = []
+    shown = 0
+    for members in list(kinds.values())[:_KINDS]:
+        shown += len(members)
+        first = children[members[0]]
+        after = _weighing(weights, members)
+        if len(members) == 1:
+            nodes.append(_node(first, depth, path, after=after))
+            continue
+        label = f"{len(members):,} x {_group([children[i] for i in members])}{after}"
+        example = _node(first, depth, path).children
+        nodes.append(Node(f"{label}, the first of them:" if example else label, example))
+    if shown < len(children):
+        nodes.append(Node(f"{len(children) - shown:,} more", []))
+    return nodes
+
+
+def _node(streamer: Any, depth: int, path: tuple[int, ...], after: str = "") -> Node:
+    if not _is_streamer(streamer):
+        return Node(brief(streamer) + after, [])
+    label = _head(streamer) + after
+    if id(streamer) in path:
+        return Node(f"{label}, which is above", [])
+    return Node(label, _below(streamer, depth - 1, (*path, id(streamer))) if depth else [])
+
+
+def tree(streamer: Any) -> Node:
+    """Return the tree of a streamer, as deep as fits some thirty lines."""
+    fields = streamer.__dict__
+    after = ""
+    if getattr(streamer, "is_activated_copy", False) is True:
+        after = ", activated"
+    elif type(n := fields.get("active_count_")) is int and n > 0:
+        after = f", {n:,} open iteration{'' if n == 1 else 's'}"
+    best = _node(streamer, 1, (), after)
+    for depth in range(2, 8):
+        deeper = _node(streamer, depth, (), after)
+        if len(deeper) > _LINES or len(deeper) == len(best):
+            break
+        best = deeper
+    return best
+
+
+def text(node: Node, indent: str = "") -> str:
+    """Return a tree as indented lines."""
+    below = [text(child, f"{indent}    ") for child in node.children]
+    return "\n".join([indent + node.label, *below])
+
+
+def as_html(node: Node) -> str:
+    """Return a tree as HTML whose branches fold, in the colours of the page that it is in."""
+    label = f"<code>{html.escape(node.label)}</code>"
+    if not node.children:
+        return f"<div>{label}</div>"
+    below = "".join(as_html(child) for child in node.children)
+    return (
+        f'<details open=""><summary>{label}</summary>'
+        f'<div style="margin-left: 1.5em">{below}</div></details>'
+    )
