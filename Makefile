@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 CHECKED := .venv-checked
 PEERS := .peers
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-all test-checked test-debug parity lint annotate clean \
-	bench bench-full bench-instructions publish
+.PHONY: demo test test-all test-checked test-debug test-pages parity lint annotate clean \
+	bench bench-full bench-instructions publish docs
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/out_of_core.py
@@ -65,6 +66,17 @@ publish:
 bench-instructions:
 	$(PYTHON) bench/instructions.py $(BENCH)
 
+# The site, in docs/_build/html. Nothing is read from the network but packages; warnings are errors.
+docs: $(DOCS)/done
+	$(DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet \
+		docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+# The examples on the pages once more, with the packages that some of them are about (torch, ...).
+test-pages: $(VENV)/dev
+	$(BIN)/python $(PIP) --group frameworks
+	KERAS_BACKEND=torch $(BIN)/pytest docs
+
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
@@ -75,7 +87,7 @@ annotate: $(VENV)/dev
 	@echo "open annotate/*.html"
 
 clean:
-	rm -rf $(VENV) $(CHECKED) $(PEERS) build annotate
+	rm -rf $(VENV) $(CHECKED) $(PEERS) $(DOCS) build annotate docs/_build docs/gallery
 
 $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -87,6 +99,13 @@ $(VENV)/dev: $(VENV)/pip $(SOURCES)
 	$(BIN)/python $(PIP) --no-build-isolation --editable . --config-settings cmake.define.PESCADOR_WERROR=ON
 	@touch $@
 	@rm -f $(VENV)/demo
+
+$(DOCS)/done: $(SOURCES)
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(PIP) --upgrade pip
+	$(DOCS)/bin/python $(PIP) --group build --group docs
+	$(DOCS)/bin/python $(PIP) --no-build-isolation --editable . --config-settings build-dir=build/docs
+	@touch $@
 
 # The same packages, and pescador built with checks, in front of them.
 $(CHECKED)/done: $(VENV)/dev $(SOURCES)

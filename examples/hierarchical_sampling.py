@@ -1,4 +1,8 @@
-"""Balance an imbalanced data set by sampling it in two levels.
+"""
+Balance an imbalanced set
+=========================
+
+Balance an imbalanced data set by sampling it in two levels.
 
 Of the handwritten digits, some classes keep all of their samples and some only a few. Drawing
 from all samples alike shows the classifier the large classes most of the time. Mixing first

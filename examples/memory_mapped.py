@@ -1,4 +1,8 @@
-"""Sample rows of .npy files that are memory-mapped, not loaded.
+"""
+Sample memory-mapped files
+==========================
+
+Sample rows of .npy files that are memory-mapped, not loaded.
 
 A read-only map is shared by all that read from it: starting a stream on it costs no memory, and
 only the pages that samples come from are read from disk.
@@ -27,15 +31,15 @@ def write(folder, X, y, copies):
     np.save(folder / "y.npy", np.tile(y, copies))
 
 
-def rows(X, y, start, stop, seed):
-    """Draw rows from one section of the file."""
-    rng = np.random.default_rng(seed)
+def rows(X, y, start, stop):
+    """Draw rows from one section of the file: others each time that it is opened."""
     while True:
-        i = rng.integers(start, stop)
+        i = np.random.randint(start, stop)
         yield {"X": X[i], "y": y[i]}
 
 
 def main():
+    np.random.seed(0)
     X, y = load_digits(return_X_y=True)
     X, X_test, y, y_test = train_test_split(X / 16, y, test_size=0.3, random_state=0)
     with tempfile.TemporaryDirectory(prefix="pescador-") as folder:
@@ -46,8 +50,8 @@ def main():
 
         bounds = np.linspace(0, len(labels), 65, dtype=int)
         sections = [
-            pescador.Streamer(rows, features, labels, start, stop, seed)
-            for seed, (start, stop) in enumerate(itertools.pairwise(bounds))
+            pescador.Streamer(rows, features, labels, start, stop)
+            for start, stop in itertools.pairwise(bounds)
         ]
         mux = pescador.StochasticMux(sections, n_active=8, rate=32, random_state=0)
         batches = pescador.Streamer(pescador.buffer_stream, mux, 64)

@@ -1,4 +1,8 @@
-"""Learn from a mixture of clean and noisy samples.
+"""
+Mix clean and noisy samples
+===========================
+
+Learn from a mixture of clean and noisy samples.
 
 Measurements of breast cancer tumours (shipped with scikit-learn) come in two streams, one as
 they are and one with noise added. A ShuffledMux mixes the two in chosen shares, and a linear

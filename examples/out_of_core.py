@@ -1,4 +1,8 @@
-"""Train on data that is never in memory as a whole.
+"""
+Train out of core
+=================
+
+Train on data that is never in memory as a whole.
 
 The handwritten digits that scikit-learn ships are written as several hundred .npz files, each
 with samples of a single digit, as data sets of many recordings are. A StochasticMux keeps a few
@@ -53,15 +57,14 @@ def write_shards(folder, X, y, n_shards):
 open_shards = set()
 
 
-def samples(path, seed):
-    """Draw samples of one file for ever. The file is read when the first is asked for."""
+def samples(path):
+    """Draw samples of one file for ever: others each time that the file is opened."""
     with np.load(path) as shard:
         X, y = shard["X"], shard["y"]
-    rng = np.random.default_rng(seed)
     open_shards.add(path)
     try:
         while True:
-            i = rng.integers(len(X))
+            i = np.random.randint(len(X))
             yield {"X": X[i], "y": y[i], "open": np.array(len(open_shards))}
     finally:
         open_shards.discard(path)
@@ -78,6 +81,7 @@ def peak_memory():
 
 def main():
     args = parse_arguments()
+    np.random.seed(args.seed)
     digits = load_digits()
     X, X_test, y, y_test = train_test_split(
         digits.data / 16, digits.target, test_size=0.25, random_state=args.seed
@@ -85,7 +89,7 @@ def main():
     classifier = SGDClassifier(random_state=args.seed)
     with tempfile.TemporaryDirectory(prefix="pescador-") as folder:
         paths = write_shards(pathlib.Path(folder), X, y, args.shards)
-        streamers = [pescador.Streamer(samples, path, seed) for seed, path in enumerate(paths)]
+        streamers = [pescador.Streamer(samples, path) for path in paths]
         mux = pescador.StochasticMux(
             streamers, args.open, args.rate, mode="single_active", random_state=args.seed
         )
@@ -96,7 +100,7 @@ def main():
         most_open = n_samples = 0
         with contextlib.closing(background.iterate(max_iter=args.batches)) as stream:
             for batch in tqdm(
-                stream, total=args.batches, unit=" batches", disable=args.no_progress
+                stream, total=args.batches, unit=" batches", disable=args.no_progress or None
             ):
                 classifier.partial_fit(batch["X"], batch["y"], classes=range(10))
                 most_open = max(most_open, int(batch["open"].max()))

@@ -1,0 +1,159 @@
+"""How the site is built: `make docs`, with warnings as errors and without a network."""
+
+import pathlib
+
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+from sphinx.util.docutils import SphinxDirective
+
+import pescador
+
+DOCS = pathlib.Path(__file__).parent
+
+project = "pescador, compiled"
+author = "the authors of pescador, compiled"
+copyright = author
+version = release = pescador.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "matplotlib.sphinxext.plot_directive",
+    "sphinx_gallery.gen_gallery",
+    "sphinx_copybutton",
+    "myst_parser",
+]
+root_doc = "index"
+exclude_patterns = ["_build", "README.md"]
+# Links where there is something to link to, as in docstrings, where it is mostly parameters. What
+# has a role of its own, such as :class:, must be found.
+default_role = "autolink"
+nitpicky = True
+# Not ours, or named as from inside its module.
+nitpick_ignore = [("py:obj", name) for name in ("multiprocessing", "Streamer", "BaseMux.iterate")]
+
+# The types of parameters are in their descriptions, with shapes and units.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autosummary_generate = False
+numpydoc_show_class_members = False
+numpydoc_use_plots = False
+myst_enable_extensions = ["colon_fence"]
+
+plot_formats = [("svg", 100)]
+plot_html_show_formats = False
+plot_html_show_source_link = False
+plot_include_source = False
+plot_rcparams = {
+    "svg.hashsalt": "pescador",
+    "axes.prop_cycle": "cycler('color', ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00'])",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+plot_apply_rcparams = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "show_signature": False,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "copyfile_regex": r"^$",
+    "min_reported_time": 1e9,
+    "write_computation_times": False,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "pescador, compiled"
+html_static_path = ["_static"]
+html_css_files = ["pescador.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_with_keys": False,
+    "header_links_before_dropdown": 9,
+    "show_toc_level": 2,
+    "footer_start": [],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_sidebars = {
+    "index": [],
+    "stochastic_mux": [],
+    "concepts": [],
+    "coming_from_pescador": [],
+    "changelog": [],
+    "gallery/*": [],
+}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+# Formulas as MathML, which browsers read by themselves: no script from elsewhere.
+html_math_renderer = "mathml"
+
+
+def write_inline(writer, node):
+    """Write a formula in a line."""
+    writer.body.append(latex2mathml.tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_display(writer, node):
+    """Write a formula on lines of its own."""
+    formula = latex2mathml.tex2mathml(node.astext(), as_block=True)
+    writer.body.append(f'<div class="formula">{formula}</div>')
+    raise nodes.SkipNode
+
+
+class Results(SphinxDirective):
+    """The charts and tables of a benchmark run that is in the tree, or how to get some."""
+
+    captions = {  # noqa: RUF012
+        "shuffled_n": "Cost per sample of mixing all of n streams, against n.",
+        "stochastic_n": "Cost per sample of a StochasticMux, against the size of the pool.",
+        "stochastic_n_active": "The same against the number of streams that are open.",
+        "batches_size": "Bytes a second into batches of 64 items, against the size of an item.",
+        "transport_size": "Bytes a second between two processes, against the size of an item.",
+    }
+
+    def run(self):
+        """Return the figures, and a link to the tables."""
+        folder = DOCS / "benchmarks"
+        found = {path.stem: path.name for path in sorted(folder.glob("*.svg"))}
+        lines = []
+        for name in dict.fromkeys([*self.captions, *found]):
+            if name in found:
+                caption = self.captions.get(name, name.replace("_", " "))
+                lines += [f".. figure:: /benchmarks/{found[name]}", f"   :alt: {caption}", ""]
+                lines += [f"   {caption}", ""]
+        if (folder / "table.md").exists():
+            lines += [".. toctree::", "   :maxdepth: 1", "", "   benchmarks/table", ""]
+        if not lines:
+            lines = [
+                "This copy of the site was built without results. ``make bench`` measures; its "
+                "table and charts, copied to ``docs/benchmarks``, are shown here."
+            ]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def setup(app):
+    """Add what the pages use beyond Sphinx."""
+    app.add_html_math_renderer("mathml", (write_inline, None), (write_display, None))
+    app.add_directive("results", Results)
