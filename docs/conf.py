@@ -85,7 +85,9 @@ html_show_sphinx = False
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,
-    "header_links_before_dropdown": 9,
+    "header_links_before_dropdown": 6,
+    "navbar_persistent": ["search-button"],
+    "logo": {"text": "pescador"},
     "show_toc_level": 2,
     "footer_start": [],
     "footer_end": [],
@@ -98,6 +100,7 @@ html_sidebars = {
     "stochastic_mux": [],
     "concepts": [],
     "coming_from_pescador": [],
+    "benchmarks": [],
     "changelog": [],
     "gallery/*": [],
 }

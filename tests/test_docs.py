@@ -1,0 +1,112 @@
+"""The site is complete, as far as can be seen without building it: `make docs` sees the rest."""
+
+import inspect
+import pathlib
+import re
+
+import pytest
+
+import pescador
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+GENERATED = ("_build", "gallery")
+PAGES = sorted(
+    path for path in DOCS.rglob("*.rst") if path.relative_to(DOCS).parts[0] not in GENERATED
+)
+NAMES = [path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES]
+MODULES = (pescador.core, pescador.mux, pescador.maps, pescador.zmq_stream, pescador.util)
+
+
+def public():
+    """Every public class and function, once, by the name that people use."""
+    found = {}
+    for module in (pescador, *MODULES, pescador.exceptions):
+        names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
+        for name in names:
+            value = getattr(module, name)
+            is_ours = str(getattr(value, "__module__", "")).startswith("pescador.")
+            if is_ours and (inspect.isclass(value) or inspect.isfunction(value)):
+                found.setdefault(value, name)
+    return {name: value for value, name in found.items()}
+
+
+def takes_arguments(value):
+    """Whether it has parameters of its own to document."""
+    return not inspect.isclass(value) or inspect.isfunction(value.__init__)
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "".join(path.read_text() for path in (DOCS / "api").glob("*.rst"))
+    documented = set(re.findall(r"^\.\. auto\w+:: (?:\w+\.)*(\w+)$", reference, re.M))
+    assert documented >= public().keys()
+    assert "StochasticMux" in public()
+    assert "zmq_send_data" in documented
+
+
+def documented_parameters(text):
+    """The names in the Parameters section of a numpydoc docstring."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", text, re.M | re.S)
+    if section is None:
+        return set()
+    heads = re.findall(r"^(\S.*?)(?: : .*)?$", section[1], re.M)
+    return {name.strip().lstrip("*") for head in heads for name in head.split(",")}
+
+
+@pytest.mark.parametrize("name", sorted(n for n, it in public().items() if takes_arguments(it)))
+def test_every_parameter_is_documented(name):
+    value = public()[name]
+    parameters = set(inspect.signature(value).parameters)
+    assert documented_parameters(inspect.getdoc(value)) == parameters
+
+
+def test_every_page_can_be_reached_from_the_first():
+    reached, ahead = set(), ["index"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        text = (DOCS / f"{page}.rst").read_text()
+        for tree in re.findall(r"^\.\. toctree::\n((?:[ ]{3}.*\n|\n)*)", text, re.M):
+            for entry in re.findall(r"^[ ]{3}([\w/-]+)$", tree, re.M):
+                child = (pathlib.PurePosixPath(page).parent / entry).as_posix()
+                if child.split("/")[0] not in GENERATED and child not in reached:
+                    ahead.append(child)
+    assert reached == set(NAMES)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_no_python_on_a_page_goes_unexecuted(path):
+    text = path.read_text()
+    languages = re.findall(r"^ *\.\. (?:code-block|code|sourcecode|highlight):: *(\S*)", text, re.M)
+    assert set(languages) <= {"console", "text"}
+    # A literal block that follows "::" is not executed either.
+    assert not re.search(r"^(?!\s*\.\.).*::$", text, re.M)
+    assert "+SKIP" not in text
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_every_picture_can_be_heard(path):
+    text = path.read_text()
+    for directive in re.findall(r"^\.\. (?:plot|image|figure)::.*\n((?:[ ]{3}.*\n)*)", text, re.M):
+        assert ":alt: " in directive
+    for name in re.findall(r":file: (\S+\.svg)", text):
+        picture = (path.parent / name).read_text()
+        assert re.search(r"<title\b.*</title>\s*<desc\b.*</desc>", picture)
+        assert 'role="img"' in picture
+
+
+def test_the_table_of_differences_is_included_from_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    text = (DOCS / "coming_from_pescador.rst").read_text()
+    start = re.search(r":start-after: (.*)", text)[1]
+    end = re.search(r":end-before: (.*)", text)[1]
+    table = readme.partition(start)[2].partition(end)[0].strip()
+    assert table.startswith("| | pescador 3.0 | here |")
+    assert all(line.startswith("|") for line in table.split("\n"))
+
+
+def test_each_example_has_a_title_and_a_first_sentence():
+    for path in (ROOT / "examples").glob("*.py"):
+        title, underline, _, first = path.read_text().removeprefix('"""\n').split("\n")[:4]
+        assert underline == "=" * len(title)
+        assert first.endswith(".")
