@@ -40,7 +40,8 @@ class Node(NamedTuple):
 
 
 def _is_streamer(value: Any) -> bool:
-    return isinstance(value, core.Streamer)
+    # By the type: isinstance would ask the value for its __class__.
+    return issubclass(type(value), core.Streamer)
 
 
 def _cut(text: str, width: int) -> str:
@@ -51,21 +52,41 @@ def _cut(text: str, width: int) -> str:
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 
 
-def _string(value: Any, prefix: str = "") -> str:
+def _string(value: str | bytes) -> str:
+    """Return the repr of a string, and of its two ends if it is long."""
+    dots: Any = b"..." if isinstance(value, bytes) else "..."
     if len(value) > _TEXT:
-        dots = b"..." if isinstance(value, bytes) else "..."
         value = value[: _TEXT // 2 - 3] + dots + value[-_TEXT // 2 :]
-    return prefix + repr(value)
+    return repr(value)
 
 
 def _name(function: Any) -> str:
     name = getattr(function, "__name__", None)
-    return name if isinstance(name, str) else type(function).__name__
+    return _cut(name if isinstance(name, str) else type(function).__name__, _TEXT)
+
+
+def _number(value: Any) -> str:
+    if type(value) is int and value.bit_length() > 100:
+        return f"int of {value.bit_length():,} bits"
+    return _cut(str(value), _TEXT)
 
 
 def _array(array: Any) -> str:
     shape = ", ".join(map(str, array.shape))
-    return f"{type(array).__name__} {_cut(str(array.dtype), _TEXT)}[{shape}]"
+    return f"{_name(type(array))} {_cut(str(array.dtype), _TEXT)}[{shape}]"
+
+
+def _container(value: Any, deep: bool) -> str:
+    kind = type(value)
+    if not deep or kind not in (list, tuple) or len(value) > 3:
+        return f"{kind.__name__} of {len(value):,}"
+    items = ", ".join(brief(item, deep=False) for item in value)
+    if kind is list:
+        return f"[{items}]"
+    return f"({items},)" if len(value) == 1 else f"({items})"
+
+
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 
 
 def brief(value: Any, deep: bool = True) -> str:
@@ -79,34 +100,31 @@ def brief(value: Any, deep: bool = True) -> str:
         Whether to look into short lists and tuples.
     """
     kind = type(value)
-    if value is None or kind in (bool, float, complex) or isinstance(value, np.number | np.bool_):
-        return str(value)
-    if kind is int:
-        return str(value) if value.bit_length() < 100 else f"int of {value.bit_length():,} bits"
-    if kind is str or kind is bytes:
-        return _string(value)
-    if isinstance(value, pathlib.PurePath):
-        return f"{kind.__name__}({_string(str(value))})"
-    if isinstance(value, np.ndarray):
+    if kind in (type(None), bool, int, float, complex, range):
+        return _number(value)
+    if issubclass(kind, str):
+        return _string(str.__str__(value))
+    if issubclass(kind, bytes):
+        return _string(bytes.__getitem__(value, slice(None)))
+    if issubclass(kind, pathlib.PurePath):
+        return f"{_name(kind)}({_string(str(value))})"
+    if issubclass(kind, np.ndarray):
         return _array(value)
+    if issubclass(kind, np.generic) and not issubclass(kind, np.void):
+        return _number(value)
     if _is_streamer(value):
         fields = value.__dict__
         inside = _size(fields["streamers"]) if "streamers" in fields else "..."
-        return f"{_cut(kind.__name__, _TEXT)}({inside})"
-    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
+        return f"{_name(kind)}({inside})"
+    if issubclass(kind, _FUNCTIONS):
         return _name(value)
-    if isinstance(value, types.GeneratorType):
+    if kind is functools.partial:
+        return f"partial({_name(value.func)})"
+    if kind is types.GeneratorType:
         return f"generator {_name(value)}"
     if kind in (list, tuple, set, frozenset, dict):
-        if deep and kind in (list, tuple) and len(value) <= 3:
-            items = ", ".join(brief(item, deep=False) for item in value)
-            if kind is list:
-                return f"[{items}]"
-            return f"({items},)" if len(value) == 1 else f"({items})"
-        return f"{kind.__name__} of {len(value):,}"
-    if kind is range:
-        return repr(value)
-    return f"<{_cut(kind.__name__, _TEXT)}>"
+        return _container(value, deep)
+    return f"<{_name(kind)}>"
 
 
 def _size(streamers: Any) -> str:
@@ -186,8 +204,8 @@ def _head(streamer: Any, inside: list[str] | None = None, size: str | None = Non
         if sum(map(len, parts)) > _LINE - 20:
             parts = [parts[0], *_counted(fields)]
     else:
-        return f"<{kind.__name__} that was not initialised>"
-    return _cut(f"{kind.__name__}({', '.join(parts)})", _LINE)
+        return f"<{_name(kind)} that was not initialised>"
+    return _cut(f"{_name(kind)}({', '.join(parts)})", _LINE)
 
 
 def line(streamer: Any) -> str:
@@ -217,12 +235,12 @@ def _kind(streamer: Any) -> Any:
     if "streamers" in fields:
         return (type(streamer), *_settings(fields, type(streamer)))
     source = fields.get("streamer")
-    what = id(source) if callable(source) and not _is_streamer(source) else type(source)
+    if type(source) is functools.partial:
+        source = source.func
+    if type(source) is types.MethodType:
+        source = source.__func__
+    what = id(source) if issubclass(type(source), _FUNCTIONS) else type(source)
     return type(streamer), what, _n_arguments(fields)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}"
 
 
 def _weights(streamer: Any, n: int) -> Any:
@@ -236,10 +254,10 @@ def _weights(streamer: Any, n: int) -> Any:
 def _weighing(weights: Any, members: list[int]) -> str:
     if weights is None:
         return ""
-    least, most = weights[members].min(), weights[members].max()
-    if _number(least) == _number(most):
-        return f", weight {_number(least)}" + (" each" if len(members) > 1 else "")
-    return f", weights {_number(least)} to {_number(most)}"
+    least, most = f"{weights[members].min():.3g}", f"{weights[members].max():.3g}"
+    if least == most:
+        return f", weight {least}" + (" each" if len(members) > 1 else "")
+    return f", weights {least} to {most}"
 
 
 def _span(sizes: list[int]) -> str:
@@ -260,9 +278,9 @@ def _group(members: list[Any]) -> str:
             return _head(first, size=_span([len(pool) for pool in pools]))
         return _head(first)
     source = first.__dict__.get("streamer")
-    if callable(source) and not _is_streamer(source):
+    if issubclass(type(source), (*_FUNCTIONS, functools.partial)):
         return _head(first, _counted(first.__dict__))
-    return f"{type(first).__name__}({type(source).__name__})"
+    return f"{_name(type(first))}({_name(type(source))})"
 
 
 def _below(streamer: Any, depth: int, path: tuple[int, ...]) -> list[Node]:

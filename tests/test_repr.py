@@ -1,6 +1,7 @@
 """What a streamer says of itself: a line for messages, a tree for people, short in any case."""
 
 import copy
+import functools
 import pathlib
 import pickle
 import warnings
@@ -24,6 +25,7 @@ class Untouchable:
 
     __repr__ = __str__ = __eq__ = __len__ = __iter__ = __bool__ = _refuse
     __hash__ = None
+    __class__ = property(_refuse)
 
 
 def lines(streamer):
@@ -82,6 +84,9 @@ def test_showing_a_streamer_changes_nothing_of_it(streamer):
         (Streamer(count, Untouchable()), "Streamer(count, <Untouchable>)"),
         (Streamer(count, 10**5000), "Streamer(count, int of 16,610 bits)"),
         (Streamer(Streamer(count, 3)), "Streamer(Streamer(...))"),
+        (Streamer(count, np.str_("a"), np.float32(0.5)), "Streamer(count, 'a', 0.5)"),
+        (Streamer(functools.partial(count, 3)), "Streamer(partial(count))"),
+        (Streamer("x" * 99), "Streamer('xxxxxxxxxxxxx...xxxxxxxxxxxxxxxx')"),
     ],
 )
 def test_arguments_are_named_measured_or_abbreviated(streamer, expected):
@@ -120,6 +125,24 @@ def test_many_streams_are_grouped_by_kind():
         "        Streamer('a')",
         "        Streamer('a')",
     ]
+
+
+def test_streams_of_partials_and_methods_are_of_a_kind():
+    class Reader:
+        def read(self):
+            yield 1
+
+    pool = [Streamer(functools.partial(count, n)) for n in range(50)]
+    pool += [Streamer(Reader().read) for _ in range(50)]
+    assert lines(ShuffledMux(pool))[1:] == [
+        "    50 x Streamer(partial(count))",
+        "    50 x Streamer(read)",
+    ]
+
+
+def test_more_kinds_than_fit_are_counted():
+    pool = [Streamer(count, *range(n)) for n in range(12)]
+    assert lines(ShuffledMux(pool))[-1] == "    4 more"
 
 
 def test_equal_weights_are_not_worth_a_word():
