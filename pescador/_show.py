@@ -113,9 +113,7 @@ def brief(value: Any, deep: bool = True) -> str:
     if issubclass(kind, np.generic) and not issubclass(kind, np.void):
         return _number(value)
     if _is_streamer(value):
-        fields = value.__dict__
-        inside = _size(fields["streamers"]) if "streamers" in fields else "..."
-        return f"{_name(kind)}({inside})"
+        return f"{_name(kind)}({_inside(value.__dict__)})"
     if issubclass(kind, _FUNCTIONS):
         return _name(value)
     if kind is functools.partial:
@@ -127,8 +125,20 @@ def brief(value: Any, deep: bool = True) -> str:
     return f"<{_name(kind)}>"
 
 
+def _inside(fields: dict[str, Any]) -> str:
+    """Return what a streamer that is only mentioned is made of, without going deeper."""
+    if "streamers" in fields:
+        return _size(fields["streamers"])
+    source = fields.get("streamer")
+    if _is_streamer(source):
+        return "..."
+    return brief(source, deep=False) + (", ..." if _n_arguments(fields) else "")
+
+
 def _size(streamers: Any) -> str:
-    """How many streams a mux has, or the function that makes them."""
+    """Return how many streams a mux has, or what makes them."""
+    if _is_streamer(streamers):
+        return _name(type(streamers))
     if isinstance(streamers, list | tuple | dict):
         return f"{len(streamers):,} stream{'' if len(streamers) == 1 else 's'}"
     return brief(streamers, deep=False)

@@ -83,7 +83,7 @@ def test_showing_a_streamer_changes_nothing_of_it(streamer):
         (Streamer(count, pathlib.PurePosixPath("a/b")), "Streamer(count, PurePosixPath('a/b'))"),
         (Streamer(count, Untouchable()), "Streamer(count, <Untouchable>)"),
         (Streamer(count, 10**5000), "Streamer(count, int of 16,610 bits)"),
-        (Streamer(Streamer(count, 3)), "Streamer(Streamer(...))"),
+        (Streamer(Streamer(count, 3)), "Streamer(Streamer(count, ...))"),
         (Streamer(count, np.str_("a"), np.float32(0.5)), "Streamer(count, 'a', 0.5)"),
         (Streamer(functools.partial(count, 3)), "Streamer(partial(count))"),
         (Streamer("x" * 99), "Streamer('xxxxxxxxxxxxx...xxxxxxxxxxxxxxxx')"),
@@ -193,6 +193,14 @@ def test_a_mux_that_holds_itself_can_be_shown():
     mux = ShuffledMux("ab")
     mux.streamers.append(mux)
     assert lines(mux)[-1] == "    ShuffledMux(3 streams), which is above"
+    mux.streamers = mux
+    assert lines(mux) == ["ShuffledMux(ShuffledMux)"]
+    stream = Streamer("ab")
+    stream.streamer = stream
+    assert lines(stream) == [
+        "Streamer(Streamer(...))",
+        "    Streamer(Streamer(...)), which is above",
+    ]
 
 
 def test_a_subclass_is_shown_under_its_own_name():

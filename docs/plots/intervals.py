@@ -76,4 +76,4 @@ for ax in axes[0]:
     ax.set(xlabel="samples in a visit")
 for ax in axes[1]:
     ax.set(xlabel="draws, from first sample to last")
-axes[0, 0].legend(loc="upper left")
+axes[0, 0].legend(loc="upper right")
