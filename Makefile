@@ -66,8 +66,10 @@ publish:
 bench-instructions:
 	$(PYTHON) bench/instructions.py $(BENCH)
 
-# The site, in docs/_build/html. Nothing is read from the network but packages; warnings are errors.
+# The site, in docs/_build/html, made anew: plots and examples show what the code does now. Warnings
+# are errors, and nothing comes from the network but packages.
 docs: $(DOCS)/done
+	rm -rf docs/_build docs/gallery
 	$(DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet \
 		docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
