@@ -26,12 +26,11 @@ extensions = [
 ]
 root_doc = "index"
 exclude_patterns = ["_build", "README.md"]
-# Links where there is something to link to, as in docstrings, where it is mostly parameters. What
-# has a role of its own, such as :class:, must be found.
+# `name` is a link where there is something to link to; in docstrings it is mostly a parameter.
+# What has a role of its own, such as :class:, must be found.
 default_role = "autolink"
 nitpicky = True
-# Not ours, or named as from inside its module.
-nitpick_ignore = [("py:obj", name) for name in ("multiprocessing", "Streamer", "BaseMux.iterate")]
+nitpick_ignore_regex = [("py:obj", ".*")]
 
 # The types of parameters are in their descriptions, with shapes and units.
 autodoc_typehints = "none"

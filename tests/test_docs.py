@@ -95,6 +95,23 @@ def test_every_picture_can_be_heard(path):
         assert 'role="img"' in picture
 
 
+def test_what_the_pages_on_the_inside_name_is_in_the_code():
+    code = "".join(
+        path.read_text()
+        for folder, pattern in (("pescador", "*"), ("tests", "**/*.py"), (".", "Makefile"))
+        for path in (ROOT / folder).glob(pattern)
+        if path.suffix in (".py", ".pyx", ".pxd", ".h", "")
+        if path.is_file()
+    )
+    words = set(re.findall(r"\w+", code))
+    missing = {}
+    for path in (DOCS / "inside").glob("*.rst"):
+        for name in re.findall(r"``([A-Za-z_][\w.]*)``", path.read_text()):
+            if not (ROOT / name).exists() and not words.issuperset(name.split(".")):
+                missing.setdefault(path.name, []).append(name)
+    assert missing == {}
+
+
 def test_the_table_of_differences_is_included_from_the_readme():
     readme = (ROOT / "README.md").read_text()
     text = (DOCS / "coming_from_pescador.rst").read_text()
