@@ -146,6 +146,7 @@ class Results(SphinxDirective):
                 lines += [f".. figure:: /benchmarks/{found[name]}", f"   :alt: {caption}", ""]
                 lines += [f"   {caption}", ""]
         if (folder / "table.md").exists():
+            lines += ["All figures of this run:", ""]
             lines += [".. toctree::", "   :maxdepth: 1", "", "   benchmarks/table", ""]
         if not lines:
             lines = [

@@ -32,16 +32,21 @@ class Node(NamedTuple):
     label: str
     children: "list[Node]"
 
-    def __len__(self) -> int:
-        return 1 + sum(len(child) for child in self.children)
+    def n_lines(self) -> int:
+        """Return how many lines it takes with what is below it."""
+        return 1 + sum(child.n_lines() for child in self.children)
 
 
 # ---------------------------------------------------------------------------------- one line
 
 
-def _is_streamer(value: Any) -> bool:
+def _is(value: Any, *kinds: type) -> bool:
     # By the type: isinstance would ask the value for its __class__.
-    return issubclass(type(value), core.Streamer)
+    return issubclass(type(value), kinds)
+
+
+def _is_streamer(value: Any) -> bool:
+    return _is(value, core.Streamer)
 
 
 def _cut(text: str, width: int) -> str:
@@ -139,7 +144,7 @@ def _size(streamers: Any) -> str:
     """Return how many streams a mux has, or what makes them."""
     if _is_streamer(streamers):
         return _name(type(streamers))
-    if isinstance(streamers, list | tuple | dict):
+    if _is(streamers, list, tuple, dict):
         return f"{len(streamers):,} stream{'' if len(streamers) == 1 else 's'}"
     return brief(streamers, deep=False)
 
@@ -165,8 +170,9 @@ def _settings(fields: dict[str, Any], kind: type) -> Iterator[str]:
 
 def _passed(fields: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a streamer; none where there is nothing of the kind."""
-    args, kwargs = fields.get("args"), fields.get("kwargs")
-    return args if isinstance(args, tuple) else (), kwargs if isinstance(kwargs, dict) else {}
+    args: Any = fields.get("args")
+    kwargs: Any = fields.get("kwargs")
+    return args if _is(args, tuple) else (), kwargs if _is(kwargs, dict) else {}
 
 
 def _arguments(fields: dict[str, Any]) -> Iterator[str]:
@@ -231,7 +237,7 @@ def _children(streamer: Any) -> list[Any]:
     fields = streamer.__dict__
     if "streamers" in fields:
         streamers = fields["streamers"]
-        return list(streamers) if isinstance(streamers, list | tuple) else []
+        return list(streamers) if _is(streamers, list, tuple) else []
     args, kwargs = _passed(fields)
     found = (fields.get("streamer"), *args, *kwargs.values())
     return [value for value in found if _is_streamer(value)]
@@ -249,14 +255,14 @@ def _kind(streamer: Any) -> Any:
         source = source.func
     if type(source) is types.MethodType:
         source = source.__func__
-    what = id(source) if issubclass(type(source), _FUNCTIONS) else type(source)
+    what = id(source) if _is(source, *_FUNCTIONS) else type(source)
     return type(streamer), what, _n_arguments(fields)
 
 
 def _weights(streamer: Any, n: int) -> Any:
     """Return the weights of n streams; None if they are all the same, or make no sense."""
     weights = streamer.__dict__.get("weights")
-    if not isinstance(weights, np.ndarray) or weights.shape != (n,) or weights.dtype.kind != "f":
+    if not _is(weights, np.ndarray) or weights.shape != (n,) or weights.dtype.kind != "f":
         return None
     return None if n == 0 or bool((weights == weights[0]).all()) else weights
 
@@ -284,11 +290,11 @@ def _group(members: list[Any]) -> str:
         return brief(first)
     if "streamers" in first.__dict__:
         pools = [member.__dict__["streamers"] for member in members]
-        if all(isinstance(pool, list) for pool in pools):
+        if all(_is(pool, list) for pool in pools):
             return _head(first, size=_span([len(pool) for pool in pools]))
         return _head(first)
     source = first.__dict__.get("streamer")
-    if issubclass(type(source), (*_FUNCTIONS, functools.partial)):
+    if _is(source, *_FUNCTIONS, functools.partial):
         return _head(first, _counted(first.__dict__))
     return f"{_name(type(first))}({_name(type(source))})"
 
@@ -341,7 +347,7 @@ def tree(streamer: Any) -> Node:
     best = _node(streamer, 1, (), after)
     for depth in range(2, 8):
         deeper = _node(streamer, depth, (), after)
-        if len(deeper) > _LINES or len(deeper) == len(best):
+        if not best.n_lines() < deeper.n_lines() <= _LINES:
             break
         best = deeper
     return best

@@ -184,9 +184,11 @@ def test_a_half_built_object_can_be_shown(cls):
     half = cls.__new__(cls)
     assert repr(half) == str(half) == f"<{cls.__name__} that was not initialised>"
     half.streamers = None
-    half.weights = "?"
+    half.weights = Untouchable()
     half.active_count_ = "?"
     assert str(half) == f"{cls.__name__}(None)"
+    half.streamers = half.args = half.kwargs = Untouchable()
+    assert str(half) == f"{cls.__name__}(<Untouchable>)"
 
 
 def test_a_mux_that_holds_itself_can_be_shown():
