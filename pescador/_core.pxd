@@ -30,9 +30,11 @@ cdef class Scope:
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
     cdef bint shares                   # whether any generator here or further out is shared
     cdef list live                     # shared generators that a mux here or further out draws from
+    cdef dict snapshots                # id of a large array -> its Snapshot; one for the whole tree
 
     cdef int hold(self, object generator) except -1
     cpdef object find(self, object key)
+    cdef object private(self, object array)
 
 
 cdef int approach(object streamer, int step) except -1

@@ -21,19 +21,28 @@ import numpy as np
 from pescador.exceptions import PescadorError
 
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.list cimport PyList_GET_ITEM
 from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+
+from pescador._bitgen cimport bitgen_t
+from pescador._snapshots cimport Snapshot, copied, fixed, is_large
+from pescador._snapshots cimport is_plain as is_plain_array
 
 cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char* where) except -1
     void Py_LeaveRecursiveCall()
+    PyObject* PyDict_GetItemWithError(object memo, object key) except? NULL
+    bint PyTuple_Check(object value)
+    bint PyType_Check(object value)
 
-cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
     dict PyObject_GenericGetDict(object, void* context)
     bint PyGen_CheckExact(object) noexcept
+    PyTypeObject* Py_TYPE(PyObject* value)
 
 cdef extern from "_native.h":
     object pescador_call(object function, tuple args)
@@ -63,7 +72,7 @@ UNBOUNDED = INT64_MAX
 cdef frozenset IMMUTABLE = frozenset({
     type(None), type(Ellipsis), type(NotImplemented), bool, int, float, complex, str, bytes, range,
     type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
-    datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone,
+    datetime.date, datetime.timedelta, datetime.timezone,
     decimal.Decimal, fractions.Fraction, uuid.UUID, re.Pattern,
     pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath,
     np.ufunc,
@@ -72,8 +81,24 @@ cdef frozenset IMMUTABLE = frozenset({
 
 cdef type Function = types.FunctionType
 
+# What most of the rest is.
+cdef frozenset MUTABLE = frozenset({list, dict, set, bytearray, np.ndarray})
+
+# Iterators of exactly these types refuse to be copied.
+cdef frozenset SINGLE_PASS = frozenset({
+    types.GeneratorType, io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom,
+    io.FileIO,
+})
+
 # Where a memo notes that it met something that activations share; deepcopy's own keys are integers.
 cdef str SHARED = "pescador.shared"
+
+cdef object np_dtype = np.dtype
+cdef type RandomState = np.random.RandomState, Generator = np.random.Generator
+cdef type MT19937 = np.random.MT19937, SeedSequence = np.random.SeedSequence
+cdef frozenset BIT_GENERATORS = frozenset({
+    MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64,
+})
 
 
 cdef class Scope:
@@ -82,6 +107,8 @@ cdef class Scope:
     An activation works on copies, so that it can be repeated. Muxes and streams that share one
     generator go on sharing inside the copy: a nested activation copies again, from the state that
     the copy around it has reached at that moment.
+
+    The outermost scope also keeps what was read of large arrays, for the streams that start later.
 
     Parameters
     ----------
@@ -99,9 +126,11 @@ cdef class Scope:
         self.live = []
         self.shares = bool(shared) if parent is None else parent.shares or bool(shared)
         if parent is None:
+            self.snapshots = {}
             for generator in shared:
                 self.hold(generator)
         else:
+            self.snapshots = parent.snapshots
             # The mux around us will draw on before our streams start.
             self.live += parent.live
             for generator in self.live:
@@ -115,7 +144,7 @@ cdef class Scope:
         if id(generator) not in self.copies:
             origin = None if self.parent is None else self.parent.find(id(generator))
             origin = generator if origin is None else origin
-            self.copies[id(generator)] = (generator, copy.deepcopy(origin))
+            self.copies[id(generator)] = (generator, isolate(origin, {}))
         return 0
 
     cpdef object find(self, object key):
@@ -128,16 +157,25 @@ cdef class Scope:
             scope = scope.parent
         return None
 
+    cdef object private(self, object array):
+        """A private copy of a large array."""
+        snapshot = self.snapshots.get(id(array))
+        if snapshot is None:
+            snapshot = self.snapshots[id(array)] = Snapshot(array)
+        return (<Snapshot>snapshot).take()
 
-class Memo(dict):
+
+cdef class Memo(dict):
     """A memo for copying inside a scope: it knows the generators there.
 
     With `again`, a generator is replaced by a copy of the scope's copy, as a stream that starts
     needs it; without, by the scope's copy itself.
     """
 
-    def __init__(self, scope, again):
-        super().__init__()
+    cdef Scope scope
+    cdef bint again
+
+    def __init__(self, Scope scope, bint again):
         self.scope = scope
         self.again = again
 
@@ -147,8 +185,32 @@ class Memo(dict):
             found = self.scope.find(key)
             if found is None:
                 return default
-            self[key] = copy.deepcopy(found) if self.again else found
+            self[key] = isolate(found, {}) if self.again else found
         return self[key]
+
+
+cdef object MISSING = object()
+
+
+cdef object recall(object memo, object value):
+    """What the memo has for a value, or MISSING."""
+    if type(memo) is dict:
+        return (<dict>memo).get(id(value), MISSING)
+    return memo.get(id(value), MISSING)
+
+
+cdef int remember(object memo, object value, object result) except -1:
+    """Note the copy of a value, which is kept: while it is there, nothing else has its id."""
+    cdef PyObject* kept
+    memo[id(value)] = result
+    key = id(memo)
+    if type(memo) is dict or type(memo) is Memo:
+        kept = PyDict_GetItemWithError(memo, key)
+        if kept is not NULL:
+            (<object>kept).append(value)
+            return 0
+    memo.setdefault(key, []).append(value)
+    return 0
 
 
 cdef inline bint is_simple(object value) noexcept:
@@ -168,15 +230,61 @@ cdef int is_immutable(object value) except -1:
         return True
     if kind in IMMUTABLE:
         return True
+    if kind in MUTABLE:
+        return False
     if kind is frozenset:
         for item in <frozenset>value:
             if not is_immutable_inside(item):
                 return False
         return True
-    if isinstance(value, type) or isinstance(value, np.dtype):
+    if PyTuple_Check(value) and is_named_tuple(kind):
+        for item in <tuple>value:
+            if not is_immutable_inside(item):
+                return False
         return True
-    # A map of a file that nobody can write through.
-    return kind is np.memmap and value.mode == "r" and not value.flags.writeable
+    if PyType_Check(value):
+        return True
+    if kind is datetime.datetime or kind is datetime.time:
+        return value.tzinfo is None or type(value.tzinfo) is datetime.timezone
+    if issubclass(kind, np_dtype):
+        # The names of fields can be assigned, and metadata hold anything.
+        return value.names is None and value.metadata is None and (
+            value.subdtype is None or is_immutable(value.base))
+    return False
+
+
+cdef bint is_named_tuple(type kind) except? True:
+    """Whether this is a class as collections.namedtuple makes them: a tuple and nothing more."""
+    if type(kind) is not type or kind.__bases__ != (tuple,) or kind.__dictoffset__ != 0:
+        return False
+    own = kind.__dict__
+    return "_fields" in own and not (
+        "__deepcopy__" in own or "__reduce_ex__" in own or "__reduce__" in own
+        or "__iter__" in own)
+
+
+cdef Py_ssize_t immutable_until(list values) except -1:
+    """The place of the first item that can change."""
+    cdef Py_ssize_t i = 0
+    cdef PyObject* item
+    cdef PyTypeObject* known = NULL
+    while i < len(values):
+        item = PyList_GET_ITEM(values, i)
+        # Items of one type are the rule.
+        if Py_TYPE(item) != known:
+            if type(<object>item) in IMMUTABLE:
+                known = Py_TYPE(item)
+            elif not is_immutable(<object>item):
+                break
+        i += 1
+    return i
+
+
+cdef bint holds_immutable(dict values) except? True:
+    for key, item in values.items():
+        if not (is_immutable(key) and is_immutable(item)):
+            return False
+    return True
 
 
 cdef int is_immutable_inside(object value) except -1:
@@ -194,8 +302,8 @@ cpdef object isolate(object value, object memo):
     """
     if is_immutable(value):
         return value
-    found = memo.get(id(value))
-    if found is not None:
+    found = recall(memo, value)
+    if found is not MISSING:
         return found
     Py_EnterRecursiveCall(" while copying what a stream starts from")
     try:
@@ -204,41 +312,117 @@ cpdef object isolate(object value, object memo):
         Py_LeaveRecursiveCall()
 
 
-cdef bint is_single_pass(object value) except? True:
-    """Whether a value is read as it is iterated over, and cannot be copied."""
-    if type(value) is types.GeneratorType:
-        return True
-    if not (hasattr(type(value), "__next__") or isinstance(value, io.IOBase)):
-        return False
-    try:
-        copy.deepcopy(value)
-    except TypeError:
-        return True
-    return False
-
-
 cdef object isolate_mutable(object value, object memo):
-    kind = type(value)
+    cdef type kind = type(value)
+    cdef dict fields
     if kind is list:
-        result = []
-        memo[id(value)] = result
-        for item in value:
-            result.append(isolate(item, memo))
-    elif kind is dict:
-        result = {}
-        memo[id(value)] = result
-        for key, item in value.items():
-            result[isolate(key, memo)] = isolate(item, memo)
-    elif kind is tuple:
-        result = tuple([isolate(item, memo) for item in value])
-        # A tuple that holds itself, through a list, was copied on the way.
-        result = memo.setdefault(id(value), result)
-    elif is_single_pass(value):
-        memo[SHARED] = True
-        memo[id(value)] = result = value
+        return isolate_list(value, memo)
+    if kind is dict:
+        return isolate_dict(value, memo)
+    if kind is tuple:
+        return isolate_tuple(value, memo)
+    if is_plain_array(value):
+        result = fixed(value)
+        if result is None:
+            if type(memo) is Memo and is_large(value):
+                result = (<Memo>memo).scope.private(value)
+            else:
+                result = copied(value)
+    elif kind is set and immutable_until(list(value)) == len(value):
+        # By way of a list, as by deepcopy: set.copy may give another order.
+        result = set(list(value))
+    elif kind is bytearray:
+        result = bytearray(value)
+    elif kind is RandomState or kind is Generator or kind in BIT_GENERATORS:
+        result = copy_generator(value, memo)
+    elif is_read_by_iterating(value):
+        return copy_or_share(value, memo)
     else:
-        result = copy.deepcopy(value, memo)
+        fields = plain_fields(value)
+        if fields is not None:
+            return copy_streamer(value, fields, memo)
+        return copy.deepcopy(value, memo)
+    remember(memo, value, result)
     return result
+
+
+cdef list isolate_list(list value, object memo):
+    cdef Py_ssize_t n = immutable_until(value)
+    cdef list result = value[:n]
+    remember(memo, value, result)
+    cdef Py_ssize_t i = n
+    while i < len(value):
+        result.append(isolate(value[i], memo))
+        i += 1
+    return result
+
+
+cdef dict isolate_dict(dict value, object memo):
+    cdef dict result
+    if holds_immutable(value):
+        result = value.copy()
+        remember(memo, value, result)
+        return result
+    result = {}
+    remember(memo, value, result)
+    for key, item in value.items():
+        item = isolate(item, memo)
+        result[isolate(key, memo)] = item
+    return result
+
+
+cdef object isolate_tuple(tuple value, object memo):
+    cdef list items = [isolate(item, memo) for item in value]
+    # A tuple that holds itself, through a list, was copied on the way.
+    found = recall(memo, value)
+    if found is not MISSING:
+        return found
+    cdef Py_ssize_t i
+    for i in range(len(items)):
+        if items[i] is not value[i]:
+            result = tuple(items)
+            remember(memo, value, result)
+            return result
+    return value
+
+
+cdef object copy_streamer(object streamer, dict fields, object memo):
+    """What Streamer.__deepcopy__ makes of a plain Streamer."""
+    cdef dict own = {}
+    result = plain_streamer.__new__(plain_streamer)
+    result.__dict__ = own
+    remember(memo, streamer, result)
+    for name, item in fields.items():
+        own[name] = isolate(item, memo)
+    return result
+
+
+cdef bint is_read_by_iterating(object value) except? True:
+    """Whether a value is an iterator or a file, which may refuse to be copied."""
+    return hasattr(type(value), "__next__") or isinstance(value, io.IOBase)
+
+
+cdef object copy_or_share(object value, object memo):
+    """A copy of an iterator or a file; itself, where it cannot be copied."""
+    if type(value) not in SINGLE_PASS:
+        # A copy that fails halfway must leave nothing in the memo.
+        if type(memo) is Memo:
+            trial = Memo((<Memo>memo).scope, (<Memo>memo).again)
+            trial.update(memo)
+        else:
+            trial = copy.copy(memo)
+        try:
+            result = copy.deepcopy(value, trial)
+        except TypeError:
+            pass
+        else:
+            kept = trial.pop(id(trial), [])
+            memo.update(trial)
+            memo.setdefault(id(memo), []).extend(kept)
+            return result
+    memo[SHARED] = True
+    remember(memo, value, value)
+    return value
 
 
 def is_shared(memo):
@@ -253,13 +437,17 @@ def reads_shared(value, set seen=None):
     if id(value) in seen or is_immutable(value):
         return False
     seen.add(id(value))
-    if is_single_pass(value):
-        return True
+    if is_read_by_iterating(value):
+        memo = {}
+        copy_or_share(value, memo)
+        return SHARED in memo
     if family(type(value)) is not None:
         value = value.__dict__
     if type(value) is dict:
         value = value.values()
-    elif type(value) is not list and type(value) is not tuple:
+    elif type(value) is list:
+        value = value[immutable_until(value):]
+    elif type(value) is not tuple:
         return False
     Py_EnterRecursiveCall(" while looking for what cannot be iterated twice")
     try:
@@ -269,6 +457,74 @@ def reads_shared(value, set seen=None):
     finally:
         Py_LeaveRecursiveCall()
     return False
+
+
+class Zeros(np.random.bit_generator.ISeedSequence):
+    """A seed that costs nothing, for generators whose state is set at once."""
+
+    words = [0] * 624                  # what MT19937 asks for, and takes as any sequence
+
+    def generate_state(self, n_words, dtype=np.uint32):
+        """Return zeros."""
+        return self.words if n_words == 624 else np.zeros(n_words, dtype)
+
+
+cdef object ZEROS = Zeros()
+
+
+cdef object copy_generator(object generator, object memo):
+    """What copy.deepcopy makes of a generator of NumPy's own types, in less time."""
+    cdef type kind = type(generator)
+    if kind is Generator:
+        return Generator(isolate(generator.bit_generator, memo))
+    if kind is RandomState:
+        result = RandomState(isolate(generator._bit_generator, memo))
+        # The second of a pair of normal deviates is not in the state of the bits.
+        state = generator.get_state(legacy=False)
+        if state["has_gauss"]:
+            result.set_state(state)
+        return result
+    sequence = generator.seed_seq
+    if sequence is not None:
+        sequence = isolate(sequence, memo)
+    if kind is MT19937 and sequence is None and mersenne_is_known():
+        result = MT19937(ZEROS)
+        result._legacy_seeding(0)
+        with generator.lock:
+            mersenne_of(result)[0] = mersenne_of(generator)[0]
+    else:
+        result = kind(ZEROS)
+        result.__setstate__((generator.state, sequence))
+    return result
+
+
+cdef struct Mersenne:
+    # NumPy's MT19937 behind its bitgen_t; its own way there goes word by word through Python.
+    uint32_t key[624]
+    int pos
+
+
+cdef Mersenne* mersenne_of(object bits) except NULL:
+    return <Mersenne*>(<bitgen_t*>PyCapsule_GetPointer(bits.capsule, "BitGenerator")).state
+
+
+cdef int mersenne_known = -1           # not looked at yet
+
+
+cdef bint mersenne_is_known() except? True:
+    """Whether the state of this NumPy's MT19937 lies in memory as is said above."""
+    global mersenne_known
+    cdef Mersenne* here
+    if mersenne_known < 0:
+        bits = MT19937(1)
+        bits.random_raw(7)
+        here = mersenne_of(bits)
+        state = bits.state["state"]
+        mersenne_known = (
+            here.pos == 7 == state["pos"]
+            and (<char*>here.key)[:sizeof(here.key)] == state["key"].tobytes()
+        )
+    return mersenne_known
 
 
 # Class -> ((hook name, what it is on that class), ...), for classes whose hooks are compiled.

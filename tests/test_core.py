@@ -1,10 +1,8 @@
 """Streamer and streamable."""
 
 import copy
-import csv
 import gc
 import inspect
-import io
 import pickle
 import types
 
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 import pescador
 from pescador import PescadorError, Streamer, streamable
-from streams import Failure, count, data, failing, forever, nothing, write_into
+from streams import Failure, count, data, failing, nothing
 
 
 @pytest.mark.parametrize(
@@ -191,115 +189,6 @@ def test_a_bounded_stream_asks_its_source_once_more():
     del asked[:]
     assert list(Streamer(source).cycle(3)) == [0, 1, 2]
     assert asked == [0, 1, 2, 3]
-
-
-def test_a_generator_object_is_shared_and_loses_nothing():
-    streamer = Streamer(i for i in range(6))
-    assert list(streamer.iterate(2)) == [0, 1]
-    assert list(streamer.cycle(2)) == [2, 3]
-    assert list(streamer) == [4, 5]
-    assert list(streamer) == []
-
-
-def test_a_generator_object_among_the_arguments_loses_nothing():
-    def pairs(source):
-        while True:
-            try:
-                yield [next(source), next(source)]
-            except StopIteration:
-                return
-
-    streamer = Streamer(pairs, (i for i in range(8)))
-    assert list(streamer.iterate(2)) == [[0, 1], [2, 3]]
-    assert list(streamer) == [[4, 5], [6, 7]]
-
-
-def test_a_generator_object_in_a_mux_loses_nothing():
-    mux = pescador.StochasticMux([(i for i in range(20))], 1, 3, dist="constant")
-    assert list(mux.iterate(5)) == [0, 1, 2, 3, 4]
-    assert list(mux.cycle(5)) == [5, 6, 7, 8, 9]
-    assert list(mux) == list(range(10, 20))
-
-
-def test_an_open_file_is_read_once(tmp_path):
-    path = tmp_path / "lines"
-    path.write_text("a\nb\nc\n")
-    with open(path) as lines:
-        streamer = Streamer(lines)
-        assert list(streamer.iterate(1)) == ["a\n"]
-        assert list(streamer) == ["b\n", "c\n"]
-
-
-def test_a_file_in_memory_is_copied_and_read_each_time():
-    streamer = Streamer(io.StringIO("x\ny\n"))
-    assert list(streamer) == list(streamer) == ["x\n", "y\n"]
-
-
-def test_an_iterator_that_can_be_copied_is_copied_and_another_is_shared():
-    copied = Streamer(iter([1, 2, 3]))
-    assert list(copied) == list(copied) == [1, 2, 3]
-    shared = Streamer(csv.reader(["a,b", "c,d"]))
-    assert list(shared.iterate(1)) == [["a", "b"]]
-    assert list(shared) == [["c", "d"]]
-    assert list(shared) == []
-
-
-def test_iterations_see_neither_each_other_nor_the_caller():
-    array = np.zeros(2)
-    streamer = Streamer(write_into, array, 3)
-    first, second = streamer.iterate(), streamer.iterate()
-    seen = [next(first), next(second), next(first), next(second)]
-    array[:] = 9
-    seen += [next(first), next(second)]
-    assert seen == [[0, 0], [0, 0], [1, 1], [1, 1], [2, 2], [2, 2]]
-    assert array.tolist() == [9, 9]
-    assert list(streamer.iterate(1)) == [[9, 9]]
-
-
-def test_what_arguments_share_they_share_inside_an_iteration():
-    def source(a, b, boxed):
-        a.append(1)
-        yield a is b, boxed["a"] is a, len(b)
-
-    values = []
-    streamer = Streamer(source, values, values, {"a": values})
-    assert list(streamer) == list(streamer) == [(True, True, 1)]
-    assert values == []
-
-
-class Counter:
-    """An argument with a copy hook."""
-
-    copies = 0
-
-    def __deepcopy__(self, memo):
-        Counter.copies += 1
-        return Counter()
-
-
-def test_copy_hooks_of_arguments_are_called_at_each_activation():
-    before = Counter.copies
-    streamer = Streamer(forever, [Counter()])
-    for _ in range(3):
-        next(streamer.iterate())
-    assert Counter.copies == before + 3
-
-
-def test_a_read_only_memory_map_is_shared_and_not_read(tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(1000.0))
-    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    [inside] = Streamer(forever, mapped).iterate(1)
-    assert inside is mapped
-
-
-def test_an_argument_nested_too_deep_is_an_error_not_a_crash():
-    deep = []
-    for _ in range(100_000):
-        deep = [deep]
-    with pytest.raises(RecursionError):
-        next(Streamer(forever, deep).iterate())
-    while deep:
-        deep = deep.pop()
 
 
 def test_errors_of_the_source_come_through_as_they_are():

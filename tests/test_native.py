@@ -1,7 +1,4 @@
-"""The compiled floor: sums, weighted selection, activation."""
-
-import copy
-import pathlib
+"""The compiled floor: sums, weighted selection, counts."""
 
 import numpy as np
 import pytest
@@ -9,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pescador import _core, _draws
-from streams import forever
+from pescador import _draws
 
 finite = st.floats(0, 1e300, allow_subnormal=True)
 
@@ -25,69 +21,6 @@ def test_sums_of_any_length_round_as_those_of_numpy(n):
     for seed in range(3):
         values = 10.0 ** np.random.default_rng(seed).uniform(-18, 0, n)
         assert _draws.sum_of(values) == np.sum(values)
-
-
-@given(
-    st.recursive(
-        st.none() | st.integers() | st.text() | st.binary() | hnp.arrays(np.int8, 3),
-        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
-    )
-)
-def test_isolating_gives_what_a_deep_copy_gives(value):
-    ours, theirs = _core.isolate(value, {}), copy.deepcopy(value)
-    assert repr(ours) == repr(theirs)
-    assert type(ours) is type(theirs)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "text",
-        b"bytes",
-        3,
-        2.5,
-        1j,
-        True,
-        None,
-        ...,
-        range(3),
-        (1, ("a", frozenset({2}))),
-        len,
-        forever,
-        np.float32(1),
-        np.dtype("f4"),
-        pathlib.Path("x"),
-        int,
-        np,
-        np.float64,
-    ],
-    ids=repr,
-)
-def test_what_cannot_change_is_shared(value):
-    assert _core.isolate(value, {}) is value
-
-
-def test_isolating_keeps_aliases_and_cycles():
-    inner = [1]
-    outer = [inner, (inner, {"k": inner})]
-    outer.append(outer)
-    result = _core.isolate(outer, {})
-    assert result is not outer
-    assert result[2] is result
-    assert result[1][0] is result[0] is result[1][1]["k"]
-    assert result[0] is not inner
-
-
-def test_isolating_a_subclass_of_a_container_is_left_to_copy():
-    class Tagged(list):
-        pass
-
-    value = Tagged([[1]])
-    value.tag = "t"
-    result = _core.isolate(value, {})
-    assert type(result) is Tagged
-    assert result.tag == "t"
-    assert result[0] is not value[0]
 
 
 @given(
