@@ -125,6 +125,17 @@ def reads(array):
         yield first
 
 
+def writes(array):
+    array += 1
+    yield from reads(array)
+
+
+def items(argument):
+    item = {"x": np.zeros(16, np.float32)}
+    while True:
+        yield item
+
+
 def bare(**params):
     """The limit of any stream: asking a generator for its next item."""
     return Items(forever(0))
@@ -643,15 +654,65 @@ def argument_of(kind, megabytes):
 @case(
     "sample",
     "Starting",
-    short=over("kind", "array"),
-    full=[*over("kind", "memmap"), {"kind": "array", "n": 30000}],
+    short=[
+        {"kind": "array"},
+        {"kind": "array", "n": 50, "n_active": 5},
+        {"kind": "array", "n": 50, "n_active": 5, "each": True},
+    ],
+    full=[*over("kind", "memmap", "written"), {"kind": "array", "n": 30000}],
     tiny={"kind": "array", "n": 5, "megabytes": 1},
 )
-def shared_argument(pescador, kind, n=1_000, megabytes=25):
-    """StochasticMux, 100 open at rate 8, over streamers that are given one large array."""
+def shared_argument(pescador, kind, n=1_000, n_active=100, each=False, megabytes=25):
+    """StochasticMux at rate 8 over streamers that are given one large array, or one each."""
+    source = writes if kind == "written" else reads
     array = argument_of(kind, megabytes)
-    streams = [pescador.Streamer(reads, array) for _ in range(n)]
+    streams = [
+        # Not zeros: those take no memory.
+        pescador.Streamer(source, array + np.float32(i) if each else array)
+        for i in range(n)
+    ]
+    return Items(pescador.StochasticMux(streams, min(n_active, n), 8, random_state=0).iterate())
+
+
+@case("sample", "Starting", tiny={"n": 5})
+def file_names(pescador, n=30_000):
+    """StochasticMux, 100 open at rate 8, over 30,000 streamers that are given a file name each."""
+    streams = [pescador.Streamer(forever, f"/data/{i:05d}.npz") for i in range(n)]
     return Items(mux_of(pescador, streams, "stochastic").iterate())
+
+
+@case(
+    "activation",
+    "Starting",
+    short=over("kind", "list"),
+    full=over("kind", "tuple", "dict", "range"),
+    tiny={"kind": "list", "n": 5},
+    warm=lambda **params: 1,
+)
+def iterable(pescador, kind, n=100_000):
+    """The time to the first item of a Streamer over an iterable of 100,000 numbers."""
+    numbers = [float(i) for i in range(n)]
+    make = {"list": list, "tuple": tuple, "dict": dict.fromkeys, "range": lambda _: range(n)}[kind]
+    stream = pescador.Streamer(make(numbers))
+    return Calls(lambda _: first_of(stream))
+
+
+@case(
+    "activation",
+    "Starting",
+    full=[{}, {"megabytes": 25, "n": 50}],
+    tiny={"n": 5},
+    warm=lambda **params: 1,
+)
+def epoch(pescador, n=30_000, megabytes=0):
+    """The time to the first batch of a Streamer of buffer_stream over a mux of n streamers."""
+    streams = [
+        pescador.Streamer(items, argument_of("array", megabytes) if megabytes else i)
+        for i in range(n)
+    ]
+    mux = pescador.StochasticMux(streams, min(n, 100), 8, random_state=0)
+    stream = pescador.Streamer(pescador.buffer_stream, mux, 64)
+    return Calls(lambda _: first_of(stream))
 
 
 # ----------------------------------------------------------------------------------- batches
@@ -989,6 +1050,10 @@ GOALS = [
     than("peer", "mortal/mux=stochastic", 30),
     than("peer", "first/mux=stochastic", 30),
     than("peer", "first/mux=shuffled", 30),
+    than("peer", "shared_argument/kind=array/n=50/n_active=5", 80),
+    than("peer", "shared_argument/kind=array/n=50/n_active=5/each=True", 1),
+    than("peer", "file_names", 200),
+    than("peer", "iterable/kind=list", 50),
     Goal("bound against islice", ("bound", "ours"), ("bound", "hand"), 1.6, most=True),
 ]
 

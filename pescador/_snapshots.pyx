@@ -110,13 +110,19 @@ cdef class File:
             Py_XDECREF(kept)
 
     def __dealloc__(self):
+        self.close()
+
+    cdef void close(self):
         if self.descriptor >= 0:
             pescador_close(self.descriptor)
+            self.descriptor = -1
 
     cdef object map_for(self, object array):
         """A copy of the array, over a map; None if there can be none, or it would be slower."""
         cdef void* map = NULL
-        if self.descriptor >= 0 and not pescador_is_written_to(<PyObject*>self.handler):
+        if pescador_is_written_to(<PyObject*>self.handler):
+            self.close()
+        if self.descriptor >= 0:
             map = pescador_map(self.descriptor, self.n_bytes, most_maps)
         if map is NULL:
             return None
