@@ -131,6 +131,10 @@ cdef class Scope:
                 self.hold(generator)
         else:
             self.snapshots = parent.snapshots
+            # Those of a mux that is not in the pool of one around it, but an argument of a map.
+            for generator in shared:
+                if parent.find(id(generator)) is None:
+                    self.hold(generator)
             # The mux around us will draw on before our streams start.
             self.live += parent.live
             for generator in self.live:
@@ -626,8 +630,11 @@ cdef object activate(dict fields, Scope scope, Ending* ending):
         memo = {} if scope is None else Memo(scope, again=True)
         source = isolate(source, memo)
         if callable(source):
-            args = isolate(args, memo)
-            kwargs = isolate(kwargs, memo)
+            if type(source) is Function and source in maps:
+                args, kwargs = isolate_for_map(args, kwargs, scope, memo)
+            else:
+                args = isolate(args, memo)
+                kwargs = isolate(kwargs, memo)
         if SHARED in memo:
             ending[0] = STOP
     if not callable(source):
@@ -637,6 +644,68 @@ cdef object activate(dict fields, Scope scope, Ending* ending):
     else:
         source = pescador_call(source, <tuple>args)
     return source if PyGen_CheckExact(source) else iter(source)
+
+
+def activated(streamer, max_iter):
+    """Return up to `max_iter` items of one activation of a plain, idle Streamer; None for another.
+
+    It is the same as iterating over the copy that ``with streamer`` gives, without that copy.
+    """
+    cdef dict fields = plain_fields(streamer)
+    cdef Ending ending = STEP_ONCE_MORE
+    if fields is None or fields["stream_"] is not None:
+        return None
+    source = activate(fields, None, &ending)
+    return Bounded(source, max_iter, ending == STEP_ONCE_MORE)
+
+
+# Functions that do nothing with their first argument, `stream`, but iterate over it.
+cdef set maps = set()
+
+
+def register_map(function):
+    """Note a generator function that iterates over its first argument and does nothing else to it.
+
+    A streamer that it is given need not be copied for it: the iteration isolates by itself.
+    """
+    maps.add(function)
+
+
+cdef tuple isolate_for_map(object args, object kwargs, Scope scope, object memo):
+    """The arguments of a map, of which a stream of ours is not copied but activated."""
+    opened = None
+    if type(args) is tuple and args:
+        opened = open_stream((<tuple>args)[0], scope, memo)
+        if opened is not None:
+            return (opened, *isolate((<tuple>args)[1:], memo)), isolate(kwargs, memo)
+    elif type(kwargs) is dict and "stream" in <dict>kwargs:
+        opened = open_stream((<dict>kwargs)["stream"], scope, memo)
+        if opened is not None:
+            rest = {name: value for name, value in (<dict>kwargs).items() if name != "stream"}
+            return args, {"stream": opened, **isolate(rest, memo)}
+    return isolate(args, memo), isolate(kwargs, memo)
+
+
+cdef object open_stream(object stream, Scope scope, object memo):
+    """The iterator of one activation of a stock streamer that is idle; None for other values."""
+    cdef dict fields
+    cdef Ending ending = STEP_ONCE_MORE
+    if family(type(stream)) is None or not is_stock(stream) or stream.is_activated_copy:
+        return None
+    Py_EnterRecursiveCall(" while starting a stream of a stream")
+    try:
+        fields = plain_fields(stream)
+        if fields is not None:
+            source = activate(fields, scope, &ending)
+        else:
+            source = stream._open(scope)
+            if source is not None and reads_shared(stream):
+                ending = STOP
+    finally:
+        Py_LeaveRecursiveCall()
+    if ending == STOP:
+        memo[SHARED] = True
+    return source
 
 
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies):

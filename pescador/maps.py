@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import _maps
+from . import _core, _maps
 from .exceptions import DataError as DataError
 from .exceptions import PescadorError
 from .util import Seed, as_count, get_rng
@@ -225,3 +225,7 @@ def cache(
     else:
         pick, toss = rng.randint, rng.rand
     yield from _maps.Cached(_as_stream(stream), size, prob, pick, toss)
+
+
+for _function in (buffer_stream, tuples, keras_tuples, cache):
+    _core.register_map(_function)
