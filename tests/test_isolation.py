@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 
 import pescador
 from pescador import Streamer, _core, _snapshots
-from streams import forever, write_into
+from streams import data, forever, write_into
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="maps are for Linux")
 
@@ -1073,3 +1073,92 @@ def test_two_arguments_that_are_one_iterator_stay_one():
     iterator = iter([1, 2, 3, 4])
     streamer = Streamer(pairs, iterator, iterator)
     assert list(streamer) == list(streamer) == [(1, 2), (3, 4)]
+
+
+# ---------------------------------------------------------------------------- streams of streams
+
+
+def batches_of(stream, by_name):
+    if by_name:
+        return Streamer(pescador.buffer_stream, buffer_size=2, stream=stream)
+    return Streamer(pescador.buffer_stream, stream, 2)
+
+
+def firsts(batches):
+    return [batch["X"][:, 0].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_map_copies_only_the_arguments_of_streams_that_start(by_name):
+    def source(counter):
+        while True:
+            yield {"X": np.zeros(1)}
+
+    counters = [Counter() for _ in range(20)]
+    mux = pescador.ChainMux([Streamer(source, counter) for counter in counters])
+    batches = batches_of(mux, by_name)
+    for start in (batches.iterate, pescador.ShuffledMux([batches] * 3).iterate):
+        before = Counter.copies
+        next(start())
+        assert Counter.copies == before + 1
+    assert mux.active == batches.active == 0
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("wrap", [Streamer, lambda s: pescador.ChainMux([s])])
+def test_a_map_over_a_generator_object_loses_nothing(by_name, wrap):
+    items = data(8, (1,))
+    batches = batches_of(wrap(items), by_name)
+    assert firsts(batches.iterate(1)) == [[0, 1]]
+    assert firsts(pescador.ChainMux([batches]).iterate(1)) == [[2, 3]]
+    assert firsts(pescador.StochasticMux([batches], 1, 1, dist="constant").iterate(1)) == [[4, 5]]
+    assert firsts(batches) == [[6, 7]]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_map_over_an_activated_copy_goes_on_with_a_copy_of_it(by_name):
+    with Streamer(data(6, (1,))) as active:
+        next(active.stream_)
+        assert firsts(batches_of(active, by_name)) == [[1, 2], [3, 4]]
+
+
+def test_a_map_over_a_streamer_with_hooks_calls_them():
+    class Twice(Streamer):
+        def iterate(self, max_iter=None):
+            for item in super().iterate(max_iter):
+                yield {"X": 2 * item["X"]}
+
+    assert firsts(batches_of(Twice(data, 4), False)) == [[0, 2], [4, 6]]
+    assert firsts(batches_of(pescador.ChainMux([Twice(data, 4)]), True)) == [[0, 2], [4, 6]]
+
+
+def test_maps_of_maps_start_from_one_activation():
+    array = np.zeros((4, 1))
+
+    def source(array):
+        for row in array:
+            yield {"X": row.copy()}
+            array += 1
+
+    pairs = Streamer(pescador.tuples, batches_of(Streamer(source, array), False), "X")
+    assert [x.ravel().tolist() for (x,) in pairs] == [[0, 1], [2, 3]]
+    assert [x.ravel().tolist() for (x,) in pairs] == [[0, 1], [2, 3]]
+    assert not array.any()
+
+
+def test_what_a_streamer_is_given_by_name_is_isolated_too():
+    values = []
+    streamer = Streamer(write_into, array=np.zeros(2), n=2)
+    assert list(streamer) == list(streamer) == [[0, 0], [1, 1]]
+    assert next(iter(Streamer(forever, value=values))) is not values
+
+
+def test_a_streamer_that_fails_to_start_is_not_active():
+    class Uncopyable:
+        def __deepcopy__(self, memo):
+            raise RuntimeError("no")
+
+    streamer = Streamer(forever, Uncopyable())
+    with pytest.raises(RuntimeError, match="no"):
+        next(streamer.iterate())
+    assert streamer.active == 0
