@@ -286,7 +286,7 @@ cdef Py_ssize_t immutable_until(list values) except -1:
 
 cdef bint holds_immutable(dict values) except? True:
     for key, item in values.items():
-        if not (is_immutable(key) and is_immutable(item)):
+        if not ((is_simple(key) or is_immutable(key)) and (is_simple(item) or is_immutable(item))):
             return False
     return True
 
@@ -339,12 +339,12 @@ cdef object isolate_mutable(object value, object memo):
         result = bytearray(value)
     elif kind is RandomState or kind is Generator or kind in BIT_GENERATORS:
         result = copy_generator(value, memo)
-    elif is_read_by_iterating(value):
-        return copy_or_share(value, memo)
     else:
         fields = plain_fields(value)
         if fields is not None:
             return copy_streamer(value, fields, memo)
+        if is_read_by_iterating(value):
+            return copy_or_share(value, memo)
         return copy.deepcopy(value, memo)
     remember(memo, value, result)
     return result
@@ -436,6 +436,10 @@ def is_shared(memo):
 
 def reads_shared(value, set seen=None):
     """Tell whether an activation would read from a generator or file that others read too."""
+    cdef dict fields = plain_fields(value)
+    if fields is not None and is_immutable(fields["streamer"]) and is_immutable(fields["args"]) and (
+            not fields["kwargs"]):
+        return False
     if seen is None:
         seen = set()
     if id(value) in seen or is_immutable(value):
