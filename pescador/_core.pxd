@@ -3,6 +3,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
+from pescador._snapshots cimport Snapshots
+
 
 cdef extern from "_native.h":
     object steal "pescador_steal" (PyObject* owned)
@@ -30,11 +32,10 @@ cdef class Scope:
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
     cdef bint shares                   # whether any generator here or further out is shared
     cdef list live                     # shared generators that a mux here or further out draws from
-    cdef dict snapshots                # id of a large array -> its Snapshot; one for the whole tree
+    cdef Snapshots snapshots           # of large arrays; the outermost scope's
 
     cdef int hold(self, object generator) except -1
     cpdef object find(self, object key)
-    cdef object private(self, object array)
 
 
 cdef int approach(object streamer, int step) except -1

@@ -28,7 +28,7 @@ from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
 from pescador._bitgen cimport bitgen_t
-from pescador._snapshots cimport Snapshot, copied, fixed, is_large
+from pescador._snapshots cimport Snapshots, copied, fixed, is_large
 from pescador._snapshots cimport is_plain as is_plain_array
 
 cdef extern from "Python.h":
@@ -126,7 +126,7 @@ cdef class Scope:
         self.live = []
         self.shares = bool(shared) if parent is None else parent.shares or bool(shared)
         if parent is None:
-            self.snapshots = {}
+            self.snapshots = Snapshots()
             for generator in shared:
                 self.hold(generator)
         else:
@@ -160,13 +160,6 @@ cdef class Scope:
                 return entry[1]
             scope = scope.parent
         return None
-
-    cdef object private(self, object array):
-        """A private copy of a large array."""
-        snapshot = self.snapshots.get(id(array))
-        if snapshot is None:
-            snapshot = self.snapshots[id(array)] = Snapshot(array)
-        return (<Snapshot>snapshot).take()
 
 
 cdef class Memo(dict):
@@ -286,7 +279,9 @@ cdef Py_ssize_t immutable_until(list values) except -1:
 
 cdef bint holds_immutable(dict values) except? True:
     for key, item in values.items():
-        if not ((is_simple(key) or is_immutable(key)) and (is_simple(item) or is_immutable(item))):
+        if not (is_simple(key) or is_immutable(key)):
+            return False
+        if not (is_simple(item) or is_immutable(item)):
             return False
     return True
 
@@ -329,7 +324,7 @@ cdef object isolate_mutable(object value, object memo):
         result = fixed(value)
         if result is None:
             if type(memo) is Memo and is_large(value):
-                result = (<Memo>memo).scope.private(value)
+                result = (<Memo>memo).scope.snapshots.take(value)
             else:
                 result = copied(value)
     elif kind is set and immutable_until(list(value)) == len(value):

@@ -343,12 +343,16 @@ pescador_context_of(PyObject *handler)
     return PyCapsule_GetPointer(handler, "mem_handler");
 }
 
-/* Whether most of the arrays that were looked at had been written all over. */
 static inline int
-pescador_is_written_to(PyObject *handler)
+pescador_written(PyObject *handler)
 {
-    pescador_context *context = pescador_context_of(handler);
-    return context->written > context->spared;
+    return pescador_context_of(handler)->written;
+}
+
+static inline int
+pescador_spared(PyObject *handler)
+{
+    return pescador_context_of(handler)->spared;
 }
 
 /* Whether an array has all of its values in its own memory, in a type that NumPy has always had. */

@@ -7,9 +7,9 @@ cdef object copied(object array)
 cdef object fixed(object array)
 
 
-cdef class Snapshot:
-    cdef object array                  # whose values these are; held, so that its id stays its own
-    cdef bint asked                    # whether the first copy was given
-    cdef object file                   # where the values are for those that follow
+cdef class Snapshots:
+    cdef dict known                    # id of an array -> what is known of it
+    cdef list first_files              # a few, to learn from
 
-    cdef object take(self)
+    cdef object take(self, object array)
+    cdef bint all_are_written_to(self)

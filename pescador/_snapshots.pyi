@@ -1,7 +1,11 @@
 from typing import Any, final
 
 @final
-class Snapshot:
+class Snapshots:
+    def __init__(self) -> None: ...
+
+@final
+class Known:
     def __init__(self, array: Any) -> None: ...
 
 @final

@@ -21,7 +21,8 @@ cdef extern from "_snapshots.h":
     Py_ssize_t pescador_maps, pescador_files
     int _import_array() except -1
     object pescador_handler_for(size_t n)
-    bint pescador_is_written_to(PyObject* handler) noexcept
+    int pescador_written(PyObject* handler) noexcept
+    int pescador_spared(PyObject* handler) noexcept
     bint pescador_holds_values(PyObject* array) noexcept
     bint pescador_is_writeable(PyObject* array) noexcept
     Py_ssize_t pescador_size(PyObject* array) noexcept
@@ -120,29 +121,55 @@ cdef class File:
     cdef object map_for(self, object array):
         """A copy of the array, over a map; None if there can be none, or it would be slower."""
         cdef void* map = NULL
-        if pescador_is_written_to(<PyObject*>self.handler):
+        cdef PyObject* handler = <PyObject*>self.handler
+        if pescador_written(handler) > pescador_spared(handler):
             self.close()
         if self.descriptor >= 0:
             map = pescador_map(self.descriptor, self.n_bytes, most_maps)
         if map is NULL:
             return None
         return pescador_array_over(map, <PyObject*>array, <PyObject*>self.dtype, &self.layout,
-                                   <PyObject*>self.handler)
+                                   handler)
 
 
-cdef class Snapshot:
-    """The values of a large array, at the time when it is asked for the second time."""
+cdef class Known:
+    """An array that was asked for."""
+
+    cdef object array                  # held, so that its id stays its own
+    cdef File file                     # None until it is asked for again
 
     def __cinit__(self, array):
         self.array = array
 
-    cdef object take(self):
-        """A private copy."""
-        result = None
-        if self.asked:
-            if self.file is None:
-                self.file = File(self.array)
-            result = (<File>self.file).map_for(self.array)
-        # The first copy is given back when its user is done, and most arrays have no second.
-        self.asked = True
-        return copied(self.array) if result is None else result
+
+cdef class Snapshots:
+    """The values of large arrays, each at the time when it was asked for the second time."""
+
+    def __cinit__(self):
+        self.known = {}
+        self.first_files = []
+
+    cdef object take(self, object array):
+        """A private copy of an array."""
+        cdef Known known = self.known.get(id(array))
+        if known is None:
+            # This copy is given back when its user is done, and most arrays have no second.
+            self.known[id(array)] = Known(array)
+            return copied(array)
+        if known.file is None:
+            if self.all_are_written_to():
+                return copied(array)
+            known.file = File(array)
+            if len(self.first_files) < 8:
+                self.first_files.append(known.file)
+        result = known.file.map_for(array)
+        return copied(array) if result is None else result
+
+    cdef bint all_are_written_to(self):
+        """Whether arrays were looked at before they were given back, and none had been spared."""
+        cdef int written = 0
+        for file in self.first_files:
+            if pescador_spared(<PyObject*>(<File>file).handler):
+                return False
+            written += pescador_written(<PyObject*>(<File>file).handler)
+        return written > 2
