@@ -432,8 +432,8 @@ def is_shared(memo):
 def reads_shared(value, set seen=None):
     """Tell whether an activation would read from a generator or file that others read too."""
     cdef dict fields = plain_fields(value)
-    if fields is not None and is_immutable(fields["streamer"]) and is_immutable(fields["args"]) and (
-            not fields["kwargs"]):
+    if fields is not None and not fields["kwargs"] and (
+            is_immutable(fields["streamer"]) and is_immutable(fields["args"])):
         return False
     if seen is None:
         seen = set()

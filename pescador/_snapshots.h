@@ -376,6 +376,19 @@ pescador_size(PyObject *array)
     return PyArray_NBYTES((PyArrayObject *)array);
 }
 
+/* Whether copies are made in NumPy's own memory, not in that of somebody who wants them elsewhere. */
+static inline int
+pescador_is_own_memory(void)
+{
+    PyObject *handler = PyDataMem_GetHandler();
+    int own = handler == PyDataMem_DefaultHandler;
+    if (handler == NULL) {
+        PyErr_Clear();
+    }
+    Py_XDECREF(handler);
+    return own;
+}
+
 /* What ndarray.__deepcopy__ makes of an array that holds its values. */
 static inline PyObject *
 pescador_copied(PyObject *array)

@@ -26,6 +26,7 @@ cdef extern from "_snapshots.h":
     bint pescador_holds_values(PyObject* array) noexcept
     bint pescador_is_writeable(PyObject* array) noexcept
     Py_ssize_t pescador_size(PyObject* array) noexcept
+    bint pescador_is_own_memory() noexcept
     object pescador_copied(PyObject* array)
     const char* pescador_laid_out(
         PyObject* array, pescador_layout* layout, PyObject** kept) except NULL
@@ -64,7 +65,8 @@ cdef bint is_plain(object value) noexcept:
 
 cdef bint is_large(object array) noexcept:
     """Whether a plain array is worth a snapshot."""
-    return PESCADOR_MAPS and pescador_size(<PyObject*>array) >= large
+    return (PESCADOR_MAPS and pescador_size(<PyObject*>array) >= large
+            and pescador_is_own_memory())
 
 
 cdef object copied(object array):

@@ -5,6 +5,8 @@ generator function with its arguments. It keeps four promises.
 
 * It can be iterated any number of times. Each iteration *activates* the streamer: it works on a
   copy of the arguments, so that no two iterations see each other's writes, nor does the caller.
+  What cannot change is shared instead; so is the memory of an array over bytes or over a file that
+  was opened for reading, such as a ``np.memmap`` of mode ``r``, which stays read-only.
   (A generator object or an open file cannot be copied: it is shared and read once.)
 * Nothing is started before the first ``next``.
 * ``iterate``, ``cycle``, calling the streamer and ``iter`` give true Python generators.

@@ -24,7 +24,9 @@ What all of them promise:
   A stream without any samples is left out where the mux says so. Where it is not, a mux ends
   when all its streams were empty 256 times in a row, and so does ``cycle``.
 * **Cost.** A stream is started when its first sample is due. Streams that are not started cost
-  nothing; their arguments are read, and copied, when they start.
+  nothing; their arguments are read, and copied, when they start. A large array that several
+  streams are given is read once for all of them, when the second one starts; each writes into
+  pages of its own. (What the caller writes into it later is seen by the next iteration.)
 
 Mixing is compiled (``_mux.pyx``). A subclass that overrides one of the hooks ``_activate``,
 ``_streamers_available``, ``_next_sample_index``, ``_on_stream_exhausted``, ``_new_stream``,

@@ -3,6 +3,7 @@
 import collections
 import copy
 import csv
+import ctypes
 import dataclasses
 import datetime
 import functools
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy._core._multiarray_umath import _ARRAY_API
 
 import pescador
 from pescador import Streamer, _core, _snapshots
@@ -356,6 +358,32 @@ def test_what_the_caller_writes_is_not_seen_by_streams_that_run(all_large):
     assert [next(mux) for _ in range(3)] == [[1] * 4] * 3
     # The next iteration starts from what is there now.
     assert copies_of(array)[0].tolist() == [9] * 4
+
+
+def numpy_memory(index, *types):
+    """A function of NumPy's for memory handlers, by its place in the table of the C API."""
+    table = ctypes.pythonapi.PyCapsule_GetPointer
+    table.restype, table.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    entries = ctypes.cast(table(_ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))
+    return ctypes.PYFUNCTYPE(ctypes.py_object, *types)(entries[index])
+
+
+@linux
+def test_who_has_numpy_allocate_elsewhere_gets_copies_there(megabyte):
+    set_handler, get_handler = numpy_memory(304, ctypes.py_object), numpy_memory(305)
+    make = ctypes.pythonapi.PyCapsule_New
+    make.restype = ctypes.py_object
+    make.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer(get_handler(), b"mem_handler")
+    maps = _snapshots.in_use()[0]
+    before = set_handler(make(pointer, b"mem_handler", None))
+    try:
+        inside = copies_of(megabyte)
+        assert _snapshots.in_use()[0] == maps
+    finally:
+        set_handler(before)
+    inside += copies_of(megabyte)
+    assert _snapshots.in_use()[0] == maps + 2
 
 
 # --------------------------------------------------------------------- when the system refuses

@@ -5,6 +5,7 @@ import itertools
 import sys
 import tracemalloc
 
+import numpy as np
 import pytest
 
 import pescador
@@ -59,7 +60,40 @@ def fill_the_cache():
     assert len(list(pescador.cache(Streamer(count, 8), 3, random_state=0))) >= 8
 
 
-ACTIONS = [iterate_to_the_end, abandon, close, fail, refuse, batch, look_inside, fill_the_cache]
+LARGE = np.zeros(2**15)
+KINDS = [[1], {"a": {2}}, bytearray(3), np.zeros(3), np.random.RandomState(0), iter([1, 2])]
+
+
+def share_a_large_array():
+    mux = pescador.RoundRobinMux([Streamer(forever, LARGE)] * 3)
+    for array in mux.iterate(3):
+        # So that memory is given back in another way than it came.
+        array.resize(9, refcheck=False)
+
+
+def start_from_all_kinds():
+    next(Streamer(forever, KINDS).iterate())
+    next(pescador.ChainMux([Streamer(iter(KINDS))]).iterate())
+
+
+def map_a_mux():
+    mux = pescador.ChainMux([Streamer(data, 3), Streamer(data, 3)])
+    stream = Streamer(pescador.buffer_stream, mux, 2)
+    assert len(list(stream)) == len(list(pescador.ChainMux([stream]))) == 3
+
+
+ACTIONS = [
+    iterate_to_the_end,
+    abandon,
+    close,
+    fail,
+    refuse,
+    batch,
+    look_inside,
+    fill_the_cache,
+    start_from_all_kinds,
+    map_a_mux,
+]
 
 
 def in_use():
