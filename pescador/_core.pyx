@@ -514,7 +514,7 @@ cdef Mersenne* mersenne_of(object bits) except NULL:
 cdef int mersenne_known = -1           # not looked at yet
 
 
-cdef bint mersenne_is_known() except? True:
+cpdef bint mersenne_is_known() except? True:
     """Whether the state of this NumPy's MT19937 lies in memory as is said above."""
     global mersenne_known
     cdef Mersenne* here
@@ -524,7 +524,7 @@ cdef bint mersenne_is_known() except? True:
         here = mersenne_of(bits)
         state = bits.state["state"]
         mersenne_known = (
-            here.pos == 7 == state["pos"]
+            here.pos == state["pos"] != 624
             and (<char*>here.key)[:sizeof(here.key)] == state["key"].tobytes()
         )
     return mersenne_known

@@ -73,7 +73,7 @@ def share_a_large_array():
 
 def start_from_all_kinds():
     next(Streamer(forever, KINDS).iterate())
-    next(pescador.ChainMux([Streamer(iter(KINDS))]).iterate())
+    next(pescador.ChainMux([Streamer(KINDS)]).iterate())
 
 
 def map_a_mux():
