@@ -95,7 +95,7 @@ cdef str SHARED = "pescador.shared"
 
 cdef object np_dtype = np.dtype
 cdef type RandomState = np.random.RandomState, Generator = np.random.Generator
-cdef type MT19937 = np.random.MT19937, SeedSequence = np.random.SeedSequence
+cdef type MT19937 = np.random.MT19937
 cdef frozenset BIT_GENERATORS = frozenset({
     MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64,
 })
@@ -269,9 +269,10 @@ cdef Py_ssize_t immutable_until(list values) except -1:
         item = PyList_GET_ITEM(values, i)
         # Items of one type are the rule.
         if Py_TYPE(item) != known:
-            if type(<object>item) in IMMUTABLE:
+            value = <object>item
+            if type(value) in IMMUTABLE:
                 known = Py_TYPE(item)
-            elif not is_immutable(<object>item):
+            elif not is_immutable(value):
                 break
         i += 1
     return i
@@ -536,6 +537,7 @@ cdef dict families = {}
 # type another tag, or 0, when any of its attributes changes.
 cdef type plain_streamer = None
 cdef unsigned int plain_tag = 0
+cdef object plain_iter = None          # its __iter__, which maps call
 
 
 def register(cls, names, *, plain=False):
@@ -544,10 +546,11 @@ def register(cls, names, *, plain=False):
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
     With `plain`, instances of exactly this class start without any Python frame of pescador's.
     """
-    global plain_streamer
+    global plain_streamer, plain_iter
     families[cls] = tuple([(name, getattr(cls, name)) for name in names])
     if plain:
         plain_streamer = cls
+        plain_iter = cls.__iter__
 
 
 cdef tuple family(type kind):
@@ -689,7 +692,7 @@ cdef object open_stream(object stream, Scope scope, object memo):
     """The iterator of one activation of a stock streamer that is idle; None for other values."""
     cdef dict fields
     cdef Ending ending = STEP_ONCE_MORE
-    if family(type(stream)) is None or not is_stock(stream) or stream.is_activated_copy:
+    if not is_stock(stream) or type(stream).__iter__ is not plain_iter or stream.is_activated_copy:
         return None
     Py_EnterRecursiveCall(" while starting a stream of a stream")
     try:

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/select.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -105,11 +106,17 @@ pescador_write(int file, const char *bytes, size_t n)
 static inline int
 pescador_open(const char *bytes, size_t n)
 {
-    int file = -1;
+    int file = -1, high;
     if (pescador_count(&pescador_files, 1) > pescador_most_files()) {
         goto failed;
     }
     file = (int)syscall(SYS_memfd_create, "pescador", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    /* The low numbers are for those who call select(), which knows no others. */
+    high = file < 0 ? -1 : fcntl(file, F_DUPFD_CLOEXEC, FD_SETSIZE);
+    if (high >= 0) {
+        close(file);
+        file = high;
+    }
     if (file < 0 || pescador_write(file, bytes, n) < 0
             || fcntl(file, F_ADD_SEALS,
                      F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0) {

@@ -531,6 +531,9 @@ def test_no_descriptor_is_left_to_another_program():
         listed = subprocess.run(["ls", "-l", "/proc/self/fd"], close_fds=False,
                                 capture_output=True, text=True).stdout
         assert "memfd" not in listed
+        # Nor are those taken that select can wait for.
+        with open(os.devnull) as file:
+            assert file.fileno() < 10
         """)
 
 
@@ -1161,6 +1164,14 @@ def test_a_map_over_a_streamer_with_hooks_calls_them():
 
     assert firsts(batches_of(Twice(data, 4), False)) == [[0, 2], [4, 6]]
     assert firsts(batches_of(pescador.ChainMux([Twice(data, 4)]), True)) == [[0, 2], [4, 6]]
+
+
+def test_a_map_over_a_mux_with_an_iter_of_its_own_calls_it():
+    class Reversed(pescador.ChainMux):
+        def __iter__(self):
+            return iter(list(self.iterate())[::-1])
+
+    assert firsts(batches_of(Reversed([data(4)]), False)) == [[3, 2], [1, 0]]
 
 
 def test_maps_of_maps_start_from_one_activation():
