@@ -219,6 +219,11 @@ ARRAYS = {
 }
 
 
+if np.__version__.startswith("2.0."):
+    # copy.deepcopy of such an array crashes there.
+    del ARRAYS["strings"]
+
+
 @pytest.mark.parametrize("kind", ARRAYS)
 @pytest.mark.parametrize("start", [copies_of, lone_copies_of])
 def test_a_copy_of_an_array_is_laid_out_as_a_deep_copy(kind, start, all_large):
@@ -336,10 +341,11 @@ def test_an_activated_copy_is_pickled_copied_and_exported(all_large):
         assert_alike(copy.deepcopy(inside), array)
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             assert_alike(pickle.loads(pickle.dumps(inside, protocol)).copy("K"), array)
-        exported = np.from_dlpack(inside)
+        # As torch takes it, and as a buffer.
+        exported, buffer = np.from_dlpack(inside), np.asarray(memoryview(inside))
         del inside
         gc.collect()
-        exported[0, 0] = 9
+        buffer[0, 0] = 9
         assert exported.sum() == array.sum() + 9
 
 
