@@ -27,8 +27,8 @@ test: $(VENV)/dev $(PEERS)/done lint test-checked
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
 	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider tests/test_core.py tests/test_mux.py \
-		tests/test_isolation.py tests/test_maps.py tests/test_native.py tests/test_leaks.py tests/test_frozen.py \
-		tests/parity/test_exactness.py
+		tests/test_isolation.py tests/test_maps.py tests/test_native.py tests/test_leaks.py \
+		tests/test_frozen.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
