@@ -1,15 +1,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import numpy.typing as npt
-
 _T = TypeVar("_T")
-
-class Batches(Iterator[dict[Any, npt.NDArray[Any]]]):
-    def __init__(
-        self, source: Iterable[Any], size: int, partial: bool, axis: int | None
-    ) -> None: ...
-    def __next__(self) -> dict[Any, npt.NDArray[Any]]: ...
 
 class Tuples(Iterator[tuple[Any, ...]]):
     def __init__(self, source: Iterable[Any], keys: tuple[Any, ...]) -> None: ...
@@ -34,5 +26,3 @@ class Cached(Iterator[_T]):
         toss: Callable[[], float],
     ) -> None: ...
     def __next__(self) -> _T: ...
-
-def stack(items: list[Any], axis: int | None, first: int = 0) -> dict[Any, npt.NDArray[Any]]: ...

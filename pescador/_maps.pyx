@@ -1,7 +1,5 @@
 """The loops behind the maps: what is done to each item, compiled."""
 
-import numpy as np
-
 from pescador.exceptions import DataError
 
 from cpython.object cimport PyObject
@@ -21,74 +19,6 @@ cdef object not_data(object item, Py_ssize_t position):
 cdef object stopped(Py_ssize_t position):
     # Let through, it would look like the end of the stream.
     return RuntimeError(f"item {position} of the stream raised StopIteration")
-
-
-def stack(list items, axis, Py_ssize_t first=0):
-    """Return {key: array} of the values of all `items`, as NumPy joins them.
-
-    Parameters
-    ----------
-    items : list of dict
-        At least one; the first says which keys there are.
-    axis : int or None
-        None stacks along a new first axis, as ``np.array``; a number joins along it, as
-        ``np.concatenate``.
-    first : int
-        The position of the first item in its stream, for error messages.
-    """
-    batch = {}
-    try:
-        keys = list(items[0].keys())
-    except (TypeError, AttributeError) as error:
-        raise not_data(items[0], first) from error
-    cdef Py_ssize_t i
-    for key in keys:
-        values = []
-        for i, item in enumerate(items):
-            try:
-                values.append(item[key])
-            except (TypeError, IndexError) as error:
-                raise not_data(item, first + i) from error
-            except StopIteration as error:
-                raise stopped(first + i) from error
-        try:
-            batch[key] = np.array(values) if axis is None else np.concatenate(values, axis=axis)
-        except TypeError as error:
-            raise DataError(f"key {key!r}: the values of items {first} to {first + len(items) - 1} "
-                            f"cannot be joined: {error}") from error
-    return batch
-
-
-cdef class Batches:
-    """`size` items at a time, joined by `stack`."""
-
-    cdef object source
-    cdef Py_ssize_t size, position
-    cdef bint partial
-    cdef object axis
-
-    def __cinit__(self, source, Py_ssize_t size, bint partial, axis):
-        self.source = iter(source)
-        self.size = size
-        self.partial = partial
-        self.axis = axis
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef PyObject* item
-        cdef list items = []
-        cdef Py_ssize_t first = self.position
-        while len(items) < self.size:
-            item = next_item(self.source)
-            if item is NULL:
-                if items and self.partial:
-                    break
-                raise StopIteration
-            items.append(steal(item))
-            self.position += 1
-        return stack(items, self.axis, first)
 
 
 cdef class Tuples:

@@ -6,6 +6,12 @@
 #include <Python.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
+
+#if defined(__SSE2__) || defined(_M_X64)
+#define PESCADOR_SSE2
+#include <emmintrin.h>
+#endif
 
 /* The next item of an iterator (a new reference); NULL without an exception at its end,
  * NULL with one when it failed. */
@@ -24,6 +30,48 @@ static inline PyObject *
 pescador_steal(PyObject *owned)
 {
     return owned;
+}
+
+/* Whether the reference that is asked with is the only one. Where threads count references without
+ * a lock, this cannot always be told: then, no. */
+static inline int
+pescador_is_unshared(PyObject *value)
+{
+#if !defined(Py_GIL_DISABLED)
+    return Py_REFCNT(value) == 1;
+#elif PY_VERSION_HEX >= 0x030E0000
+    return PyUnstable_Object_IsUniquelyReferenced(value);
+#else
+    (void)value;
+    return 0;
+#endif
+}
+
+/* memcpy to where nobody will read soon: past the cache, which saves reading what is there. */
+static inline void
+pescador_copy_past_cache(char *to, const char *from, size_t n)
+{
+#ifdef PESCADOR_SSE2
+    size_t head = (size_t)(-(intptr_t)to & 63);
+    if (n >= 4096) {
+        memcpy(to, from, head);
+        to += head;
+        from += head;
+        n -= head;
+        for (; n >= 64; n -= 64, to += 64, from += 64) {
+            __m128i a = _mm_loadu_si128((const __m128i *)from);
+            __m128i b = _mm_loadu_si128((const __m128i *)(from + 16));
+            __m128i c = _mm_loadu_si128((const __m128i *)(from + 32));
+            __m128i d = _mm_loadu_si128((const __m128i *)(from + 48));
+            _mm_stream_si128((__m128i *)to, a);
+            _mm_stream_si128((__m128i *)(to + 16), b);
+            _mm_stream_si128((__m128i *)(to + 32), c);
+            _mm_stream_si128((__m128i *)(to + 48), d);
+        }
+        _mm_sfence();
+    }
+#endif
+    memcpy(to, from, n);
 }
 
 /* How many bits are set, and where the one of a given rank is. */

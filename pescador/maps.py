@@ -5,12 +5,13 @@ itself something that ``Streamer(map, stream, ...)`` can restart. As with every 
 arguments are checked when the first item is asked for.
 """
 
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from . import _maps
+from . import _batches, _core, _maps
 from .exceptions import DataError as DataError
 from .exceptions import PescadorError
 from .util import Seed, as_count, get_rng
@@ -18,11 +19,13 @@ from .util import Seed, as_count, get_rng
 __all__ = ["buffer_stream", "cache", "keras_tuples", "tuples"]
 
 T = TypeVar("T")
+#: Where the arrays of batches come from: ``(shape, dtype) -> ndarray``.
+Allocator: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
 
 def __stack_data(data: list[Any], axis: int | None) -> dict[Any, Any]:
     """Join a list of data objects into one; kept for those who import it."""
-    return _maps.stack(data, axis)
+    return next(_batches.Batches(data, len(data) or 1, False, axis))
 
 
 def _as_stream(stream: Iterable[T]) -> Iterator[T]:
@@ -33,7 +36,13 @@ def _as_stream(stream: Iterable[T]) -> Iterator[T]:
 
 
 def buffer_stream(
-    stream: Iterable[Any], buffer_size: float, partial: bool = False, axis: int | None = None
+    stream: Iterable[Any],
+    buffer_size: float,
+    partial: bool = False,
+    axis: int | None = None,
+    *,
+    reuse: bool = True,
+    allocator: Allocator | None = None,
 ) -> Generator[dict[Any, Any], None, None]:
     """Collect the items of a stream into batches.
 
@@ -89,7 +98,7 @@ def buffer_stream(
     size = as_count("buffer_size", buffer_size)
     if not (axis is None or (isinstance(axis, int | np.integer) and not isinstance(axis, bool))):
         raise PescadorError(f"axis={axis!r} must be None or an int")
-    yield from _maps.Batches(_as_stream(stream), size, partial, axis)
+    yield from _batches.Batches(_as_stream(stream), size, partial, axis, reuse=reuse, allocator=allocator)
 
 
 def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None, None]:
