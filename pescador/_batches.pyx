@@ -38,6 +38,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from "_native.h":
     bint pescador_is_unshared(PyObject* value)
+    PyObject* pescador_next_value(object items, Py_ssize_t* position, object key)
     void pescador_copy_past_cache(char* to, const char* source, size_t n) nogil
 
 cnp.import_array()
@@ -242,6 +243,7 @@ cdef class Column(Rows):
     cdef int value_ndim
     cdef cnp.npy_intp[64] value_shape
     cdef Py_ssize_t offset             # of the number in a NumPy scalar
+    cdef bint is_time
     cdef cnp.PyArray_DatetimeMetaData unit
     cdef Py_ssize_t most               # rows that a batch has had
 
@@ -286,10 +288,9 @@ cdef class Column(Rows):
         return True
 
     cdef bint has_unit(self, object value) noexcept:
-        if not (cnp.is_datetime64_object(value) or cnp.is_timedelta64_object(value)):
-            return True
-        return memcmp(&(<cnp.PyDatetimeScalarObject*>value).obmeta, &self.unit,
-                      sizeof(self.unit)) == 0
+        """Whether a scalar of the planned type counts in the planned unit, if it is a time."""
+        return not self.is_time or memcmp(
+            &(<cnp.PyDatetimeScalarObject*>value).obmeta, &self.unit, sizeof(self.unit)) == 0
 
     cdef int plan(self, object value) except -1:
         """Decide from the first value of a batch what the batch will be."""
@@ -359,7 +360,8 @@ cdef class Column(Rows):
                 return 0
             # As numpy/arrayscalars.h lays it out.
             self.offset = (sizeof(PyObject) + alignment - 1) // alignment * alignment
-            if dtype.kind in "Mm":
+            self.is_time = dtype.kind in "Mm"
+            if self.is_time:
                 self.unit = (<cnp.PyDatetimeScalarObject*>value).obmeta
         elif kind == INTS and dtype.itemsize != sizeof(int64_t):
             return 0
@@ -408,11 +410,11 @@ cdef class Column(Rows):
             return self.add_other(value)
         if self.kind == ARRAYS:
             if (not self.direct
-                    or <PyObject*>cnp.PyArray_DESCR(value) != <PyObject*>self.given
-                    or cnp.PyArray_NDIM(value) != self.value_ndim
-                    or not cnp.PyArray_CHKFLAGS(value, cnp.NPY_ARRAY_C_CONTIGUOUS)):
+                    or <PyObject*>cnp.PyArray_DESCR(<cnp.ndarray>value) != <PyObject*>self.given
+                    or cnp.PyArray_NDIM(<cnp.ndarray>value) != self.value_ndim
+                    or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>value)):
                 return self.add_other(value)
-            shape = cnp.PyArray_DIMS(value)
+            shape = cnp.PyArray_DIMS(<cnp.ndarray>value)
             for j in range(self.joins, self.value_ndim):
                 if shape[j] != self.value_shape[j]:
                     return self.add_other(value)
@@ -421,8 +423,8 @@ cdef class Column(Rows):
                 self.note_end(self.count + rows)
             if rows > self.capacity - self.count:
                 self.reserve(rows, self.size)
-            copy(self.data + self.count * self.row_bytes, cnp.PyArray_BYTES(value),
-                 rows * self.row_bytes, self.past_cache)
+            copy(self.data + self.count * self.row_bytes,
+                 cnp.PyArray_BYTES(<cnp.ndarray>value), rows * self.row_bytes, self.past_cache)
             self.count += rows
             self.n += 1
             return 0
@@ -668,12 +670,21 @@ cdef class Batches:
         return True
 
     cdef int add(self, object item) except -1:
-        if type(item) is dict:
-            for column in self.columns:
-                (<Column>column).add((<dict>item)[(<Column>column).key])
-        else:
-            for column in self.columns:
+        cdef list columns = self.columns
+        cdef PyObject* column
+        cdef PyObject* value
+        cdef Py_ssize_t i, at = 0
+        for i in range(len(columns)):
+            column = PyList_GET_ITEM(columns, i)
+            if type(item) is not dict:
                 (<Column>column).add(self.value_of(item, (<Column>column).key))
+                continue
+            # Items are mostly made in one place, with their keys in one order.
+            value = pescador_next_value(item, &at, (<Column>column).key)
+            if value is not NULL:
+                (<Column>column).add(<object>value)
+            else:
+                (<Column>column).add((<dict>item)[(<Column>column).key])
         return 0
 
     cdef object value_of(self, object item, object key):

@@ -47,6 +47,21 @@ pescador_is_unshared(PyObject *value)
 #endif
 }
 
+/* The value after a position in a dict, borrowed, if it is that of this very key; otherwise NULL. */
+static inline PyObject *
+pescador_next_value(PyObject *dict, Py_ssize_t *position, PyObject *key)
+{
+#if !defined(Py_GIL_DISABLED)
+    PyObject *found, *value;
+    if (PyDict_Next(dict, position, &found, &value) && found == key) {
+        return value;
+    }
+#else
+    (void)dict, (void)position, (void)key;
+#endif
+    return NULL;
+}
+
 /* memcpy to where nobody will read soon: past the cache, which saves reading what is there. */
 static inline void
 pescador_copy_past_cache(char *to, const char *from, size_t n)
