@@ -499,18 +499,21 @@ cdef class Column(Rows):
         """Give up the plan: the values so far are to be joined by NumPy, with those that follow."""
         cdef Py_ssize_t i, start = 0
         cdef list held = []
-        if self.kind != ARRAYS:
-            rows = self.part(0, self.count)
-            held = list(rows) if self.kind == SCALARS else rows.tolist()
-        elif self.type is VOID:
-            held = list(self.part(0, self.count))
+        rows = self.part(0, self.count)
+        if self.kind == ARRAYS and not cnp.PyArray_EquivTypes(self.dtype, self.given):
+            rows = rows.astype(self.given)
+        if self.kind == SCALARS or self.type is VOID:
+            held = list(rows)
+        elif self.kind != ARRAYS:
+            held = rows.tolist()
+        elif self.joins:
+            for i in range(self.n):
+                held.append(rows[(slice(None),) * self.axis
+                                 + (slice(start, self.ends[AT(i, self.ends_room)]),)])
+                start = self.ends[i]
         else:
             for i in range(self.n):
-                if self.joins:
-                    held.append(self.part(start, self.ends[AT(i, self.ends_room)]))
-                    start = self.ends[i]
-                else:
-                    held.append(self.array[i, ...])
+                held.append(rows[i, ...])
         self.held = held
         self.expected = NULL
         self.array = None

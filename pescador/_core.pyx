@@ -261,10 +261,11 @@ def register(cls, names, *, plain=False):
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
     With `plain`, instances of exactly this class start without any Python frame of pescador's.
     """
-    global plain_streamer
+    global plain_streamer, plain_iter
     families[cls] = tuple([(name, getattr(cls, name)) for name in names])
     if plain:
         plain_streamer = cls
+        plain_iter = cls.__iter__
 
 
 cdef tuple family(type kind):
@@ -419,6 +420,57 @@ cdef bint gives(Patience* patience, bint* gave) except -1:
 cdef PyObject* next_item(object iterator) except? NULL:
     """The next item, a new reference; NULL without an exception at the end."""
     return pescador_next(<PyObject*>iterator)
+
+
+# Streamer's own __iter__; a subclass may have another.
+cdef object plain_iter = None
+
+
+cdef class Opened:
+    """A stream that is read to its end inside a ``with`` block.
+
+    It gives the items of ``iter(stream)``, and counts as an open iteration in the same way. Where
+    that would be a generator of ours, it reads from what the generator would read from.
+    """
+
+    cdef object stream
+    cdef object source                 # iterator over the items, while the block lasts
+    cdef object entered                # the streamer whose context is to be left
+    cdef object counted                # the mux that is to count one open iteration less
+
+    def __cinit__(self, stream):
+        self.stream = stream
+
+    def __enter__(self):
+        stream = self.stream
+        if (family(type(stream)) is None or not is_stock(stream)
+                or type(stream).__iter__ is not plain_iter or stream.is_activated_copy):
+            self.source = iter(stream)
+            return self
+        engine = stream._open(None)
+        if engine is not None:
+            stream.active_count_ += 1
+            self.counted = stream
+            self.source = engine
+            return self
+        active = stream.__enter__()
+        self.entered = stream
+        source = getattr(active, "stream_", None)
+        self.source = iter(active if source is None else source)
+        return self
+
+    def __exit__(self, *exc):
+        self.source = None
+        if self.counted is not None:
+            self.counted.active_count_ -= 1
+            self.counted = None
+        if self.entered is not None:
+            entered, self.entered = self.entered, None
+            entered.__exit__(*exc)
+        return False
+
+    def __iter__(self):
+        return self.source
 
 
 cdef class Bounded:

@@ -28,11 +28,11 @@ def __stack_data(data: list[Any], axis: int | None) -> dict[Any, Any]:
     return next(_batches.Batches(data, len(data) or 1, False, axis))
 
 
-def _as_stream(stream: Iterable[T]) -> Iterator[T]:
-    try:
-        return iter(stream)
-    except TypeError:
-        raise PescadorError(f"stream={stream!r} must be an iterable, such as a Streamer") from None
+def _opened(stream: Iterable[T]) -> "_core.Opened[T]":
+    """Check that a stream can be iterated; the ``with`` block of the result does it."""
+    if not (isinstance(stream, Iterable) or hasattr(type(stream), "__getitem__")):
+        raise PescadorError(f"stream={stream!r} must be an iterable, such as a Streamer")
+    return _core.Opened(stream)
 
 
 def buffer_stream(
@@ -98,7 +98,14 @@ def buffer_stream(
     size = as_count("buffer_size", buffer_size)
     if not (axis is None or (isinstance(axis, int | np.integer) and not isinstance(axis, bool))):
         raise PescadorError(f"axis={axis!r} must be None or an int")
-    yield from _batches.Batches(_as_stream(stream), size, partial, axis, reuse=reuse, allocator=allocator)
+    if not (allocator is None or callable(allocator)):
+        raise PescadorError(
+            f"allocator={allocator!r} must be None or a callable (shape, dtype) -> ndarray"
+        )
+    with _opened(stream) as items:
+        yield from _batches.Batches(
+            items, size, partial, axis, reuse=bool(reuse), allocator=allocator
+        )
 
 
 def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None, None]:
@@ -132,7 +139,8 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
     """
     if not keys:
         raise PescadorError("keys=() is empty; tuples needs at least one key")
-    yield from _maps.Tuples(_as_stream(stream), keys)
+    with _opened(stream) as items:
+        yield from _maps.Tuples(items, keys)
 
 
 def _as_keys(name: str, keys: Any) -> Any:
@@ -185,7 +193,8 @@ def keras_tuples(
         raise PescadorError(
             f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
         )
-    yield from _maps.InputsOutputs(_as_stream(stream), x, y)
+    with _opened(stream) as items:
+        yield from _maps.InputsOutputs(items, x, y)
 
 
 def cache(
@@ -233,4 +242,5 @@ def cache(
         pick, toss = rng.integers, rng.random
     else:
         pick, toss = rng.randint, rng.rand
-    yield from _maps.Cached(_as_stream(stream), size, prob, pick, toss)
+    with _opened(stream) as items:
+        yield from _maps.Cached(items, size, prob, pick, toss)
