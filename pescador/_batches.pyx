@@ -12,6 +12,7 @@ from pescador.exceptions import DataError, PescadorError
 
 cimport cython
 cimport numpy as cnp
+from cpython.complex cimport PyComplex_ImagAsDouble, PyComplex_RealAsDouble
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
@@ -444,8 +445,8 @@ cdef class Column(Rows):
         elif self.kind == BOOLS:
             place[0] = value is True
         else:
-            (<double*>place)[0] = (<complex>value).real
-            (<double*>place)[1] = (<complex>value).imag
+            (<double*>place)[0] = PyComplex_RealAsDouble(value)
+            (<double*>place)[1] = PyComplex_ImagAsDouble(value)
         self.count += 1
         self.n += 1
         return 0
