@@ -723,23 +723,18 @@ def _(size, keys=1, axis=None, label=False):
 
 @batches.by("limit")
 def _(size, keys=1, axis=None, label=False):
-    return Items(copied(items_of(size, keys, axis)))
+    items = items_of(size, keys, axis)
+    out = {key: np.ones((BATCH, *value.shape), np.float32) for key, value in items[0].items()}
+    return Items(copied([(out[key][i], item[key]) for key in out for i, item in enumerate(items)]))
 
 
-def copied(items):
-    """The limit of whatever moves bytes: a memcpy of each value into a warm buffer."""
-    moves, out = [], {}
-    for key in items[0]:
-        rows = out[key] = np.ones((len(items), *items[0][key].shape), np.float32)
-        moves += [
-            (rows[i].ctypes.data, item[key].ctypes.data, rows[i].nbytes)
-            for i, item in enumerate(items)
-        ]
+def copied(pairs):
+    """The limit of whatever moves bytes: memcpy into warm buffers, of one array after another."""
+    moves = [(to.ctypes.data, source.ctypes.data, source.nbytes) for to, source in pairs]
     while True:
         for move in moves:
             ctypes.memmove(*move)
-        # As far as its shape goes: the bytes are those of a batch.
-        yield out
+        yield pairs
 
 
 @case(
@@ -875,7 +870,7 @@ def _(size):
 
 @transport.by("limit")
 def _(size):
-    return Items(copied({"x": payload(size)}))
+    return Items(copied([(np.ones_like(payload(size)), payload(size))]))
 
 
 # ------------------------------------------------------------------------------- end to end

@@ -182,7 +182,8 @@ cdef class Rows:
 
     cdef int reserve(self, Py_ssize_t n, Py_ssize_t most) except -1:
         """Make room for n more rows, and for more than that while there are fewer than `most`."""
-        cdef Py_ssize_t capacity = max(self.count + n, min(self.capacity + self.capacity // 2, most))
+        cdef Py_ssize_t more = min(self.capacity + self.capacity // 2, most)
+        cdef Py_ssize_t capacity = max(self.count + n, more)
         self.shape[self.axis] = capacity
         if self.axis == 0 and self.allocator is None:
             # In place, if the system can.

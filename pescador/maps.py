@@ -5,7 +5,7 @@ itself something that ``Streamer(map, stream, ...)`` can restart. As with every 
 arguments are checked when the first item is asked for.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -46,10 +46,15 @@ def buffer_stream(
 ) -> Generator[dict[Any, Any], None, None]:
     """Collect the items of a stream into batches.
 
+    Each value is copied to its place in the batch when its item arrives, and let go: a generator
+    may write the next item into the same arrays, and no more than one batch and one item are in
+    memory. What comes out is what NumPy makes of all the values.
+
     Parameters
     ----------
     stream : iterable of dict
-        Items ``{key: array}``. The first item of a batch says which keys the batch has.
+        Items ``{key: array}``. The first item of a batch says which keys the batch has; what
+        others have besides is ignored.
     buffer_size : int > 0
         How many items make a batch.
     partial : bool
@@ -57,6 +62,15 @@ def buffer_stream(
     axis : int or None
         None stacks the values along a new first axis, as ``np.array([...])``. A number joins
         them along that axis, as ``np.concatenate``: for items that are small batches already.
+    reuse : bool
+        Whether the memory of a large batch (a megabyte a key) serves again for a later one. It
+        does only when nothing refers to it any more: no array, view, memoryview, tensor or DLPack
+        capsule, in any thread.
+    allocator : callable or None
+        ``(shape, dtype) -> ndarray``, where the memory of batches comes from: pages locked for
+        a GPU, huge pages, shared memory. The array must be writeable and C-contiguous, of that
+        shape and dtype; batches are views of it. It is asked again where nothing can serve again.
+        Arrays of objects are NumPy's own.
 
     Yields
     ------
@@ -67,11 +81,20 @@ def buffer_stream(
     Raises
     ------
     PescadorError
-        If an argument is invalid.
+        If an argument is invalid, or the allocator returns something else than it should.
     DataError
-        If an item is not a mapping of keys to values.
+        If an item is not a mapping of keys to values: as soon as it arrives, with its type and
+        position.
     KeyError
         If an item lacks a key of the first item of its batch.
+
+    Notes
+    -----
+    Whoever holds no more than an address is not seen: a copy to a GPU that goes on after its
+    source was let go (``non_blocking=True``) needs the batch to be held, or ``reuse=False``.
+
+    Along an axis, batches differ in size: an allocator may be asked for more than a batch will
+    have, and the batch is a part of it.
 
     Examples
     --------

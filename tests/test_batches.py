@@ -208,7 +208,9 @@ SCALARS = {
     "ragged": st.lists(st.integers(0, 9), max_size=2),
     "tuple": st.tuples(st.integers(0, 9), st.floats()),
     "numpy": DTYPES.flatmap(lambda d: arrays(d, ())).map(lambda a: a[()]),
-    "date": hnp.datetime64_dtypes(max_period="D").flatmap(lambda d: arrays(d, ())).map(lambda a: a[()]),
+    "date": hnp.datetime64_dtypes(max_period="D")
+    .flatmap(lambda d: arrays(d, ()))
+    .map(lambda a: a[()]),
     "days": hnp.arrays("M8[D]", ()).map(lambda a: a[()]),
     "record": hnp.arrays([("a", "i4"), ("b", "S2")], ()).map(lambda a: a[()]),
     "float32": st.floats(width=32).map(np.float32),
@@ -389,7 +391,12 @@ def test_a_dict_that_makes_what_it_lacks_is_asked():
 def test_the_keys_of_each_batch_are_those_of_its_first_item():
     items = [{"x": 1}, {"x": 2}, {"y": 3, "x": 0.5}, {"x": 1.5, "y": 4}, {1: 1}, {1: 2}, {True: 3}]
     batches = list(pescador.buffer_stream([*items, {True: 4}], 2))
-    assert [list(map(repr, batch)) for batch in batches] == [["'x'"], ["'y'", "'x'"], ["1"], ["True"]]
+    assert [list(map(repr, batch)) for batch in batches] == [
+        ["'x'"],
+        ["'y'", "'x'"],
+        ["1"],
+        ["True"],
+    ]
     assert batches[1]["x"].tolist() == [0.5, 1.5]
     assert batches[3][True].tolist() == [3, 4]
 
@@ -400,7 +407,9 @@ def test_items_without_keys_make_batches_without_keys():
 
 
 @pytest.mark.parametrize("partial", [False, True])
-@pytest.mark.parametrize(("n", "size", "full"), [(0, 2, 0), (4, 2, 2), (5, 2, 2), (1, 2, 0), (3, 1, 3)])
+@pytest.mark.parametrize(
+    ("n", "size", "full"), [(0, 2, 0), (4, 2, 2), (5, 2, 2), (1, 2, 0), (3, 1, 3)]
+)
 def test_what_is_left_over_makes_a_smaller_batch_or_is_dropped(n, size, full, partial):
     batches = list(pescador.buffer_stream([{"x": i} for i in range(n)], size, partial))
     rest = [n % size] if partial and n % size else []
@@ -450,8 +459,13 @@ class Broken(dict):
 
 @pytest.mark.parametrize(
     ("error", "seen"),
-    [(Failure(1), Failure), (TypeError(), DataError), (IndexError(), DataError), (KeyError(), KeyError),
-     (StopIteration(), RuntimeError)],
+    [
+        (Failure(1), Failure),
+        (TypeError(), DataError),
+        (IndexError(), DataError),
+        (KeyError(), KeyError),
+        (StopIteration(), RuntimeError),
+    ],
 )
 @pytest.mark.parametrize("place", [0, 2, 3])
 def test_an_item_that_fails_ends_the_stream_with_its_error(error, seen, place):
@@ -487,9 +501,7 @@ def test_batches_of_batches_are_those_of_the_items():
             yield {"x": np.full((300, 500), i, np.float32), "y": i}
 
     small = Streamer(pescador.buffer_stream, Streamer(source), 2)
-    flat, stacked = (
-        list(pescador.buffer_stream(small, 4, axis=axis)) for axis in (0, None)
-    )
+    flat, stacked = (list(pescador.buffer_stream(small, 4, axis=axis)) for axis in (0, None))
     for i in range(3):
         assert flat[i]["y"].tolist() == list(range(8 * i, 8 * i + 8))
         assert flat[i]["x"][:, 0, 0].tolist() == list(range(8 * i, 8 * i + 8))
