@@ -19,7 +19,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memmove
 
 from pescador._core cimport next_item, steal
 from pescador._draws cimport AT
@@ -60,8 +60,8 @@ cdef enum:
     MAX_EARLIER = 4                    # arrays of earlier batches that are remembered, per key
     # Below this many bytes, memory that was just freed is as good as memory of our own.
     LARGE = 1 << 20
-    # What a first batch starts with at most: `buffer_size` may be a way to say "all".
-    FIRST = 1 << 26
+    # What a first batch starts with: `buffer_size` may be a way to say "all".
+    FIRST = 1 << 20
     # A batch of this size is not in the cache any more when it is complete.
     PAST_CACHE = 1 << 24
     # From here on, a copy takes longer than another thread takes to start.
@@ -103,9 +103,10 @@ cdef class Rows:
     cdef cnp.dtype dtype
     cdef int ndim, axis
     cdef cnp.npy_intp[64] shape        # of `array`
-    cdef Py_ssize_t row_bytes
     cdef char* data
-    cdef Py_ssize_t count, capacity    # along `axis`
+    cdef Py_ssize_t count, capacity    # rows along `axis`
+    cdef Py_ssize_t row_bytes          # in one block; there is one for each index before `axis`
+    cdef Py_ssize_t blocks
     cdef bint past_cache
 
     cdef int start(self, Py_ssize_t capacity) except -1:
@@ -113,7 +114,7 @@ cdef class Rows:
         self.count = 0
         self.memory = None
         self.shape[self.axis] = capacity
-        cdef bint large = self.reuses and capacity >= LARGE // max(self.row_bytes, 1)
+        cdef bint large = self.reuses and capacity >= LARGE // max(self.blocks * self.row_bytes, 1)
         if large or self.allocator is not None:
             self.memory = self.take_earlier(capacity)
             if self.memory is None:
@@ -174,7 +175,7 @@ cdef class Rows:
             if j != self.axis and cnp.PyArray_DIM(array, j) != self.shape[j]:
                 return False
         cdef Py_ssize_t n = cnp.PyArray_DIM(array, self.axis)
-        return n == capacity or (self.axis == 0 and capacity <= n <= 2 * capacity)
+        return capacity <= n and n - capacity <= capacity
 
     cdef object part(self, Py_ssize_t start, Py_ssize_t stop):
         """A view of some rows."""
@@ -183,34 +184,46 @@ cdef class Rows:
     cdef int reserve(self, Py_ssize_t n, Py_ssize_t most) except -1:
         """Make room for n more rows, and for more than that while there are fewer than `most`."""
         cdef Py_ssize_t more = min(self.capacity + self.capacity // 2, most)
-        cdef Py_ssize_t capacity = max(self.count + n, more)
+        return self.resize(max(self.count + n, more))
+
+    cdef int resize(self, Py_ssize_t capacity) except -1:
+        """Change the room for rows, in place if it is our own."""
+        cdef Py_ssize_t before = self.capacity
         self.shape[self.axis] = capacity
-        if self.axis == 0 and self.allocator is None:
-            # In place, if the system can.
-            self.array.resize(self.shape_of(), refcheck=False)
-            return self.settle(self.array)
-        cdef cnp.ndarray old = self.part(0, self.count)
-        cdef cnp.ndarray new = self.allocate()
-        if self.memory is not None:
-            self.memory = Memory(new)
-        self.settle(new)
-        cnp.PyArray_CopyInto(self.part(0, self.count), old)
+        if self.allocator is not None:
+            rows = self.part(0, self.count)
+            self.memory = Memory(self.allocate())
+            self.settle(self.memory.array)
+            cnp.PyArray_CopyInto(self.part(0, self.count), rows)
+            return 0
+        if capacity < before:
+            self.move_blocks(before, capacity)
+        self.array.resize(self.shape_of(), refcheck=False)
+        self.settle(self.array)
+        if capacity > before:
+            self.move_blocks(before, capacity)
         return 0
+
+    cdef void move_blocks(self, Py_ssize_t before, Py_ssize_t after) noexcept nogil:
+        """Move the rows of each block to where it starts with another capacity."""
+        cdef Py_ssize_t i, block
+        for i in range(1, self.blocks):
+            # Those that move up make way for each other from the last on.
+            block = i if after < before else self.blocks - i
+            memmove(self.data + block * after * self.row_bytes,
+                    self.data + block * before * self.row_bytes, self.count * self.row_bytes)
 
     cdef cnp.ndarray finish(self):
         """Hand out the rows that there are, as an array of their own."""
+        if self.count < self.capacity:
+            if self.memory is None or (self.allocator is None
+                                       and self.count < self.capacity - self.capacity // 4):
+                self.resize(self.count)
+            else:
+                self.move_blocks(self.capacity, self.count)
         cdef Memory memory = self.memory
         cdef cnp.ndarray array = self.array
         self.shape[self.axis] = self.count
-        if self.count < self.capacity:
-            if self.axis > 0:
-                old = self.part(0, self.count)
-                array = self.allocate()
-                cnp.PyArray_CopyInto(array, old)
-                memory = None if memory is None else Memory(array)
-            elif memory is None or (self.allocator is None
-                                    and self.count < self.capacity - self.capacity // 4):
-                array.resize(self.shape_of(), refcheck=False)
         self.array = None
         self.memory = None
         if memory is None:
@@ -348,9 +361,12 @@ cdef class Column(Rows):
         self.kind = ARRAYS
         self.ndim = self.value_ndim + (not self.joins)
         self.row_bytes = self.dtype.itemsize
+        self.blocks = 1
         for j in range(self.value_ndim):
             self.shape[j + (not self.joins)] = self.value_shape[j]
-            if not (self.joins and j == self.axis):
+            if j < self.axis:
+                self.blocks *= self.value_shape[j]
+            elif j > self.axis or not self.joins:
                 self.row_bytes *= self.value_shape[j]
         return 0
 
@@ -370,7 +386,7 @@ cdef class Column(Rows):
         self.kind = kind
         self.dtype = self.alone = dtype
         self.axis = 0
-        self.ndim = 1
+        self.ndim = self.blocks = 1
         self.row_bytes = dtype.itemsize
         return 0
 
@@ -383,7 +399,8 @@ cdef class Column(Rows):
             return self.most
         if self.allocator is not None:
             return all_of_them
-        return min(all_of_them, max(self.most, each, FIRST // max(self.row_bytes, 1)))
+        cdef Py_ssize_t few = FIRST // max(self.blocks * self.row_bytes, 1)
+        return min(all_of_them, max(self.most, each, few))
 
     # ---- a batch
 
@@ -424,7 +441,7 @@ cdef class Column(Rows):
                 rows = shape[0]
                 self.note_end(self.count + rows)
             if rows > self.capacity - self.count:
-                self.reserve(rows, self.size)
+                self.reserve(rows, PY_SSIZE_T_MAX if self.joins else self.size)
             copy(self.data + self.count * self.row_bytes,
                  cnp.PyArray_BYTES(<cnp.ndarray>value), rows * self.row_bytes, self.past_cache)
             self.count += rows
@@ -487,7 +504,7 @@ cdef class Column(Rows):
             return False
         cdef Py_ssize_t rows = cnp.PyArray_DIM(array, self.axis) if self.joins else 1
         if rows > self.capacity - self.count:
-            self.reserve(rows, self.size)
+            self.reserve(rows, PY_SSIZE_T_MAX if self.joins else self.size)
         if self.joins:
             self.note_end(self.count + rows)
             cnp.PyArray_CopyInto(self.part(self.count, self.count + rows), array)
@@ -501,6 +518,8 @@ cdef class Column(Rows):
         """Give up the plan: the values so far are to be joined by NumPy, with those that follow."""
         cdef Py_ssize_t i, start = 0
         cdef list held = []
+        if self.allocator is None:
+            self.resize(self.count)
         rows = self.part(0, self.count)
         if self.kind == ARRAYS and not cnp.PyArray_EquivTypes(self.dtype, self.given):
             rows = rows.astype(self.given)
@@ -551,6 +570,7 @@ cdef class Column(Rows):
         self.dtype = result.dtype
         self.ndim = result.ndim
         self.axis = 0
+        self.blocks = 1
         self.row_bytes = 0
         for j in range(self.ndim):
             self.shape[j] = result.shape[j]
