@@ -26,8 +26,8 @@ test: $(VENV)/dev $(PEERS)/done lint test-checked
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
 	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider tests/test_core.py tests/test_mux.py \
-		tests/test_maps.py tests/test_native.py tests/test_leaks.py tests/test_frozen.py \
-		tests/parity/test_exactness.py
+		tests/test_maps.py tests/test_batches.py tests/test_native.py tests/test_leaks.py \
+		tests/test_frozen.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
@@ -47,7 +47,7 @@ parity: $(VENV)/dev $(PEERS)/done
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done
 	PYTHONMALLOC=debug $(BIN)/pytest -q tests/test_core.py tests/test_mux.py tests/test_maps.py \
-		tests/test_native.py tests/test_leaks.py
+		tests/test_batches.py tests/test_native.py tests/test_leaks.py
 
 # Side by side with the reference release and others (bench/README.md): five minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"

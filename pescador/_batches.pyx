@@ -107,6 +107,7 @@ cdef class Rows:
     cdef Py_ssize_t count, capacity    # rows along `axis`
     cdef Py_ssize_t row_bytes          # in one block; there is one for each index before `axis`
     cdef Py_ssize_t blocks
+    cdef Py_ssize_t whole              # rows that there will be, as far as one can tell
     cdef bint past_cache
 
     cdef int start(self, Py_ssize_t capacity) except -1:
@@ -181,9 +182,11 @@ cdef class Rows:
         """A view of some rows."""
         return self.array[(slice(None),) * self.axis + (slice(start, stop),)]
 
-    cdef int reserve(self, Py_ssize_t n, Py_ssize_t most) except -1:
-        """Make room for n more rows, and for more than that while there are fewer than `most`."""
-        cdef Py_ssize_t more = min(self.capacity + self.capacity // 2, most)
+    cdef int reserve(self, Py_ssize_t n) except -1:
+        """Make room for n more rows, and for some that are still to come."""
+        cdef Py_ssize_t more = self.capacity + self.capacity // 2
+        if self.capacity < self.whole:
+            more = min(more, self.whole)
         return self.resize(max(self.count + n, more))
 
     cdef int resize(self, Py_ssize_t capacity) except -1:
@@ -392,15 +395,15 @@ cdef class Column(Rows):
 
     cdef Py_ssize_t first_capacity(self):
         cdef Py_ssize_t each = self.value_shape[self.axis] if self.joins else 1
-        cdef Py_ssize_t all_of_them = PY_SSIZE_T_MAX
+        cdef Py_ssize_t few = FIRST // max(self.blocks * self.row_bytes, 1)
+        self.whole = PY_SSIZE_T_MAX
         if self.size <= PY_SSIZE_T_MAX // max(each, 1):
-            all_of_them = self.size * each
+            self.whole = self.size * each
         if self.joins and self.most:
             return self.most
         if self.allocator is not None:
-            return all_of_them
-        cdef Py_ssize_t few = FIRST // max(self.blocks * self.row_bytes, 1)
-        return min(all_of_them, max(self.most, each, few))
+            return self.whole
+        return min(self.whole, max(self.most, each, few))
 
     # ---- a batch
 
@@ -441,14 +444,14 @@ cdef class Column(Rows):
                 rows = shape[0]
                 self.note_end(self.count + rows)
             if rows > self.capacity - self.count:
-                self.reserve(rows, PY_SSIZE_T_MAX if self.joins else self.size)
+                self.reserve(rows)
             copy(self.data + self.count * self.row_bytes,
                  cnp.PyArray_BYTES(<cnp.ndarray>value), rows * self.row_bytes, self.past_cache)
             self.count += rows
             self.n += 1
             return 0
         if self.count == self.capacity:
-            self.reserve(1, self.size)
+            self.reserve(1)
         place = self.data + AT(self.count, self.capacity) * self.row_bytes
         if self.kind == FLOATS:
             (<double*>place)[0] = PyFloat_AS_DOUBLE(value)
@@ -504,7 +507,7 @@ cdef class Column(Rows):
             return False
         cdef Py_ssize_t rows = cnp.PyArray_DIM(array, self.axis) if self.joins else 1
         if rows > self.capacity - self.count:
-            self.reserve(rows, PY_SSIZE_T_MAX if self.joins else self.size)
+            self.reserve(rows)
         if self.joins:
             self.note_end(self.count + rows)
             cnp.PyArray_CopyInto(self.part(self.count, self.count + rows), array)

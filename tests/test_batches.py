@@ -43,6 +43,8 @@ def outcome(make):
 
 def alike(a, b):
     """Whether two values are the same: for arrays type, dtype, shape and every element."""
+    if isinstance(a, np.void) and isinstance(b, np.void):
+        return alike(np.asarray(a), np.asarray(b))
     if not isinstance(a, np.ndarray):
         return a is b or (type(a) is type(b) and (a == b or a != a))
     if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:

@@ -5,11 +5,16 @@ import itertools
 import sys
 import tracemalloc
 
+import numpy as np
 import pytest
 
 import pescador
 from pescador import Streamer
 from streams import Failure, count, data, failing, forever, nothing
+
+ONES = np.ones(3, np.float32)
+# A megabyte that no page of memory stands behind.
+LARGE = np.broadcast_to(np.uint8(1), 2**20)
 
 
 def iterate_to_the_end():
@@ -49,6 +54,26 @@ def batch():
         list(pescador.buffer_stream([{"x": 1}, 2], 2))
 
 
+def batch_what_does_not_fit():
+    items = [
+        {"x": np.ones(3), "y": 1.0},
+        {"x": np.ones((3, 1))[:, 0], "y": 2},
+        {"x": ONES, "y": "a"},
+    ]
+    [batch] = pescador.buffer_stream(items, 3)
+    assert batch["y"].dtype == "U32"
+    [batch] = pescador.buffer_stream([{"x": ONES}, {"x": ONES[1:]}], 2, axis=0, allocator=np.empty)
+    assert batch["x"].shape == (5,)
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        list(pescador.buffer_stream([{"x": ONES}, {"x": ONES[1:]}], 2))
+
+
+def batch_in_memory_that_serves_again():
+    mux = pescador.ShuffledMux([Streamer([{"x": LARGE}])], random_state=0)
+    for _ in itertools.islice(pescador.buffer_stream(mux, 1), 3):
+        pass
+
+
 def look_inside():
     with pescador.StochasticMux(["abc", "de"], 2, 4) as active:
         next(active.iterate())
@@ -59,7 +84,18 @@ def fill_the_cache():
     assert len(list(pescador.cache(Streamer(count, 8), 3, random_state=0))) >= 8
 
 
-ACTIONS = [iterate_to_the_end, abandon, close, fail, refuse, batch, look_inside, fill_the_cache]
+ACTIONS = [
+    iterate_to_the_end,
+    abandon,
+    close,
+    fail,
+    refuse,
+    batch,
+    batch_what_does_not_fit,
+    batch_in_memory_that_serves_again,
+    look_inside,
+    fill_the_cache,
+]
 
 
 def in_use():
