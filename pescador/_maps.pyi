@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -22,7 +22,6 @@ class Cached(Iterator[_T]):
         source: Iterable[_T],
         size: int,
         prob: float,
-        pick: Callable[[int, int], int],
-        toss: Callable[[], float],
+        rng: Any,
     ) -> None: ...
     def __next__(self) -> _T: ...

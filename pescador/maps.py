@@ -260,10 +260,6 @@ def cache(
     size = as_count("n_cache", n_cache)
     if not (isinstance(prob, int | float | np.number) and 0 < prob <= 1):
         raise PescadorError(f"prob={prob!r} must be a number above 0 and at most 1")
-    rng: Any = get_rng(random_state)
-    if isinstance(rng, np.random.Generator):
-        pick, toss = rng.integers, rng.random
-    else:
-        pick, toss = rng.randint, rng.rand
+    rng = get_rng(random_state)
     with _opened(stream) as items:
-        yield from _maps.Cached(items, size, prob, pick, toss)
+        yield from _maps.Cached(items, size, prob, rng)
