@@ -148,7 +148,7 @@ cdef class Cached:
         return self.kept[i]
 
     cdef Py_ssize_t place(self) except -1:
-        """What ``randint(size)`` of a RandomState gives: the first draw of so many bits in range."""
+        """What ``randint(size)`` of a RandomState gives: the first draw of its bits in range."""
         cdef Py_ssize_t i = 0
         while self.size > 1:
             i = draw_bits(self.uniform) & self.mask
