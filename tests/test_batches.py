@@ -45,6 +45,8 @@ def alike(a, b):
     """Whether two values are the same: for arrays type, dtype, shape and every element."""
     if isinstance(a, np.void) and isinstance(b, np.void):
         return alike(np.asarray(a), np.asarray(b))
+    if isinstance(a, tuple | list) and type(a) is type(b):
+        return len(a) == len(b) and all(map(alike, a, b))
     if not isinstance(a, np.ndarray):
         return a is b or (type(a) is type(b) and (a == b or a != a))
     if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:
@@ -52,8 +54,7 @@ def alike(a, b):
     if a.dtype.names:
         return all(alike(a[name], b[name]) for name in a.dtype.names)
     if a.dtype.hasobject:
-        pairs = zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)
-        return all(alike(x, y) for x, y in pairs)
+        return alike(a.ravel().tolist(), b.ravel().tolist())
     with np.errstate(invalid="ignore"):
         equal = (a == b) | ((a != a) & (b != b))
     return bool(np.all(equal))
