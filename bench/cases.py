@@ -723,9 +723,12 @@ def _(size, keys=1, axis=None, label=False):
 
 @batches.by("limit")
 def _(size, keys=1, axis=None, label=False):
-    items = items_of(size, keys, axis)
-    out = {key: np.ones((BATCH, *value.shape), np.float32) for key, value in items[0].items()}
-    return Items(copied([(out[key][i], item[key]) for key in out for i, item in enumerate(items)]))
+    pool = pool_of(size, keys, axis)
+    pairs = [(np.ones_like(values), values) for values in pool.values()]
+    if size >= 65_536:
+        # Item by item, as they come; of smaller ones, the call from Python would be the limit.
+        pairs = [pair for out, values in pairs for pair in zip(out, values, strict=True)]
+    return Items(copied(pairs))
 
 
 def copied(pairs):
