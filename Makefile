@@ -27,8 +27,8 @@ test: $(VENV)/dev $(PEERS)/done lint test-checked
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
 	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider tests/test_core.py tests/test_mux.py \
-		tests/test_isolation.py tests/test_maps.py tests/test_native.py tests/test_leaks.py \
-		tests/test_frozen.py tests/parity/test_exactness.py
+		tests/test_isolation.py tests/test_maps.py tests/test_batches.py tests/test_native.py \
+		tests/test_leaks.py tests/test_frozen.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
@@ -48,7 +48,7 @@ parity: $(VENV)/dev $(PEERS)/done
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done
 	PYTHONMALLOC=debug $(BIN)/pytest -q tests/test_core.py tests/test_mux.py tests/test_maps.py \
-		tests/test_isolation.py tests/test_native.py tests/test_leaks.py
+		tests/test_isolation.py tests/test_batches.py tests/test_native.py tests/test_leaks.py
 
 # Side by side with the reference release and others (bench/README.md): five minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"
@@ -82,7 +82,7 @@ test-pages: $(VENV)/dev
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
-	for module in _draws _snapshots _core _mux _maps; do \
+	for module in _draws _snapshots _core _mux _maps _batches; do \
 		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
 			pescador/$$module.pyx -o annotate/$$module.c; \
 	done

@@ -728,9 +728,13 @@ def pool_of(size, keys, axis, batch=BATCH):
     return {f"key{j}": rng.random(shape, np.float32) for j in range(keys)}
 
 
-def items_of(size, keys, axis):
+def items_of(size, keys, axis, label=False):
     pool = pool_of(size, keys, axis)
-    return [{key: values[i] for key, values in pool.items()} for i in range(BATCH)]
+    items = [{key: values[i] for key, values in pool.items()} for i in range(BATCH)]
+    if label:
+        for i, item in enumerate(items):
+            item["label"] = i % 10
+    return items
 
 
 def repeated(items):
@@ -738,11 +742,20 @@ def repeated(items):
         yield from items
 
 
+def batched_by_hand(items, axis=None):
+    join = np.array if axis is None else np.concatenate
+    stream = repeated(items)
+    while True:
+        items = list(itertools.islice(stream, BATCH))
+        yield {key: join([item[key] for item in items]) for key in items[0]}
+
+
 @case(
     "batch",
     "Batches",
     short=[
-        *over("size", 64, 4_096, 65_536, IMAGE, 2**20),
+        *over("size", 64, 512, 4_096, 65_536, IMAGE, 2**20),
+        {"size": 64, "label": True},
         {"size": 64, "keys": 10},
         {"size": 64, "axis": 0},
         {"size": 65_536, "axis": 0},
@@ -753,43 +766,78 @@ def repeated(items):
         {"size": 65_536, "keys": 10},
         {"size": 2**20, "axis": 0},
     ],
-    tiny={"size": 64, "keys": 2},
+    tiny={"size": 64, "keys": 2, "label": True},
     warm=lambda **params: 3,
-    n_bytes=lambda size, keys=1, axis=None: BATCH * size * keys,
+    n_bytes=lambda size, keys=1, axis=None, label=False: BATCH * (size * keys + 8 * label),
     same=True,
 )
-def batches(pescador, size, keys=1, axis=None):
+def batches(pescador, size, keys=1, axis=None, label=False):
     """buffer_stream: batches of 64 items of `size` bytes a key; axis 0 joins small batches."""
-    items = items_of(size, keys, axis)
+    items = items_of(size, keys, axis, label)
     return Items(pescador.buffer_stream(repeated(items), BATCH, axis=axis))
 
 
 @batches.by("hand")
-def _(size, keys=1, axis=None):
-    join = np.stack if axis is None else np.concatenate
-
-    def collect():
-        stream = repeated(items_of(size, keys, axis))
-        while True:
-            items = list(itertools.islice(stream, BATCH))
-            yield {key: join([item[key] for item in items]) for key in items[0]}
-
-    return Items(collect())
+def _(size, keys=1, axis=None, label=False):
+    return Items(batched_by_hand(items_of(size, keys, axis, label), axis))
 
 
 @batches.by("limit")
-def _(size, keys=1, axis=None):
-    return Items(copied(pool_of(size, keys, axis)))
+def _(size, keys=1, axis=None, label=False):
+    pool = pool_of(size, keys, axis)
+    pairs = [(np.ones_like(values), values) for values in pool.values()]
+    if size >= 65_536:
+        # Item by item, as they come; of smaller ones, the call from Python would be the limit.
+        pairs = [pair for out, values in pairs for pair in zip(out, values, strict=True)]
+    return Items(copied(pairs))
 
 
-def copied(pool):
-    """The limit of whatever moves bytes: memcpy into a warm buffer."""
-    out = {key: np.ones_like(values) for key, values in pool.items()}
-    moves = [(out[key].ctypes.data, pool[key].ctypes.data, pool[key].nbytes) for key in pool]
+def copied(pairs):
+    """The limit of whatever moves bytes: memcpy into warm buffers, of one array after another."""
+    moves = [(to.ctypes.data, source.ctypes.data, source.nbytes) for to, source in pairs]
     while True:
         for move in moves:
             ctypes.memmove(*move)
-        yield out
+        yield pairs
+
+
+@case(
+    "batch",
+    "Batches",
+    short=over("kind", "float", "float32"),
+    tiny={"kind": "float"},
+    warm=lambda **params: 3,
+    same=True,
+)
+def batches_of_scalars(pescador, kind, keys=10):
+    """buffer_stream: batches of 64 items of ten numbers."""
+    return Items(pescador.buffer_stream(repeated(numbers(kind, keys)), BATCH))
+
+
+def numbers(kind, keys):
+    one = {"float": float, "float32": np.float32}[kind]
+    names = [f"key{j}" for j in range(keys)]
+    return [{name: one(i + j) for j, name in enumerate(names)} for i in range(BATCH)]
+
+
+@batches_of_scalars.by("hand")
+def _(kind, keys=10):
+    return Items(batched_by_hand(numbers(kind, keys)))
+
+
+@case(
+    "batch",
+    "Batches",
+    short=over("n", 1_000),
+    tiny={"n": 5},
+    warm=lambda n, **params: n // 8 + 3,
+    same=True,
+)
+def batches_of_a_mux(pescador, n, size=64):
+    """buffer_stream straight over a ShuffledMux of n streams: batches of 64 samples."""
+    item = {"x": np.zeros(size // 4, np.float32)}
+    streams = [pescador.Streamer(forever, item) for _ in range(n)]
+    return Items(pescador.buffer_stream(pescador.ShuffledMux(streams, random_state=0), BATCH))
 
 
 # --------------------------------------------------------------------------- across processes
@@ -886,7 +934,7 @@ def _(size):
 
 @transport.by("limit")
 def _(size):
-    return Items(copied({"x": payload(size)}))
+    return Items(copied([(np.ones_like(payload(size)), payload(size))]))
 
 
 # ------------------------------------------------------------------------------- end to end
@@ -1054,6 +1102,18 @@ GOALS = [
     than("peer", "shared_argument/kind=array/n=50/n_active=5/each=True", 1),
     than("peer", "file_names", 200),
     than("peer", "iterable/kind=list", 50),
+    than("peer", "batches/size=64/label=True", 5),
+    than("peer", "batches/size=512", 4),
+    than("peer", "batches_of_scalars/kind=float", 4),
+    than("peer", f"batches/size={IMAGE}", 2),
+    Goal(
+        f"batches/size={IMAGE} against memcpy",
+        (f"batches/size={IMAGE}", "limit"),
+        (f"batches/size={IMAGE}", "ours"),
+        0.7,
+    ),
+    than("peer", "batches/size=64/axis=0", 3),
+    than("peer", "batches_of_a_mux/n=1000", 40),
     Goal("bound against islice", ("bound", "ours"), ("bound", "hand"), 1.6, most=True),
 ]
 
@@ -1091,7 +1151,9 @@ CORE = [
     "chain/n=1000",
     "mortal/mux=shuffled",
     "mortal/mux=stochastic",
-    "batches/size=64",
+    "batches/size=64/label=True",
+    "batches/size=64/axis=0",
+    "batches_of_scalars/kind=float",
 ]
 
 

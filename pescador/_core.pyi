@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar, final
+from typing import Any, Generic, Literal, Self, TypeVar, final
 
 _T = TypeVar("_T")
 
@@ -12,6 +12,13 @@ class Scope:
 @final
 class Memo(dict[Any, Any]):
     def __init__(self, scope: Scope, again: bool) -> None: ...
+
+@final
+class Opened(Generic[_T]):
+    def __init__(self, stream: Iterable[_T]) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> Literal[False]: ...
+    def __iter__(self) -> Iterator[_T]: ...
 
 @final
 class Bounded(Iterator[_T]):

@@ -790,6 +790,40 @@ cdef bint gives(Patience* patience, bint* gave) except -1:
     return not runs_out(patience, 1)
 
 
+cdef class Opened:
+    """A stream that is read to its end inside a ``with`` block.
+
+    It gives the items of ``iter(stream)``, and counts as an open iteration in the same way. Where
+    that would be a generator of ours, it reads from what the generator would read from.
+    """
+
+    cdef object stream
+    cdef object source                 # iterator over the items, while the block lasts
+    cdef object counted                # the streamer that is to count one open iteration less
+
+    def __cinit__(self, stream):
+        self.stream = stream
+
+    def __enter__(self):
+        self.source = open_stream(self.stream, None, {})
+        if self.source is None:
+            self.source = iter(self.stream)
+        else:
+            self.stream.active_count_ += 1
+            self.counted = self.stream
+        return self
+
+    def __exit__(self, *exc):
+        self.source = None
+        if self.counted is not None:
+            self.counted.active_count_ -= 1
+            self.counted = None
+        return False
+
+    def __iter__(self):
+        return self.source
+
+
 cdef class Bounded:
     """At most `max_iter` items of an iterator.
 

@@ -525,7 +525,7 @@ cdef class Pool:
             else:
                 # Eight equal lanes: adding them up doubles three times, which rounds nothing.
                 total = 8.0 * ledger.sums[kind.size // 8]
-                for i in range(kind.size % 8):
+                for _ in range(kind.size % 8):
                     total += self.v
             kind.totals[book] = total
         return book

@@ -1,15 +1,7 @@
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-import numpy.typing as npt
-
 _T = TypeVar("_T")
-
-class Batches(Iterator[dict[Any, npt.NDArray[Any]]]):
-    def __init__(
-        self, source: Iterable[Any], size: int, partial: bool, axis: int | None
-    ) -> None: ...
-    def __next__(self) -> dict[Any, npt.NDArray[Any]]: ...
 
 class Tuples(Iterator[tuple[Any, ...]]):
     def __init__(self, source: Iterable[Any], keys: tuple[Any, ...]) -> None: ...
@@ -30,9 +22,6 @@ class Cached(Iterator[_T]):
         source: Iterable[_T],
         size: int,
         prob: float,
-        pick: Callable[[int, int], int],
-        toss: Callable[[], float],
+        rng: Any,
     ) -> None: ...
     def __next__(self) -> _T: ...
-
-def stack(items: list[Any], axis: int | None, first: int = 0) -> dict[Any, npt.NDArray[Any]]: ...

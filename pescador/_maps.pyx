@@ -5,8 +5,10 @@ import numpy as np
 from pescador.exceptions import DataError
 
 from cpython.object cimport PyObject
+from libc.stdint cimport UINT32_MAX, uint32_t
 
 from pescador._core cimport next_item, steal
+from pescador._draws cimport Uniform, draw, pescador_threaded
 
 
 cdef object describe(object item):
@@ -21,74 +23,6 @@ cdef object not_data(object item, Py_ssize_t position):
 cdef object stopped(Py_ssize_t position):
     # Let through, it would look like the end of the stream.
     return RuntimeError(f"item {position} of the stream raised StopIteration")
-
-
-def stack(list items, axis, Py_ssize_t first=0):
-    """Return {key: array} of the values of all `items`, as NumPy joins them.
-
-    Parameters
-    ----------
-    items : list of dict
-        At least one; the first says which keys there are.
-    axis : int or None
-        None stacks along a new first axis, as ``np.array``; a number joins along it, as
-        ``np.concatenate``.
-    first : int
-        The position of the first item in its stream, for error messages.
-    """
-    batch = {}
-    try:
-        keys = list(items[0].keys())
-    except (TypeError, AttributeError) as error:
-        raise not_data(items[0], first) from error
-    cdef Py_ssize_t i
-    for key in keys:
-        values = []
-        for i, item in enumerate(items):
-            try:
-                values.append(item[key])
-            except (TypeError, IndexError) as error:
-                raise not_data(item, first + i) from error
-            except StopIteration as error:
-                raise stopped(first + i) from error
-        try:
-            batch[key] = np.array(values) if axis is None else np.concatenate(values, axis=axis)
-        except TypeError as error:
-            raise DataError(f"key {key!r}: the values of items {first} to {first + len(items) - 1} "
-                            f"cannot be joined: {error}") from error
-    return batch
-
-
-cdef class Batches:
-    """`size` items at a time, joined by `stack`."""
-
-    cdef object source
-    cdef Py_ssize_t size, position
-    cdef bint partial
-    cdef object axis
-
-    def __cinit__(self, source, Py_ssize_t size, bint partial, axis):
-        self.source = iter(source)
-        self.size = size
-        self.partial = partial
-        self.axis = axis
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef PyObject* item
-        cdef list items = []
-        cdef Py_ssize_t first = self.position
-        while len(items) < self.size:
-            item = next_item(self.source)
-            if item is NULL:
-                if items and self.partial:
-                    break
-                raise StopIteration
-            items.append(steal(item))
-            self.position += 1
-        return stack(items, self.axis, first)
 
 
 cdef class Tuples:
@@ -154,21 +88,37 @@ cdef class InputsOutputs:
 
 
 cdef class Cached:
-    """New items with probability `prob`, else one of the `size` kept ones."""
+    """New items with probability `prob`, else one of the `size` kept ones.
+
+    Parameters
+    ----------
+    rng : RandomState, Generator or the module np.random
+        For each item, ``rng.randint(size)`` (of a Generator, ``integers``) picks a place, and
+        then a uniform draw decides on its item.
+    """
 
     cdef object source
     cdef Py_ssize_t size
     cdef double prob
-    cdef object pick, toss             # the generator's own methods, so that draws are its own
+    cdef Uniform uniform               # what the draws are made from, where it is NumPy's own
+    cdef uint32_t mask                 # the least 2**j - 1 that is not below size - 1
+    cdef object pick, toss             # otherwise the generator's own methods
     cdef list kept
 
-    def __cinit__(self, source, Py_ssize_t size, double prob, pick, toss):
+    def __cinit__(self, source, Py_ssize_t size, double prob, rng):
         self.source = iter(source)
         self.size = size
         self.prob = prob
-        self.pick = pick
-        self.toss = toss
         self.kept = []
+        if size < UINT32_MAX and (rng is np.random or type(rng) is np.random.RandomState):
+            self.uniform = Uniform(rng)
+            # It is not a copy of ours: others may draw from it.
+            self.uniform.lock = self.uniform.bit_generator.lock
+            self.mask = (1 << int(size - 1).bit_length()) - 1
+        elif isinstance(rng, np.random.Generator):
+            self.pick, self.toss = rng.integers, rng.random
+        else:
+            self.pick, self.toss = rng.randint, rng.rand
 
     def __iter__(self):
         return self
@@ -176,6 +126,7 @@ cdef class Cached:
     def __next__(self):
         cdef PyObject* item
         cdef Py_ssize_t i
+        cdef double toss
         if len(self.kept) < self.size:
             item = next_item(self.source)
             if item is NULL:
@@ -183,10 +134,32 @@ cdef class Cached:
             result = steal(item)
             self.kept.append(result)
             return result
-        i = self.pick(0, self.size)
-        if self.toss() <= self.prob:
+        if self.uniform is None:
+            i = self.pick(0, self.size)
+            toss = self.toss()
+        else:
+            i = self.place()
+            toss = draw(self.uniform)
+        if toss <= self.prob:
             item = next_item(self.source)
             if item is NULL:
                 raise StopIteration
             self.kept[i] = steal(item)
         return self.kept[i]
+
+    cdef Py_ssize_t place(self) except -1:
+        """What ``randint(size)`` of a RandomState gives: the first draw of its bits in range."""
+        cdef Py_ssize_t i = 0
+        while self.size > 1:
+            i = draw_bits(self.uniform) & self.mask
+            if i < self.size:
+                break
+        return i
+
+
+cdef inline uint32_t draw_bits(Uniform uniform) except? 0:
+    """The next 32 bits, taken as `draw` takes a double."""
+    if uniform.lock is not None and pescador_threaded():
+        with uniform.lock:
+            return uniform.bits.next_uint32(uniform.bits.state)
+    return uniform.bits.next_uint32(uniform.bits.state)

@@ -19,8 +19,8 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
 from pescador._core cimport (
-    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, approach, as_bound, gives, is_plain,
-    next_item, runs_out, start, steal,
+    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, approach, as_bound, gives,
+    is_plain, next_item, runs_out, start, steal,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Uniform, address, choose, draw, pairwise_sum,

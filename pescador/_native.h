@@ -7,6 +7,12 @@
 #include <Python.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
+
+#if defined(__SSE2__) || defined(_M_X64)
+#define PESCADOR_SSE2
+#include <emmintrin.h>
+#endif
 
 /* The next item of an iterator (a new reference); NULL without an exception at its end,
  * NULL with one when it failed. */
@@ -35,18 +41,28 @@ pescador_call(PyObject *function, PyObject *args)
                                (size_t)PyTuple_GET_SIZE(args), NULL);
 }
 
+/* The value after a position in a dict, borrowed, if it is that of this very key; otherwise NULL. */
+static inline PyObject *
+pescador_next_value(PyObject *dict, Py_ssize_t *position, PyObject *key)
+{
+#if !defined(Py_GIL_DISABLED)
+    PyObject *found, *value;
+    if (PyDict_Next(dict, position, &found, &value) && found == key) {
+        return value;
+    }
+#else
+    (void)dict, (void)position, (void)key;
+#endif
+    return NULL;
+}
+
 /* The value of a name in a dict (a new reference), found without a search where the names are asked
  * for in the order in which they were set. */
 static inline PyObject *
 pescador_field(PyObject *fields, Py_ssize_t *position, PyObject *name)
 {
-#ifndef Py_GIL_DISABLED
-    PyObject *key, *value;
-    if (PyDict_Next(fields, position, &key, &value) && key == name) {
-        return Py_NewRef(value);
-    }
-#endif
-    return PyObject_GetItem(fields, name);
+    PyObject *value = pescador_next_value(fields, position, name);
+    return value != NULL ? Py_NewRef(value) : PyObject_GetItem(fields, name);
 }
 
 /* Have memory on its way to the cache before it is needed; any address will do. */
@@ -84,7 +100,51 @@ pescador_fetch(PyObject *fields, int step)
             }
         }
     }
+#else
+    (void)fields, (void)step;
 #endif
+}
+
+/* Whether the reference that is asked with is the only one. Where threads count references without
+ * a lock, this cannot always be told: then, no. */
+static inline int
+pescador_is_unshared(PyObject *value)
+{
+#if !defined(Py_GIL_DISABLED)
+    return Py_REFCNT(value) == 1;
+#elif PY_VERSION_HEX >= 0x030E0000
+    return PyUnstable_Object_IsUniquelyReferenced(value);
+#else
+    (void)value;
+    return 0;
+#endif
+}
+
+/* memcpy to where nobody will read soon: past the cache, which saves reading what is there. */
+static inline void
+pescador_copy_past_cache(char *to, const char *from, size_t n)
+{
+#ifdef PESCADOR_SSE2
+    size_t head = (size_t)(-(intptr_t)to & 63);
+    if (n >= 4096) {
+        memcpy(to, from, head);
+        to += head;
+        from += head;
+        n -= head;
+        for (; n >= 64; n -= 64, to += 64, from += 64) {
+            __m128i a = _mm_loadu_si128((const __m128i *)from);
+            __m128i b = _mm_loadu_si128((const __m128i *)(from + 16));
+            __m128i c = _mm_loadu_si128((const __m128i *)(from + 32));
+            __m128i d = _mm_loadu_si128((const __m128i *)(from + 48));
+            _mm_stream_si128((__m128i *)to, a);
+            _mm_stream_si128((__m128i *)(to + 16), b);
+            _mm_stream_si128((__m128i *)(to + 32), c);
+            _mm_stream_si128((__m128i *)(to + 48), d);
+        }
+        _mm_sfence();
+    }
+#endif
+    memcpy(to, from, n);
 }
 
 /* How many bits are set, and where the one of a given rank is. */

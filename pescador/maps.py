@@ -5,12 +5,13 @@ itself something that ``Streamer(map, stream, ...)`` can restart. As with every 
 arguments are checked when the first item is asked for.
 """
 
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from . import _core, _maps
+from . import _batches, _core, _maps
 from .exceptions import DataError as DataError
 from .exceptions import PescadorError
 from .util import Seed, as_count, get_rng
@@ -18,29 +19,42 @@ from .util import Seed, as_count, get_rng
 __all__ = ["buffer_stream", "cache", "keras_tuples", "tuples"]
 
 T = TypeVar("T")
+#: Where the arrays of batches come from: ``(shape, dtype) -> ndarray``.
+Allocator: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
 
 def __stack_data(data: list[Any], axis: int | None) -> dict[Any, Any]:
     """Join a list of data objects into one; kept for those who import it."""
-    return _maps.stack(data, axis)
+    return next(_batches.Batches(data, len(data) or 1, False, axis))
 
 
-def _as_stream(stream: Iterable[T]) -> Iterator[T]:
-    try:
-        return iter(stream)
-    except TypeError:
-        raise PescadorError(f"stream={stream!r} must be an iterable, such as a Streamer") from None
+def _opened(stream: Iterable[T]) -> "_core.Opened[T]":
+    """Check that a stream can be iterated; the ``with`` block of the result does it."""
+    if not (isinstance(stream, Iterable) or hasattr(type(stream), "__getitem__")):
+        raise PescadorError(f"stream={stream!r} must be an iterable, such as a Streamer")
+    return _core.Opened(stream)
 
 
 def buffer_stream(
-    stream: Iterable[Any], buffer_size: float, partial: bool = False, axis: int | None = None
+    stream: Iterable[Any],
+    buffer_size: float,
+    partial: bool = False,
+    axis: int | None = None,
+    *,
+    reuse: bool = True,
+    allocator: Allocator | None = None,
 ) -> Generator[dict[Any, Any], None, None]:
     """Collect the items of a stream into batches.
+
+    Each value is copied to its place in the batch when its item arrives, and let go: a generator
+    may write the next item into the same arrays, and no more than one batch and one item are in
+    memory. What comes out is what NumPy makes of all the values.
 
     Parameters
     ----------
     stream : iterable of dict
-        Items ``{key: array}``. The first item of a batch says which keys the batch has.
+        Items ``{key: array}``. The first item of a batch says which keys the batch has; what
+        others have besides is ignored.
     buffer_size : int > 0
         How many items make a batch.
     partial : bool
@@ -48,6 +62,15 @@ def buffer_stream(
     axis : int or None
         None stacks the values along a new first axis, as ``np.array([...])``. A number joins
         them along that axis, as ``np.concatenate``: for items that are small batches already.
+    reuse : bool
+        Whether the memory of a large batch (a megabyte a key) serves again for a later one. It
+        does only when nothing refers to it any more: no array, view, memoryview, tensor or DLPack
+        capsule, in any thread.
+    allocator : callable or None
+        ``(shape, dtype) -> ndarray``, where the memory of batches comes from: pages locked for
+        a GPU, huge pages, shared memory. The array must be writeable and C-contiguous, of that
+        shape and dtype; batches are views of it. It is asked again where nothing can serve again.
+        Arrays of objects are NumPy's own.
 
     Yields
     ------
@@ -58,11 +81,20 @@ def buffer_stream(
     Raises
     ------
     PescadorError
-        If an argument is invalid.
+        If an argument is invalid, or the allocator returns something else than it should.
     DataError
-        If an item is not a mapping of keys to values.
+        If an item is not a mapping of keys to values: as soon as it arrives, with its type and
+        position.
     KeyError
         If an item lacks a key of the first item of its batch.
+
+    Notes
+    -----
+    Whoever holds no more than an address is not seen: a copy to a GPU that goes on after its
+    source was let go (``non_blocking=True``) needs the batch to be held, or ``reuse=False``.
+
+    Along an axis, batches differ in size: an allocator may be asked for more than a batch will
+    have, and the batch is a part of it.
 
     Examples
     --------
@@ -89,7 +121,14 @@ def buffer_stream(
     size = as_count("buffer_size", buffer_size)
     if not (axis is None or (isinstance(axis, int | np.integer) and not isinstance(axis, bool))):
         raise PescadorError(f"axis={axis!r} must be None or an int")
-    yield from _maps.Batches(_as_stream(stream), size, partial, axis)
+    if not (allocator is None or callable(allocator)):
+        raise PescadorError(
+            f"allocator={allocator!r} must be None or a callable (shape, dtype) -> ndarray"
+        )
+    with _opened(stream) as items:
+        yield from _batches.Batches(
+            items, size, partial, axis, reuse=bool(reuse), allocator=allocator
+        )
 
 
 def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None, None]:
@@ -123,7 +162,8 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
     """
     if not keys:
         raise PescadorError("keys=() is empty; tuples needs at least one key")
-    yield from _maps.Tuples(_as_stream(stream), keys)
+    with _opened(stream) as items:
+        yield from _maps.Tuples(items, keys)
 
 
 def _as_keys(name: str, keys: Any) -> Any:
@@ -176,7 +216,8 @@ def keras_tuples(
         raise PescadorError(
             f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
         )
-    yield from _maps.InputsOutputs(_as_stream(stream), x, y)
+    with _opened(stream) as items:
+        yield from _maps.InputsOutputs(items, x, y)
 
 
 def cache(
@@ -219,12 +260,9 @@ def cache(
     size = as_count("n_cache", n_cache)
     if not (isinstance(prob, int | float | np.number) and 0 < prob <= 1):
         raise PescadorError(f"prob={prob!r} must be a number above 0 and at most 1")
-    rng: Any = get_rng(random_state)
-    if isinstance(rng, np.random.Generator):
-        pick, toss = rng.integers, rng.random
-    else:
-        pick, toss = rng.randint, rng.rand
-    yield from _maps.Cached(_as_stream(stream), size, prob, pick, toss)
+    rng = get_rng(random_state)
+    with _opened(stream) as items:
+        yield from _maps.Cached(items, size, prob, rng)
 
 
 for _function in (buffer_stream, tuples, keras_tuples, cache):

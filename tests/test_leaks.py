@@ -12,6 +12,10 @@ import pescador
 from pescador import Streamer
 from streams import Failure, count, data, failing, forever, nothing
 
+ONES = np.ones(3, np.float32)
+# A batch of its own, and worth a snapshot.
+LARGE = np.ones(2**20, np.uint8)
+
 
 def iterate_to_the_end():
     mux = pescador.StochasticMux(
@@ -50,6 +54,22 @@ def batch():
         list(pescador.buffer_stream([{"x": 1}, 2], 2))
 
 
+def batch_what_does_not_fit():
+    column = np.ones((3, 1))[:, 0]
+    items = [{"x": ONES, "y": 1.0}, {"x": column, "y": 2}, {"x": ONES, "y": "a"}]
+    [batch] = pescador.buffer_stream(items, 3)
+    assert batch["y"].dtype == "U32"
+    [batch] = pescador.buffer_stream([{"x": ONES}, {"x": ONES[1:]}], 2, axis=0, allocator=np.empty)
+    assert batch["x"].shape == (5,)
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        list(pescador.buffer_stream([{"x": ONES}, {"x": ONES[1:]}], 2))
+
+
+def batch_in_memory_that_serves_again():
+    for batch in pescador.buffer_stream([{"x": LARGE}] * 3, 1):
+        assert batch["x"].base is not None
+
+
 def look_inside():
     with pescador.StochasticMux(["abc", "de"], 2, 4) as active:
         next(active.iterate())
@@ -60,7 +80,6 @@ def fill_the_cache():
     assert len(list(pescador.cache(Streamer(count, 8), 3, random_state=0))) >= 8
 
 
-LARGE = np.zeros(2**15)
 KINDS = [[1], {"a": {2}}, bytearray(3), np.zeros(3), np.random.RandomState(0), iter([1, 2])]
 
 
@@ -89,6 +108,8 @@ ACTIONS = [
     fail,
     refuse,
     batch,
+    batch_what_does_not_fit,
+    batch_in_memory_that_serves_again,
     look_inside,
     fill_the_cache,
     start_from_all_kinds,

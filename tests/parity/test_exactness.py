@@ -183,6 +183,18 @@ def test_a_cache_gives_the_same_samples(prob):
         assert list(pescador.cache(range(300), 7, prob, random_state=seed)) == theirs
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 9, 100])
+@pytest.mark.parametrize("source", ["object", "global"])
+def test_a_cache_draws_as_often_from_the_generator_that_it_is_given(size, source):
+    results = []
+    for cache in (peer.maps.cache, pescador.cache):
+        np.random.seed(size)
+        state = np.random.RandomState(size) if source == "object" else None
+        items = list(cache(iter(range(500)), size, 0.7, random_state=state))
+        results.append((items, (state or np.random).random_sample()))
+    assert results[0] == results[1]
+
+
 def test_weights_are_normalised_to_the_same_bits():
     for n in range(1, 2000, 7):
         for weights in (None, np.random.RandomState(n).uniform(size=n)):

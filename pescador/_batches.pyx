@@ -1,0 +1,726 @@
+"""Batches: the values of many items, key by key, joined into arrays as they arrive.
+
+The first item of a batch says what the batch will be: its keys and, for each, the type and the
+shape of the values. Each later value is copied to its place and let go. What does not fit this
+plan is kept, and NumPy joins it at the end. Either way the result is what ``np.array`` (or
+``np.concatenate``) makes of the values.
+"""
+
+import numpy as np
+
+from pescador.exceptions import DataError, PescadorError
+
+cimport cython
+cimport numpy as cnp
+from cpython.complex cimport PyComplex_ImagAsDouble, PyComplex_RealAsDouble
+from cpython.float cimport PyFloat_AS_DOUBLE
+from cpython.list cimport PyList_GET_ITEM
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+from libc.string cimport memcmp, memcpy, memmove
+
+from pescador._core cimport next_item, steal
+from pescador._draws cimport AT
+from pescador._maps cimport describe, not_data, stopped
+
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+    PyTypeObject* Py_TYPE(object value)
+    long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
+
+cdef extern from "numpy/arrayobject.h":
+    # Both take over a reference to the descriptor.
+    cnp.ndarray PyArray_Empty(int ndim, cnp.npy_intp* shape, cnp.dtype dtype, int fortran)
+    cnp.ndarray PyArray_NewFromDescr(
+        PyTypeObject* kind, cnp.dtype dtype, int ndim, cnp.npy_intp* shape, cnp.npy_intp* strides,
+        void* data, int flags, PyObject* parent)
+
+cdef extern from "_native.h":
+    bint pescador_is_unshared(PyObject* value)
+    PyObject* pescador_next_value(object items, Py_ssize_t* position, object key)
+    void pescador_copy_past_cache(char* to, const char* source, size_t n) nogil
+
+cnp.import_array()
+
+
+cdef enum Kind:
+    # What the values of a key are, and how they get into their place.
+    HELD                               # anything: kept, and joined by NumPy
+    ARRAYS
+    FLOATS                             # Python's numbers
+    INTS
+    BOOLS
+    COMPLEXES
+    SCALARS                            # NumPy's numbers and times
+
+cdef enum:
+    MAX_NDIM = 62                      # of an item: its batch has one dimension more
+    MAX_EARLIER = 4                    # arrays of earlier batches that are remembered, per key
+    # Below this many bytes, memory that was just freed is as good as memory of our own.
+    LARGE = 1 << 20
+    # What a first batch starts with: `buffer_size` may be a way to say "all".
+    FIRST = 1 << 20
+    # A batch of this size is not in the cache any more when it is complete.
+    PAST_CACHE = 1 << 24
+    # From here on, a copy takes longer than another thread takes to start.
+    WITHOUT_GIL = 1 << 18
+
+cdef PyTypeObject* NDARRAY = <PyTypeObject*>np.ndarray
+cdef object MEMMAP = np.memmap
+cdef object VOID = np.void
+# NumPy's scalars that are a header, as that of any object, and the value.
+cdef frozenset SIMPLE_SCALARS = frozenset(
+    kind for kind in np.sctypeDict.values() if np.dtype(kind).kind in "biufcMm")
+
+
+@cython.final
+@cython.no_gc
+cdef class Memory:
+    """What the array of a batch stands on, so that any view of it keeps this alive."""
+
+    cdef cnp.ndarray array
+
+    def __cinit__(self, cnp.ndarray array):
+        self.array = array
+
+
+cdef bint is_free(PyObject* memory):
+    """Whether nobody holds the memory but the list that it is in."""
+    return (pescador_is_unshared(memory)
+            and pescador_is_unshared(<PyObject*>(<Memory>memory).array))
+
+
+cdef class Rows:
+    """An array that grows along one axis, and the memory of earlier ones."""
+
+    cdef object allocator              # (shape, dtype) -> ndarray, or None
+    cdef bint reuses
+    cdef list earlier                  # of Memory that batches stood on
+    cdef cnp.ndarray array             # room for `capacity` rows
+    cdef Memory memory                 # that of `array`, where it may serve again
+    cdef cnp.dtype dtype
+    cdef int ndim, axis
+    cdef cnp.npy_intp[64] shape        # of `array`
+    cdef char* data
+    cdef Py_ssize_t count, capacity    # rows along `axis`
+    cdef Py_ssize_t row_bytes          # in one block; there is one for each index before `axis`
+    cdef Py_ssize_t blocks
+    cdef Py_ssize_t whole              # rows that there will be, as far as one can tell
+    cdef bint past_cache
+
+    cdef int start(self, Py_ssize_t capacity) except -1:
+        """Begin with room for `capacity` rows."""
+        self.count = 0
+        self.memory = None
+        self.shape[self.axis] = capacity
+        cdef bint large = self.reuses and capacity >= LARGE // max(self.blocks * self.row_bytes, 1)
+        if large or self.allocator is not None:
+            self.memory = self.take_earlier(capacity)
+            if self.memory is None:
+                self.memory = Memory(self.allocate())
+            return self.settle(self.memory.array)
+        return self.settle(self.allocate())
+
+    cdef int settle(self, cnp.ndarray array) except -1:
+        self.array = array
+        self.data = cnp.PyArray_BYTES(array)
+        self.capacity = cnp.PyArray_DIM(array, self.axis)
+        self.past_cache = cnp.PyArray_NBYTES(array) >= PAST_CACHE
+        return 0
+
+    cdef cnp.ndarray allocate(self):
+        """A new array of `shape`."""
+        if self.allocator is None:
+            Py_INCREF(self.dtype)
+            return PyArray_Empty(self.ndim, self.shape, self.dtype, False)
+        shape = self.shape_of()
+        array = self.allocator(shape, self.dtype)
+        if not isinstance(array, np.ndarray):
+            problem = f"an object of type {describe(array)}"
+        elif array.shape != shape or array.dtype != self.dtype:
+            problem = f"an array of shape {array.shape} and dtype {array.dtype}"
+        elif not (array.flags.c_contiguous and array.flags.aligned and array.flags.writeable):
+            problem = "one that is read-only, or not aligned, or not contiguous in C order"
+        else:
+            return array
+        raise PescadorError(
+            f"allocator={self.allocator!r} was asked for an array of shape {shape} and dtype "
+            f"{self.dtype}, and returned {problem}; it must return a writeable, C-contiguous "
+            "ndarray of that shape and dtype")
+
+    cdef tuple shape_of(self):
+        return tuple([self.shape[j] for j in range(self.ndim)])
+
+    cdef Memory take_earlier(self, Py_ssize_t capacity):
+        """Memory for at least `capacity` rows in which nobody can see a batch any more."""
+        cdef list in_use = []
+        cdef Memory found = None
+        cdef Py_ssize_t i
+        for i in range(len(self.earlier)):
+            if not is_free(PyList_GET_ITEM(self.earlier, i)):
+                in_use.append(self.earlier[i])
+            elif found is None and self.fits(self.earlier[i], capacity):
+                found = self.earlier[i]
+        # What is free and was not taken was for other batches than those that come now.
+        self.earlier = in_use
+        return found
+
+    cdef bint fits(self, Memory memory, Py_ssize_t capacity):
+        cdef cnp.ndarray array = memory.array
+        cdef int j
+        if cnp.PyArray_NDIM(array) != self.ndim or array.dtype != self.dtype:
+            return False
+        for j in range(self.ndim):
+            if j != self.axis and cnp.PyArray_DIM(array, j) != self.shape[j]:
+                return False
+        cdef Py_ssize_t n = cnp.PyArray_DIM(array, self.axis)
+        return capacity <= n and n - capacity <= capacity
+
+    cdef object part(self, Py_ssize_t start, Py_ssize_t stop):
+        """A view of some rows."""
+        return self.array[(slice(None),) * self.axis + (slice(start, stop),)]
+
+    cdef int reserve(self, Py_ssize_t n) except -1:
+        """Make room for n more rows, and for some that are still to come."""
+        cdef Py_ssize_t more = self.capacity + self.capacity // 2
+        if self.capacity < self.whole:
+            more = min(more, self.whole)
+        return self.resize(max(self.count + n, more))
+
+    cdef int resize(self, Py_ssize_t capacity) except -1:
+        """Change the room for rows, in place if it is our own."""
+        cdef Py_ssize_t before = self.capacity
+        self.shape[self.axis] = capacity
+        if self.allocator is not None:
+            rows = self.part(0, self.count)
+            self.memory = Memory(self.allocate())
+            self.settle(self.memory.array)
+            cnp.PyArray_CopyInto(self.part(0, self.count), rows)
+            return 0
+        if capacity < before:
+            self.move_blocks(before, capacity)
+        self.array.resize(self.shape_of(), refcheck=False)
+        self.settle(self.array)
+        if capacity > before:
+            self.move_blocks(before, capacity)
+        return 0
+
+    cdef void move_blocks(self, Py_ssize_t before, Py_ssize_t after) noexcept nogil:
+        """Move the rows of each block to where it starts with another capacity."""
+        cdef Py_ssize_t i, block
+        for i in range(1, self.blocks):
+            # Those that move up make way for each other from the last on.
+            block = i if after < before else self.blocks - i
+            memmove(self.data + block * after * self.row_bytes,
+                    self.data + block * before * self.row_bytes, self.count * self.row_bytes)
+
+    cdef cnp.ndarray finish(self):
+        """Hand out the rows that there are, as an array of their own."""
+        if self.count < self.capacity:
+            if self.memory is None or (self.allocator is None
+                                       and self.count < self.capacity - self.capacity // 4):
+                self.resize(self.count)
+            else:
+                self.move_blocks(self.capacity, self.count)
+        cdef Memory memory = self.memory
+        cdef cnp.ndarray array = self.array
+        self.shape[self.axis] = self.count
+        self.array = None
+        self.memory = None
+        if memory is None:
+            return array
+        Py_INCREF(self.dtype)
+        cdef cnp.ndarray result = PyArray_NewFromDescr(
+            NDARRAY, self.dtype, self.ndim, self.shape, NULL, cnp.PyArray_DATA(array),
+            cnp.NPY_ARRAY_CARRAY, NULL)
+        cnp.set_array_base(result, memory)
+        if self.reuses:
+            self.earlier.append(memory)
+            if len(self.earlier) > MAX_EARLIER:
+                del self.earlier[0]
+        return result
+
+
+@cython.final
+cdef class Column(Rows):
+    """The values of one key in a batch."""
+
+    cdef object key
+    cdef object along                  # the axis to join along, or None to stack
+    cdef bint joins
+    cdef Py_ssize_t size               # items in a batch
+
+    # The plan, which holds from one batch to the next as long as it fits.
+    cdef Kind kind
+    cdef object type                   # of the values; None before there is a plan
+    cdef cnp.dtype given               # that of the arrays that arrive
+    cdef cnp.dtype alone               # that of a batch of one item
+    cdef bint direct                   # rows are the bytes of the values
+    cdef int value_ndim
+    cdef cnp.npy_intp[64] value_shape
+    cdef Py_ssize_t offset             # of the number in a NumPy scalar
+    cdef bint is_time
+    cdef cnp.PyArray_DatetimeMetaData unit
+    cdef Py_ssize_t most               # rows that a batch has had
+
+    # The batch that is being made.
+    cdef PyTypeObject* expected        # the type of values that the quick way is for
+    cdef list held                     # the values, where NumPy is to join them
+    cdef Py_ssize_t n                  # values so far
+    cdef Py_ssize_t* ends              # of each value that is joined to others: where its rows end
+    cdef Py_ssize_t ends_room
+
+    def __cinit__(self, key, Py_ssize_t size, along, bint reuses, allocator):
+        self.key = key
+        self.size = size
+        self.along = along
+        self.joins = along is not None
+        self.reuses = reuses
+        self.allocator = allocator
+        self.earlier = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.ends)
+
+    # ---- the plan
+
+    cdef bint is_planned_for(self, object value) except? True:
+        """Whether the plan of the batch before is what this value would give."""
+        if type(value) is not self.type:
+            return False
+        if self.given is not None:
+            return (cnp.PyArray_Check(value) and (<cnp.ndarray>value).dtype is self.given
+                    and self.has_shape(value))
+        return self.kind != SCALARS or self.has_unit(value)
+
+    cdef bint has_shape(self, cnp.ndarray value) noexcept:
+        cdef int j
+        if cnp.PyArray_NDIM(value) != self.value_ndim:
+            return False
+        for j in range(self.value_ndim):
+            if (cnp.PyArray_DIM(value, j) != self.value_shape[j]
+                    and not (self.joins and j == self.axis)):
+                return False
+        return True
+
+    cdef bint has_unit(self, object value) noexcept:
+        """Whether a scalar of the planned type counts in the planned unit, if it is a time."""
+        return not self.is_time or memcmp(
+            &(<cnp.PyDatetimeScalarObject*>value).obmeta, &self.unit, sizeof(self.unit)) == 0
+
+    cdef int plan(self, object value) except -1:
+        """Decide from the first value of a batch what the batch will be."""
+        self.type = type(value)
+        self.kind = HELD
+        self.given = self.dtype = self.alone = None
+        self.most = 0
+        if self.type is np.ndarray or self.type is MEMMAP:
+            self.plan_arrays(value)
+        elif self.joins:
+            pass
+        elif self.type is VOID:
+            self.plan_arrays(np.asarray(value))
+        elif self.type in SIMPLE_SCALARS:
+            self.plan_numbers(SCALARS, value)
+        elif self.type is float:
+            self.plan_numbers(FLOATS, value)
+        elif self.type is int:
+            self.plan_numbers(INTS, 0)
+        elif self.type is bool:
+            self.plan_numbers(BOOLS, value)
+        elif self.type is complex:
+            self.plan_numbers(COMPLEXES, value)
+        return 0
+
+    cdef int plan_arrays(self, cnp.ndarray value) except -1:
+        cdef int j
+        self.given = value.dtype
+        self.value_ndim = cnp.PyArray_NDIM(value)
+        self.axis = 0
+        if self.value_ndim > MAX_NDIM or self.given.hasobject or self.given.itemsize == 0:
+            return 0
+        for j in range(self.value_ndim):
+            self.value_shape[j] = cnp.PyArray_DIM(value, j)
+        if self.joins:
+            axis = self.along if self.along >= 0 else self.along + self.value_ndim
+            if not 0 <= axis < self.value_ndim:
+                return 0
+            self.axis = axis
+        self.dtype = self.alone = self.given
+        self.direct = self.axis == 0
+        if not is_common(self.given):
+            # NumPy settles the dtype of what it joins, and makes exceptions for a single array.
+            empty = np.empty(0, self.given)
+            join = np.concatenate if self.joins else np.array
+            self.dtype, self.alone = join([empty, empty]).dtype, join([empty]).dtype
+            if self.size == 1:
+                self.dtype = self.alone
+            if not cnp.PyArray_EquivTypes(self.dtype, self.given):
+                self.direct = False
+                if not cnp.PyArray_EquivTypes(self.dtype, self.given.newbyteorder("=")):
+                    return 0
+        self.kind = ARRAYS
+        self.ndim = self.value_ndim + (not self.joins)
+        self.row_bytes = self.dtype.itemsize
+        self.blocks = 1
+        for j in range(self.value_ndim):
+            self.shape[j + (not self.joins)] = self.value_shape[j]
+            if j < self.axis:
+                self.blocks *= self.value_shape[j]
+            elif j > self.axis or not self.joins:
+                self.row_bytes *= self.value_shape[j]
+        return 0
+
+    cdef int plan_numbers(self, Kind kind, object value) except -1:
+        cdef cnp.dtype dtype = np.array([value, value]).dtype
+        cdef Py_ssize_t alignment = dtype.alignment
+        if kind == SCALARS:
+            if dtype != value.dtype:
+                return 0
+            # As numpy/arrayscalars.h lays it out.
+            self.offset = (sizeof(PyObject) + alignment - 1) // alignment * alignment
+            self.is_time = dtype.kind in "Mm"
+            if self.is_time:
+                self.unit = (<cnp.PyDatetimeScalarObject*>value).obmeta
+        elif kind == INTS and dtype.itemsize != sizeof(int64_t):
+            return 0
+        self.kind = kind
+        self.dtype = self.alone = dtype
+        self.axis = 0
+        self.ndim = self.blocks = 1
+        self.row_bytes = dtype.itemsize
+        return 0
+
+    cdef Py_ssize_t first_capacity(self):
+        cdef Py_ssize_t each = self.value_shape[self.axis] if self.joins else 1
+        cdef Py_ssize_t few = FIRST // max(self.blocks * self.row_bytes, 1)
+        self.whole = PY_SSIZE_T_MAX
+        if self.size <= PY_SSIZE_T_MAX // max(each, 1):
+            self.whole = self.size * each
+        if self.joins and self.most:
+            return self.most
+        if self.allocator is not None:
+            return self.whole
+        return min(self.whole, max(self.most, each, few))
+
+    # ---- a batch
+
+    cdef int begin(self, object value) except -1:
+        """Start a batch with its first value."""
+        self.n = 0
+        self.expected = NULL
+        self.held = None
+        if not self.is_planned_for(value):
+            self.plan(value)
+        if self.kind == HELD:
+            self.held = []
+        else:
+            self.start(self.first_capacity())
+            if self.type is not VOID:
+                self.expected = NDARRAY if self.kind == ARRAYS else <PyTypeObject*>self.type
+        return self.add(value)
+
+    cdef int add(self, object value) except -1:
+        """Copy a value to its place."""
+        cdef Py_ssize_t rows = 1
+        cdef int overflow = 0, j
+        cdef cnp.npy_intp* shape
+        cdef char* place
+        if Py_TYPE(value) != self.expected:
+            return self.add_other(value)
+        if self.kind == ARRAYS:
+            if (not self.direct
+                    or <PyObject*>cnp.PyArray_DESCR(<cnp.ndarray>value) != <PyObject*>self.given
+                    or cnp.PyArray_NDIM(<cnp.ndarray>value) != self.value_ndim
+                    or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>value)):
+                return self.add_other(value)
+            shape = cnp.PyArray_DIMS(<cnp.ndarray>value)
+            for j in range(self.joins, self.value_ndim):
+                if shape[j] != self.value_shape[j]:
+                    return self.add_other(value)
+            if self.joins:
+                rows = shape[0]
+                self.note_end(self.count + rows)
+            if rows > self.capacity - self.count:
+                self.reserve(rows)
+            copy(self.data + self.count * self.row_bytes, <cnp.ndarray>value,
+                 rows * self.row_bytes, self.past_cache)
+            self.count += rows
+            self.n += 1
+            return 0
+        if self.count == self.capacity:
+            self.reserve(1)
+        place = self.data + AT(self.count, self.capacity) * self.row_bytes
+        if self.kind == FLOATS:
+            (<double*>place)[0] = PyFloat_AS_DOUBLE(value)
+        elif self.kind == INTS:
+            (<int64_t*>place)[0] = PyLong_AsLongLongAndOverflow(value, &overflow)
+            if overflow:
+                return self.add_other(value)
+        elif self.kind == SCALARS:
+            if not self.has_unit(value):
+                return self.add_other(value)
+            memcpy(place, <char*><PyObject*>value + self.offset, self.row_bytes)
+        elif self.kind == BOOLS:
+            place[0] = value is True
+        else:
+            (<double*>place)[0] = PyComplex_RealAsDouble(value)
+            (<double*>place)[1] = PyComplex_ImagAsDouble(value)
+        self.count += 1
+        self.n += 1
+        return 0
+
+    cdef int note_end(self, Py_ssize_t end) except -1:
+        cdef Py_ssize_t room
+        cdef Py_ssize_t* ends
+        if self.n == self.ends_room:
+            room = 2 * self.n + 64
+            ends = <Py_ssize_t*>PyMem_Realloc(self.ends, room * sizeof(Py_ssize_t))
+            if ends is NULL:
+                raise MemoryError()
+            self.ends = ends
+            self.ends_room = room
+        self.ends[AT(self.n, self.ends_room)] = end
+        return 0
+
+    cdef int add_other(self, object value) except -1:
+        """Add a value that is not just as planned."""
+        if self.held is None and not self.place(value):
+            self.hand_over()
+        if self.held is not None:
+            self.held.append(kept(value))
+            self.n += 1
+        return 0
+
+    cdef bint place(self, object value) except? True:
+        """Copy an array of any layout to its place, if it is one of the planned shape and dtype."""
+        if self.kind != ARRAYS:
+            return False
+        if type(value) is VOID and self.type is VOID:
+            value = np.asarray(value)
+        elif self.type is VOID or not (type(value) is np.ndarray or type(value) is MEMMAP):
+            return False
+        cdef cnp.ndarray array = value
+        if not (self.has_shape(array) and cnp.PyArray_EquivTypes(array.dtype, self.given)):
+            return False
+        cdef Py_ssize_t rows = cnp.PyArray_DIM(array, self.axis) if self.joins else 1
+        if rows > self.capacity - self.count:
+            self.reserve(rows)
+        if self.joins:
+            self.note_end(self.count + rows)
+            cnp.PyArray_CopyInto(self.part(self.count, self.count + rows), array)
+        else:
+            cnp.PyArray_CopyInto(self.array[self.count, ...], array)
+        self.count += rows
+        self.n += 1
+        return True
+
+    cdef int hand_over(self) except -1:
+        """Give up the plan: the values so far are to be joined by NumPy, with those that follow."""
+        cdef Py_ssize_t i, start = 0
+        cdef list held = []
+        if self.allocator is None:
+            self.resize(self.count)
+        rows = self.part(0, self.count)
+        if self.kind == ARRAYS and not cnp.PyArray_EquivTypes(self.dtype, self.given):
+            rows = rows.astype(self.given)
+        if self.kind == SCALARS or self.type is VOID:
+            held = list(rows)
+        elif self.kind != ARRAYS:
+            held = rows.tolist()
+        elif self.joins:
+            for i in range(self.n):
+                held.append(rows[(slice(None),) * self.axis
+                                 + (slice(start, self.ends[AT(i, self.ends_room)]),)])
+                start = self.ends[i]
+        else:
+            for i in range(self.n):
+                held.append(rows[i, ...])
+        self.held = held
+        self.expected = NULL
+        self.array = None
+        self.memory = None
+        return 0
+
+    cdef object end(self, Py_ssize_t first):
+        """Return the array of the batch, whose first item is item `first` of the stream."""
+        if self.held is None:
+            self.most = max(self.most, self.count)
+            result = self.finish()
+            if self.n > 1 or self.alone is self.dtype:
+                return result
+            return self.as_allocated(result.astype(self.alone))
+        held, self.held = self.held, None
+        try:
+            if self.joins:
+                result = np.concatenate(held, axis=self.along)
+            else:
+                result = np.array(held)
+        except TypeError as error:
+            raise DataError(
+                f"key {self.key!r}: the values of items {first} to {first + self.n - 1} cannot be "
+                f"joined: {error}") from error
+        return self.as_allocated(result)
+
+    cdef object as_allocated(self, object result):
+        """Move what NumPy has made to where the allocator says."""
+        cdef int j
+        if self.allocator is None or type(result) is not np.ndarray or result.dtype.hasobject:
+            return result
+        self.type = None
+        self.dtype = result.dtype
+        self.ndim = result.ndim
+        self.axis = 0
+        self.blocks = 1
+        self.row_bytes = 0
+        for j in range(self.ndim):
+            self.shape[j] = result.shape[j]
+        self.start(self.shape[0])
+        cnp.PyArray_CopyInto(self.array[:len(result)], result)
+        self.count = len(result)
+        return self.finish()
+
+
+cdef bint is_common(cnp.dtype dtype):
+    """Whether this is NumPy's own number type, in the machine's byte order."""
+    cdef int number = dtype.type_num
+    return ((cnp.PyTypeNum_ISNUMBER(number) or cnp.PyTypeNum_ISBOOL(number))
+            and dtype is cnp.PyArray_DescrFromType(number))
+
+
+cdef object kept(object value):
+    """What to keep of a value: the source may write into its arrays as soon as we go on."""
+    if type(value) is np.ndarray or type(value) is MEMMAP:
+        return np.array(value, order="K")
+    return value.copy() if type(value) is VOID else value
+
+
+cdef inline void copy(char* to, cnp.ndarray value, size_t n, bint past_cache):
+    cdef const char* source = cnp.PyArray_BYTES(value)
+    if n < WITHOUT_GIL:
+        memcpy(to, source, n)
+        return
+    # Another thread may take the value out of its item meanwhile.
+    Py_INCREF(value)
+    with nogil:
+        if past_cache:
+            pescador_copy_past_cache(to, source, n)
+        else:
+            memcpy(to, source, n)
+    Py_DECREF(value)
+
+
+cdef class Batches:
+    """The items of a source, `size` at a time, as one {key: array}.
+
+    Parameters
+    ----------
+    source : iterable of mapping
+        The first item of a batch says which keys there are.
+    size : int > 0
+        How many items make a batch.
+    partial : bool
+        Whether fewer may, at the end.
+    axis : int or None
+        None stacks along a new first axis, as ``np.array``; a number joins along it, as
+        ``np.concatenate``.
+    reuse : bool
+        Whether a batch may stand on the memory of one that nobody holds any more.
+    allocator : callable or None
+        ``(shape, dtype) -> ndarray``, where arrays come from.
+    """
+
+    cdef object source
+    cdef Py_ssize_t size, position
+    cdef bint partial, reuse
+    cdef object axis, allocator
+    cdef list columns
+
+    def __cinit__(self, source, Py_ssize_t size, bint partial=False, axis=None, *,
+                  bint reuse=False, allocator=None):
+        self.source = iter(source)
+        self.size = size
+        self.partial = partial
+        self.axis = axis
+        self.reuse = reuse
+        self.allocator = allocator
+        self.columns = []
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef PyObject* pointer
+        cdef Py_ssize_t n = 0, first = self.position
+        try:
+            while n < self.size:
+                pointer = next_item(self.source)
+                if pointer is NULL:
+                    break
+                item = steal(pointer)
+                if n == 0:
+                    self.begin(item)
+                else:
+                    self.add(item)
+                # Let go before the source goes on.
+                item = None
+                n += 1
+                self.position += 1
+        except StopIteration as error:
+            raise stopped(self.position) from error
+        if n < self.size and (n == 0 or not self.partial):
+            raise StopIteration
+        batch = {}
+        for column in self.columns:
+            batch[(<Column>column).key] = (<Column>column).end(first)
+        return batch
+
+    cdef int begin(self, object item) except -1:
+        try:
+            keys = list(item.keys())
+        except (TypeError, AttributeError) as error:
+            raise not_data(item, self.position) from error
+        if not self.has_keys(keys):
+            self.columns = [Column(key, self.size, self.axis, self.reuse, self.allocator)
+                            for key in keys]
+        for column in self.columns:
+            (<Column>column).begin(self.value_of(item, (<Column>column).key))
+        return 0
+
+    cdef bint has_keys(self, list keys):
+        """Whether the batch before had these very keys."""
+        cdef Py_ssize_t i
+        if len(keys) != len(self.columns):
+            return False
+        for i in range(len(keys)):
+            own = (<Column>self.columns[i]).key
+            # 1 and True are equal, but not the same key to see.
+            if not (own is keys[i] or (type(own) is str is type(keys[i]) and own == keys[i])):
+                return False
+        return True
+
+    cdef int add(self, object item) except -1:
+        cdef list columns = self.columns
+        cdef PyObject* column
+        cdef PyObject* value
+        cdef Py_ssize_t i, at = 0
+        for i in range(len(columns)):
+            column = PyList_GET_ITEM(columns, i)
+            if type(item) is not dict:
+                (<Column>column).add(self.value_of(item, (<Column>column).key))
+                continue
+            # Items are mostly made in one place, with their keys in one order.
+            value = pescador_next_value(item, &at, (<Column>column).key)
+            if value is not NULL:
+                (<Column>column).add(<object>value)
+            else:
+                (<Column>column).add((<dict>item)[(<Column>column).key])
+        return 0
+
+    cdef object value_of(self, object item, object key):
+        try:
+            return item[key]
+        except (TypeError, IndexError) as error:
+            raise not_data(item, self.position) from error
