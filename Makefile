@@ -64,7 +64,7 @@ bench-instructions:
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
-	for module in _draws _core _mux _maps; do \
+	for module in _draws _core _mux _maps _transport; do \
 		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
 			pescador/$$module.pyx -o annotate/$$module.c; \
 	done
