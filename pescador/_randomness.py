@@ -3,6 +3,7 @@
 The first worker that is started from a given state of this process inherits that state, as if the
 stream ran here. Each further one gets a state derived from it and from a running number, so that
 workers differ from each other and from epoch to epoch, in the same way in each run of a script.
+``np.random`` and `random` count for themselves.
 """
 
 import hashlib
@@ -23,24 +24,27 @@ _started: OrderedDict[bytes, int] = OrderedDict()
 
 @dataclass
 class Randomness:
-    """The states of ``np.random`` and `random`, and what to make of them.
+    """What ``np.random`` and `random` are to start from.
 
     Attributes
     ----------
-    legacy : dict
+    numpy : dict
         The state of ``np.random``.
     bit_generator : BitGenerator
         What is behind it.
+    numpy_entropy : tuple of int
+        What to derive another state from; empty to take it as it is.
     python : tuple
         The state of `random`.
-    entropy : tuple of int
-        What to derive others from; empty to take them as they are.
+    python_entropy : tuple of int
+        As for ``np.random``.
     """
 
-    legacy: dict[str, Any]
+    numpy: dict[str, Any]
     bit_generator: Any
+    numpy_entropy: tuple[int, ...]
     python: tuple[Any, ...]
-    entropy: tuple[int, ...]
+    python_entropy: tuple[int, ...]
 
     def install(self) -> None:
         """Set the global states of this process."""
@@ -49,32 +53,39 @@ class Randomness:
         kind = type(self.bit_generator)
         if type(mtrand.get_bit_generator()) is not kind:
             mtrand.set_bit_generator(self.bit_generator)
-        legacy = self.legacy
-        if self.entropy:
-            sequence = np.random.SeedSequence(self.entropy)
-            for_numpy, for_python = sequence.spawn(2)
-            legacy = {**legacy, **kind(for_numpy).state, "has_gauss": 0, "gauss": 0.0}
-            random.seed(int.from_bytes(for_python.generate_state(8).tobytes(), "little"))
-        else:
-            random.setstate(self.python)
-        np.random.set_state(legacy)
+        numpy = self.numpy
+        if self.numpy_entropy:
+            derived = kind(np.random.SeedSequence(self.numpy_entropy))
+            numpy = {**numpy, **derived.state, "has_gauss": 0, "gauss": 0.0}
+        np.random.set_state(numpy)
+        random.setstate(self.python)
+        if self.python_entropy:
+            words = np.random.SeedSequence(self.python_entropy).generate_state(8)
+            random.seed(int.from_bytes(words.tobytes(), "little"))
 
 
 def for_next_worker() -> Randomness:
     """Return what the next worker that this process starts is to begin with."""
-    legacy: Any = np.random.get_state(legacy=False)
+    numpy: Any = np.random.get_state(legacy=False)
     python = random.getstate()
-    known = _plain(legacy), python[0], np.array(python[1]).tobytes(), python[2]
-    key = hashlib.blake2b(repr(known).encode(), digest_size=32).digest()
+    return Randomness(
+        numpy,
+        mtrand.get_bit_generator(),
+        _entropy("numpy", _plain(numpy)),
+        python,
+        _entropy("python", (python[0], np.array(python[1]).tobytes(), python[2])),
+    )
+
+
+def _entropy(name: str, state: Any) -> tuple[int, ...]:
+    """Count a start from a state; return what to derive another from, if it was not the first."""
+    key = hashlib.blake2b(repr((name, state)).encode(), digest_size=32).digest()
     number = _started.pop(key, 0)
     _started[key] = number + 1
     if len(_started) > _LIMIT:
         _started.popitem(last=False)
-    entropy: tuple[int, ...] = ()
-    if number:
-        words = (int.from_bytes(key[i : i + 4], "little") for i in range(0, len(key), 4))
-        entropy = (*words, number)
-    return Randomness(legacy, mtrand.get_bit_generator(), python, entropy)
+    words = (int.from_bytes(key[i : i + 4], "little") for i in range(0, len(key), 4))
+    return (*words, number) if number else ()
 
 
 def _plain(state: Any) -> Any:

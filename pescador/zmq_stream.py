@@ -16,6 +16,7 @@ A `ZMQStreamer` starts one worker process per iteration.
 import multiprocessing
 import os
 import pickle
+import secrets
 import select
 import signal
 import sys
@@ -352,24 +353,30 @@ class ZMQStreamer(Streamer[T]):
             public_key, socket.curve_secretkey = zmq.curve_keypair()
             socket.curve_publickey = public_key
             socket.curve_server = True
-            try:
-                port = socket.bind_to_random_port(
-                    "tcp://127.0.0.1",
-                    min_port=self.min_port,
-                    max_port=self.max_port,
-                    max_tries=self.max_tries,
-                )
-            except (zmq.ZMQError, zmq.ZMQBindError) as error:
-                raise PescadorError(
-                    f"no free port found between min_port={self.min_port} and "
-                    f"max_port={self.max_port} in max_tries={self.max_tries} tries: {error}"
-                ) from error
+            port = self._bind(socket)
             yield socket, (port, public_key)
         finally:
             # A process that was forked meanwhile holds a copy of all this; it is not its to end.
             if os.getpid() == owner:
                 socket.close(linger=0)
                 context.term()
+
+    def _bind(self, socket: Any) -> int:
+        """Find a free port; return its number."""
+        failure: Exception | None = None
+        for _ in range(self.max_tries):
+            # Not from the global random state, which is not ours to draw from.
+            port = self.min_port + secrets.randbelow(self.max_port - self.min_port)
+            try:
+                socket.bind(f"tcp://127.0.0.1:{port:d}")
+            except zmq.ZMQError as error:
+                failure = error
+            else:
+                return port
+        raise PescadorError(
+            f"no free port found between min_port={self.min_port} and max_port={self.max_port} in "
+            f"max_tries={self.max_tries} tries: {failure}"
+        ) from failure
 
 
 def _new_memory(max_bytes: int) -> _transport.Memory | None:
