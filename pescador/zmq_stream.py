@@ -205,7 +205,7 @@ class ZMQStreamer(Streamer[T]):
     - The streamer raises: the same exception here. If it cannot be pickled, or is no `Exception`
       (``sys.exit`` raises `SystemExit`): a `PescadorError` that quotes it.
     - The worker is killed by a signal or calls ``os._exit``: a `PescadorError` that says so, within
-      a second.
+      a second. (Messages that it had not got rid of are lost, what is in shared memory is not.)
     - The worker is stopped (SIGSTOP): the consumer waits until it is continued. Closing the
       iteration ends it in any case.
     - The streamer cannot be pickled where that is needed, or no port is free: a `PescadorError` at
@@ -337,10 +337,15 @@ class ZMQStreamer(Streamer[T]):
         finally:
             # A process that was forked meanwhile holds a copy of all this; it is not its to end.
             if os.getpid() == owner:
-                link.stop()
-                if worker.pid is not None:
-                    _end(worker, self.timeout)
-                link.close()
+                # Each of these happens, whatever interrupts the one before.
+                try:
+                    link.stop()
+                finally:
+                    try:
+                        if worker.pid is not None:
+                            _end(worker, self.timeout)
+                    finally:
+                        link.close()
 
     @contextmanager
     def _listening(self) -> Iterator[tuple[Any, tuple[int, bytes]]]:
@@ -444,12 +449,14 @@ def _end(worker: BaseProcess, timeout: float | None) -> None:
                 worker.terminate()
                 worker.join(1)
         finally:
-            # A stopped process is beyond the reach of anything else.
-            if worker.is_alive():
-                worker.kill()
-                worker.join(1)
-            if not worker.is_alive():
-                worker.close()
+            try:
+                # A stopped process is beyond the reach of anything else.
+                if worker.is_alive():
+                    worker.kill()
+                    worker.join(1)
+            finally:
+                if not worker.is_alive():
+                    worker.close()
 
 
 # ---------------------------------------------------------------------------------- consumer
