@@ -194,11 +194,15 @@ pescador_unlock(char *flag)
 static inline int
 pescador_log2(uint64_t word)
 {
+#if defined(__GNUC__) || defined(__clang__)
+    return 63 - __builtin_clzll(word);
+#else
     int place = 0;
     while (word >>= 1) {
         place++;
     }
     return place;
+#endif
 }
 
 #endif

@@ -19,7 +19,6 @@ caller brings.
 """
 
 import os
-import weakref
 
 import numpy as np
 
@@ -391,8 +390,9 @@ cdef class Heap:
 # ------------------------------------------------------------------------------------- loans
 
 
-# What this process has on loan, for the hooks below.
-cdef object every_loan = weakref.WeakSet()
+# All that this process has on loan, for the hooks below: the first of a list.
+cdef PyObject* first_loans = NULL
+cdef char loans_busy = 0
 
 
 @cython.final
@@ -414,7 +414,8 @@ cdef class Loans:
     cdef bint over                     # nobody allocates any more
     cdef bint foreign                  # this is a copy in a forked process
     cdef char busy
-    cdef object __weakref__
+    cdef PyObject* previous            # in the list of all, which holds no references
+    cdef PyObject* next
     cdef readonly uint64_t held        # bytes that are not to be had for other arrays
     cdef readonly int64_t blocks
 
@@ -426,9 +427,24 @@ cdef class Loans:
         self.sizes = <uint64_t*>PyMem_Calloc(NODES, sizeof(uint64_t))
         if self.starts is NULL or self.sizes is NULL:
             raise MemoryError
-        every_loan.add(self)
+        global first_loans
+        lock(&loans_busy)
+        self.next = first_loans
+        if self.next is not NULL:
+            (<Loans>self.next).previous = <PyObject*>self
+        first_loans = <PyObject*>self
+        unlock(&loans_busy)
 
     def __dealloc__(self):
+        global first_loans
+        lock(&loans_busy)
+        if self.next is not NULL:
+            (<Loans>self.next).previous = self.previous
+        if self.previous is not NULL:
+            (<Loans>self.previous).next = self.next
+        elif first_loans == <PyObject*>self:
+            first_loans = self.next
+        unlock(&loans_busy)
         PyMem_Free(self.starts)
         PyMem_Free(self.sizes)
 
@@ -483,11 +499,11 @@ cdef class Loans:
             shared_drop(self.memory.base, stop, start)
             stop = start + size
 
-    def fork(self):
+    cdef void fork(self) noexcept:
         """Prepare for a fork: what is held now is never given back."""
         self.generation += 1
 
-    def abandon(self):
+    cdef void abandon(self) noexcept:
         """Leave everything to the process that this one was forked from."""
         self.busy = 0
         self.foreign = True
@@ -496,13 +512,19 @@ cdef class Loans:
 
 
 def before_fork():
-    for loans in every_loan:
-        loans.fork()
+    cdef PyObject* loans = first_loans
+    while loans is not NULL:
+        (<Loans>loans).fork()
+        loans = (<Loans>loans).next
 
 
 def after_fork_in_child():
-    for loans in every_loan:
-        loans.abandon()
+    global loans_busy
+    cdef PyObject* loans = first_loans
+    loans_busy = 0
+    while loans is not NULL:
+        (<Loans>loans).abandon()
+        loans = (<Loans>loans).next
 
 
 if hasattr(os, "register_at_fork"):
@@ -659,7 +681,7 @@ cdef class Writer:
     def send_all(self, stream):
         """Send the items of an iterator, until its end or until the consumer wants no more."""
         cdef PyObject* item
-        while not self.control.stop:
+        while not load(&self.control.stop):
             item = next_item(stream)
             # The item is let go before the next is made: its memory may be used again.
             if item is NULL or not self.send(steal(item)):
@@ -698,9 +720,11 @@ cdef class Writer:
     cdef Schema find_schema(self, object item):
         """The schema of an item, its arrays in `arrays`."""
         cdef Schema schema
-        if type(item) is dict:
+        if isinstance(item, dict):
+            # A subclass may have its own order.
+            plain = item if type(item) is dict else dict(item.items())
             for schema in self.recent:
-                if schema.fits(<dict>item, self.arrays):
+                if schema.fits(<dict>plain, self.arrays):
                     return schema
         schema = self.schema_of(item)
         schema = self.known.get(schema.code, schema)

@@ -193,8 +193,6 @@ def work(
     """
     # Ctrl-C reaches the whole process group. The consumer decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if consumer_end is not None:
         consumer_end.close()
     # Not a threading.Thread, whose start would wait for it to run: it can run later.

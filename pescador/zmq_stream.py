@@ -13,6 +13,7 @@ A `ZMQStreamer` starts one worker process per iteration.
 * A consumer that wants no more says so. One that is gone takes its worker with it.
 """
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -24,8 +25,9 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -42,6 +44,9 @@ from .util import as_count
 __all__ = ["ZMQStreamer"]
 
 T = TypeVar("T")
+
+# More bytes than any machine has, and fewer than it has addresses for.
+_MOST = 2**40
 
 
 def zmq_send_data(
@@ -207,7 +212,7 @@ class ZMQStreamer(Streamer[T]):
     - The worker is killed by a signal or calls ``os._exit``: a `PescadorError` that says so, within
       a second. (Messages that it had not got rid of are lost, what is in shared memory is not.)
     - The worker is stopped (SIGSTOP): the consumer waits until it is continued. Closing the
-      iteration ends it in any case.
+      iteration kills it after `timeout`, as it hears nothing else.
     - The streamer cannot be pickled where that is needed, or no port is free: a `PescadorError` at
       the first ``next``.
     - No memory can be shared, or no more of it: messages, as above.
@@ -304,7 +309,8 @@ class ZMQStreamer(Streamer[T]):
         owner = os.getpid()
         context = multiprocessing.get_context(self.start_method)
         forks = context.get_start_method() == "fork"
-        memory = _new_memory(self.max_bytes)
+        max_bytes = min(self.max_bytes, _MOST)
+        memory = _new_memory(max_bytes)
         pipe, worker_end = context.Pipe()
         link = _Link(self, pipe, memory)
         worker = context.Process(  # type: ignore[attr-defined]
@@ -315,56 +321,62 @@ class ZMQStreamer(Streamer[T]):
                 worker_end,
                 pipe if forks else None,
                 None if memory is None else Descriptor(memory.fileno()),
-                self.max_bytes,
+                max_bytes,
                 _randomness.for_next_worker(),
             ),
             daemon=True,
         )
         try:
             try:
-                with _undisturbed(forks), _as_parent():
-                    worker.start()
+                with _Undisturbed():
+                    try:
+                        with _as_parent():
+                            worker.start()
+                    finally:
+                        worker_end.close()
+                        if memory is not None:
+                            memory.close()
             except Exception as error:
                 raise PescadorError(
                     f"the worker of {self.streamer!r} could not be started: {error}"
                 ) from error
-            finally:
-                worker_end.close()
-                if memory is not None:
-                    memory.close()
             link.worker = worker
             yield link
         finally:
             # A process that was forked meanwhile holds a copy of all this; it is not its to end.
             if os.getpid() == owner:
-                # Each of these happens, whatever interrupts the one before.
                 try:
                     link.stop()
+                    if worker.pid is not None:
+                        _wait_for_end(worker, self.timeout)
                 finally:
-                    try:
-                        if worker.pid is not None:
-                            _end(worker, self.timeout)
-                    finally:
+                    with _Undisturbed():
+                        _end(worker)
                         link.close()
 
     @contextmanager
     def _listening(self) -> Iterator[tuple[Any, tuple[int, bytes]]]:
         """Listen on a free port, to nobody who does not know the key."""
         owner = os.getpid()
-        context = zmq.Context()
-        socket = context.socket(zmq.PAIR)
+        context = socket = None
         try:
-            socket.set_hwm(0)
-            public_key, socket.curve_secretkey = zmq.curve_keypair()
-            socket.curve_publickey = public_key
-            socket.curve_server = True
-            port = self._bind(socket)
+            with _Undisturbed(deaf=True):
+                context = zmq.Context()
+                socket = context.socket(zmq.PAIR)
+                socket.set_hwm(0)
+                public_key, socket.curve_secretkey = zmq.curve_keypair()
+                socket.curve_publickey = public_key
+                socket.curve_server = True
+                port = self._bind(socket)
             yield socket, (port, public_key)
         finally:
             # A process that was forked meanwhile holds a copy of all this; it is not its to end.
             if os.getpid() == owner:
-                socket.close(linger=0)
-                context.term()
+                with _Undisturbed(deaf=True):
+                    if socket is not None:
+                        socket.close(linger=0)
+                    if context is not None:
+                        context.term()
 
     def _bind(self, socket: Any) -> int:
         """Find a free port; return its number."""
@@ -392,17 +404,53 @@ def _new_memory(max_bytes: int) -> _transport.Memory | None:
         return None
 
 
-@contextmanager
-def _undisturbed(forks: bool) -> Iterator[None]:
-    """Put off Ctrl-C: a worker that has just been forked is not ready for it, nor are we."""
-    if not forks:
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class _Undisturbed:
+    """Put off Ctrl-C while something is begun or ended that has to be whole.
+
+    Only the main thread is ever interrupted. A process that is forked meanwhile is not ready for
+    Ctrl-C either.
+
+    Parameters
+    ----------
+    deaf : bool
+        Whether to put off all signals, for calls that do not begin again where one interrupts them.
+        Not while a process is started, which would inherit that.
+    """
+
+    def __init__(self, deaf: bool = False) -> None:
+        self.deaf = deaf and hasattr(signal, "pthread_sigmask")
+        self.mask: Any = None
+        self.before: Any = None
+        self.frame: FrameType | None = None
+        self.interrupted = False
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            # Not if it is ignored, or handled by somebody who is not Python.
+            if callable(before):
+                self.before = before
+                signal.signal(signal.SIGINT, self._note)
+        if self.deaf:
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def _note(self, _: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        self.frame = frame
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.mask is not None:
+                # Handlers of others may raise here.
+                signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            if self.interrupted:
+                self.before(signal.SIGINT, self.frame)
 
 
 class _Starting:
@@ -439,24 +487,30 @@ def _as_parent() -> Iterator[None]:
                 process.daemon = True
 
 
-def _end(worker: BaseProcess, timeout: float | None) -> None:
-    """Wait for a worker to end; make it end after `timeout`, or when that is interrupted."""
-    try:
-        worker.join(timeout)
-    finally:
-        try:
-            if worker.is_alive():
-                worker.terminate()
-                worker.join(1)
-        finally:
-            try:
-                # A stopped process is beyond the reach of anything else.
-                if worker.is_alive():
-                    worker.kill()
-                    worker.join(1)
-            finally:
-                if not worker.is_alive():
-                    worker.close()
+def _wait_for_end(worker: BaseProcess, timeout: float | None) -> None:
+    """Wait until a worker has ended, at most for some seconds."""
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    # In small steps: its own children may keep the sentinel open.
+    while not wait([worker.sentinel], max(0, min(HEARTBEAT, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline or _is_gone(worker, patient=False):
+            return
+
+
+def _end(worker: BaseProcess) -> None:
+    """Make a worker end, if it has not, and forget it."""
+    if worker.pid is None:
+        return
+    if wait([worker.sentinel], 0):
+        worker.join(1)
+    if worker.is_alive():
+        worker.terminate()
+        worker.join(1)
+    # A stopped process is beyond the reach of anything else.
+    if worker.is_alive():
+        worker.kill()
+        worker.join(1)
+    if not worker.is_alive():
+        worker.close()
 
 
 # ---------------------------------------------------------------------------------- consumer

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -356,6 +357,24 @@ def test_nobody_writes_into_an_array_that_a_forked_process_still_reads(pair):
     assert os.waitpid(child, 0)[1] == 0
     for end in (*ready, *go):
         os.close(end)
+
+
+def test_nothing_grows(pair):
+    items = [{"small": np.arange(5), "large": np.zeros(3_000), "F": np.ones((80, 80))[::2].T}]
+
+    def rounds(n):
+        for i in range(n):
+            pair.through([*items, {f"key {i % 3}": np.zeros(i % 7, f"S{i % 2 + 1}")}])
+            pair.received.clear()
+            with pytest.raises(DataError):
+                pair.send([*items, {"x": None}])
+            next(pair.reader)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    rounds(50)
+    assert min(-rounds(0) + rounds(200) for _ in range(3)) < 50
+    assert pair.loans.blocks == pair.loans.held == 0
 
 
 def test_memory_that_is_not_to_be_had_is_an_error():
