@@ -227,15 +227,13 @@ class Fault:
     def interrupted(self):
         """Ctrl-C in the middle."""
         stream = iter(self.streamer())
-        timer = self.rng.random() * 0.03
-        signal.setitimer(signal.ITIMER_REAL, max(timer, 1e-3))
-        try:
-            got, error = self.take(stream)
-            assert (got, error) == (self.n, None), (got, error)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.001 + self.rng.random() * 0.03)
+                got, error = self.take(stream)
+                assert (got, error) == (self.n, None), (got, error)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         stream.close()
 
     def consumer_killed(self):
