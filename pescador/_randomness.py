@@ -32,54 +32,49 @@ class Randomness:
         The state of ``np.random``.
     bit_generator : BitGenerator
         What is behind it.
-    numpy_entropy : tuple of int
-        What to derive another state from; empty to take it as it is.
-    python : tuple
-        The state of `random`.
-    python_entropy : tuple of int
-        As for ``np.random``.
+    python : tuple or int
+        The state of `random`, or the seed of another.
     """
 
     numpy: dict[str, Any]
     bit_generator: Any
-    numpy_entropy: tuple[int, ...]
-    python: tuple[Any, ...]
-    python_entropy: tuple[int, ...]
+    python: tuple[Any, ...] | int
 
     def install(self) -> None:
         """Set the global states of this process."""
         # Workers of this worker count by themselves, whatever was inherited.
         _started.clear()
-        kind = type(self.bit_generator)
-        if type(mtrand.get_bit_generator()) is not kind:
+        if type(mtrand.get_bit_generator()) is not type(self.bit_generator):
             mtrand.set_bit_generator(self.bit_generator)
-        numpy = self.numpy
-        if self.numpy_entropy:
-            derived = kind(np.random.SeedSequence(self.numpy_entropy))
-            numpy = {**numpy, **derived.state, "has_gauss": 0, "gauss": 0.0}
-        np.random.set_state(numpy)
-        random.setstate(self.python)
-        if self.python_entropy:
-            words = np.random.SeedSequence(self.python_entropy).generate_state(8)
-            random.seed(int.from_bytes(words.tobytes(), "little"))
+        np.random.set_state(self.numpy)
+        # A forked process has another state there: Python sees to that.
+        if isinstance(self.python, int):
+            random.seed(self.python)
+        else:
+            random.setstate(self.python)
 
 
 def for_next_worker() -> Randomness:
     """Return what the next worker that this process starts is to begin with."""
     numpy: Any = np.random.get_state(legacy=False)
-    python = random.getstate()
-    return Randomness(
-        numpy,
-        mtrand.get_bit_generator(),
-        _entropy("numpy", _plain(numpy)),
-        python,
-        _entropy("python", (python[0], np.array(python[1]).tobytes(), python[2])),
-    )
+    python: Any = random.getstate()
+    bit_generator = mtrand.get_bit_generator()
+    # Derived here and not there: a new process is slow in whatever it does first.
+    if entropy := _entropy("numpy", numpy):
+        derived = type(bit_generator)(np.random.SeedSequence(entropy)).state
+        numpy = {**numpy, **derived, "has_gauss": 0, "gauss": 0.0}
+    version, words, gauss = python
+    if entropy := _entropy("python", [version, np.array(words, np.uint32), gauss]):
+        seed = np.random.SeedSequence(entropy).generate_state(8)
+        python = int.from_bytes(seed.tobytes(), "little")
+    return Randomness(numpy, bit_generator, python)
 
 
 def _entropy(name: str, state: Any) -> tuple[int, ...]:
     """Count a start from a state; return what to derive another from, if it was not the first."""
-    key = hashlib.blake2b(repr((name, state)).encode(), digest_size=32).digest()
+    digest = hashlib.blake2b(name.encode(), digest_size=32)
+    _feed(digest, state)
+    key = digest.digest()
     number = _started.pop(key, 0)
     _started[key] = number + 1
     if len(_started) > _LIMIT:
@@ -88,8 +83,12 @@ def _entropy(name: str, state: Any) -> tuple[int, ...]:
     return (*words, number) if number else ()
 
 
-def _plain(state: Any) -> Any:
-    """Return a state such that ``repr`` shows all of it."""
+def _feed(digest: Any, state: Any) -> None:
+    """Put all of a state into a digest."""
     if isinstance(state, dict):
-        return {key: _plain(value) for key, value in state.items()}
-    return state.tobytes() if isinstance(state, np.ndarray) else state
+        state = [part for item in state.items() for part in item]
+    if isinstance(state, list):
+        for part in state:
+            _feed(digest, part)
+    else:
+        digest.update(state.tobytes() if isinstance(state, np.ndarray) else f"{state!r},".encode())
