@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
 
 AVAILABLE: bool
@@ -47,7 +47,7 @@ class Writer:
         ring: Callable[[], None],
         send_elsewhere: Callable[[Any], None],
     ) -> None: ...
-    def send_all(self, stream: Iterator[Any]) -> None: ...
+    def send_all(self, stream: Iterable[Any]) -> None: ...
 
 @final
 class Reader(Iterator[dict[Any, Any]]):

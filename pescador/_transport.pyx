@@ -679,8 +679,9 @@ cdef class Writer:
         PyMem_Free(self.blocks)
 
     def send_all(self, stream):
-        """Send the items of an iterator, until its end or until the consumer wants no more."""
+        """Send the items of an iterable, until its end or until the consumer wants no more."""
         cdef PyObject* item
+        stream = iter(stream)
         while not load(&self.control.stop):
             item = next_item(stream)
             # The item is let go before the next is made: its memory may be used again.

@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -132,7 +132,7 @@ class _Messages:
         self.socket.send_multipart(encode(item))
         self.sent += 1
 
-    def send_all(self, stream: Iterator[Any], max_bytes: int) -> None:
+    def send_all(self, stream: Iterable[Any], max_bytes: int) -> None:
         """Send the items of a stream, with less than about `max_bytes` on their way at a time."""
         in_flight = 0
         for item in stream:
@@ -214,7 +214,8 @@ def work(
             else:
                 count = lambda: writer.sent  # noqa: E731
                 writer.send_all(stream)
-            stream.close()
+            # That of a subclass may be any iterable.
+            getattr(stream, "close", lambda: None)()
         except BaseException as raised:
             error = describe(raised)
         consumer.send(pickle.dumps((count(), error)))

@@ -157,12 +157,12 @@ def test_ctrl_c_ends_consumer_and_worker_without_noise(method, tmp_path):
         text=True,
         start_new_session=True,
     )
-    pid = int(consumer.stdout.readline())
+    worker = psutil.Process(int(consumer.stdout.readline()))
     os.killpg(consumer.pid, signal.SIGINT)
     out, err = consumer.communicate(timeout=30)
     assert out.endswith("interrupted\n")
     assert err == ""
-    assert not psutil.pid_exists(pid)
+    worker.wait(timeout=5)
 
 
 def test_an_iteration_belongs_to_the_process_that_began_it():
@@ -230,6 +230,18 @@ def test_muxes_start_and_stop_workers_and_keep_their_order():
 
     assert seen(mux(ZMQStreamer)) == seen(mux(lambda streamer: streamer))
     assert not workers()
+
+
+class Listing(Streamer):
+    """Overrides a documented hook, and gives something that is no generator."""
+
+    def __call__(self, max_iter=None, cycle=False):
+        return list(self.iterate(max_iter))
+
+
+def test_a_subclass_may_give_any_iterable():
+    items = list(ZMQStreamer(Listing(numbers, 9)))
+    assert [item["x"].tolist() for item in items] == [[i] * 3 for i in range(9)]
 
 
 def test_a_streamer_may_be_iterated_twice_at_once():
