@@ -262,6 +262,9 @@ def faults(count, seed):
     faulthandler.disable()
     for method in ("forkserver", "spawn"):  # helpers that stay: started before we look
         list(pescador.ZMQStreamer(pescador.Streamer(items, 1, 1), start_method=method))
+    # Its thread counts, so it has one from now on.
+    faulthandler.dump_traceback_later(60, exit=True)
+    time.sleep(0.2)
     before = left()
     done = dict.fromkeys((kind.__name__ for kind in Fault.KINDS), 0)
     start = time.perf_counter()
@@ -274,10 +277,12 @@ def faults(count, seed):
         faulthandler.dump_traceback_later(60, exit=True)
         try:
             kind(fault)
-            # An interrupt between two lines may leave it to a worker to see that it is alone.
+            # The system takes a moment to forget a thread that has ended; and an interrupt between
+            # two lines may leave it to a worker to see that it is alone.
             deadline = time.monotonic() + 2
-            while (left() != before or multiprocessing.active_children()) and (
-                kind is Fault.interrupted and time.monotonic() < deadline
+            while time.monotonic() < deadline and (
+                left() != before
+                or (kind is Fault.interrupted and multiprocessing.active_children())
             ):
                 time.sleep(0.01)
             assert not multiprocessing.active_children(), "a worker is left"
@@ -285,7 +290,6 @@ def faults(count, seed):
         except BaseException:
             print(what, flush=True)
             raise
-        faulthandler.cancel_dump_traceback_later()
         done[kind.__name__] += 1
     print(
         f"{count} faults in {time.perf_counter() - start:.1f} s: {done}; left {before}", flush=True
