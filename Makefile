@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-all test-checked test-debug test-pages parity lint annotate clean \
+.PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
 	bench bench-full bench-instructions publish docs
 
 demo: $(VENV)/demo
@@ -28,7 +28,7 @@ test: $(VENV)/dev $(PEERS)/done lint test-checked
 test-checked: $(CHECKED)/done $(PEERS)/done
 	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider tests/test_core.py tests/test_mux.py \
 		tests/test_isolation.py tests/test_maps.py tests/test_batches.py tests/test_native.py \
-		tests/test_leaks.py tests/test_frozen.py tests/parity/test_exactness.py
+		tests/test_leaks.py tests/test_frozen.py tests/test_transport.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
@@ -45,10 +45,16 @@ N ?= 20000
 parity: $(VENV)/dev $(PEERS)/done
 	PARITY_TREES=$(N) $(BIN)/pytest tests/parity/test_samples.py
 
+# Millions of items and 200 GB from a worker, and hundreds of streams broken at random moments: a
+# few minutes. Part of it: make soak SOAK="--small 0 --large 0 --faults 5000 --seed 1"
+soak: $(VENV)/dev
+	$(BIN)/python bench/soak.py $(SOAK)
+
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done
 	PYTHONMALLOC=debug $(BIN)/pytest -q tests/test_core.py tests/test_mux.py tests/test_maps.py \
-		tests/test_isolation.py tests/test_batches.py tests/test_native.py tests/test_leaks.py
+		tests/test_isolation.py tests/test_batches.py tests/test_native.py tests/test_leaks.py \
+		tests/test_transport.py
 
 # Side by side with the reference release and others (bench/README.md): five minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"
@@ -82,7 +88,7 @@ test-pages: $(VENV)/dev
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
-	for module in _draws _snapshots _core _mux _maps _batches; do \
+	for module in _draws _snapshots _core _mux _maps _batches _transport; do \
 		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
 			pescador/$$module.pyx -o annotate/$$module.c; \
 	done

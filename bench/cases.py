@@ -867,7 +867,7 @@ def touching(stream, size, close=lambda: None):
 @case(
     "item",
     "Across processes",
-    short=over("size", 64, 65_536, 2**20, 40 * 10**6),
+    short=over("size", 64, 32_768, 65_536, 2**20, 40 * 10**6),
     full=over("size", 1_024, 4_096, 16_384, 262_144, 4 * 2**20, 16 * 2**20),
     tiny={"size": 4_096},
     n_bytes=lambda size: size,
@@ -884,6 +884,20 @@ def transport(pescador, size):
         return touching(stream, size, stream.close)
 
     return Fresh(opened)
+
+
+@case(
+    "item",
+    "Across processes",
+    short=over("size", 64),
+    full=over("size", 40 * 10**6),
+    tiny={"size": 64},
+    parallel=True,
+    warm=lambda **params: 1,
+)
+def first_item(pescador, size):
+    """The time to the first item of a process that has yet to be started."""
+    return Calls(first_of, setup=lambda: pescador.ZMQStreamer(pescador.Streamer(sends, size)))
 
 
 def from_process(target, *args, depth=8):
@@ -1114,6 +1128,18 @@ GOALS = [
     ),
     than("peer", "batches/size=64/axis=0", 3),
     than("peer", "batches_of_a_mux/n=1000", 40),
+    than("peer", "transport/size=64", 6),
+    than("peer", "transport/size=32768", 4),
+    than("peer", "transport/size=40000000", 3.5),
+    than("torch", "transport/size=40000000", 2),
+    Goal(
+        "40 MB against memcpy",
+        ("transport/size=40000000", "ours"),
+        ("transport/size=40000000", "limit"),
+        2,
+        most=True,
+    ),
+    than("peer", "first_item/size=64", 1),
     Goal("bound against islice", ("bound", "ours"), ("bound", "hand"), 1.6, most=True),
 ]
 

@@ -1,166 +1,52 @@
 """Streams that run in a background process.
 
-A `ZMQStreamer` starts one worker process per iteration. Items travel over a ZeroMQ socket,
-what is said about the stream (where to connect, how it ended) over a pipe that only the two
-processes hold:
+A `ZMQStreamer` starts one worker process per iteration.
 
-* The worker sends items as it makes them, as long as fewer than `_IN_FLIGHT` bytes are on their
-  way, and at last says on the pipe how many there were, and the exception if there was one.
+* Items travel through memory that both processes map and nobody else can (`_transport`). Where the
+  system has none to give, or an item does not fit, they travel as messages over a ZeroMQ socket,
+  which listens on the loopback interface, and only to who knows a key made for the occasion.
+* Less than `max_bytes` are on their way at a time.
+* What is said about the stream (wake up, how it ended) goes over a pipe that only the two hold. The
+  worker's last word is how many items there were, and the exception if there was one.
 * The consumer yields items until it has that many. A worker that is gone without a last word has
   been killed, which is an error: a short stream never looks like a whole one.
-* The socket listens on the loopback interface, and only to who knows a key made for the occasion.
-* A consumer that wants no more says so on the pipe. One that is gone takes its worker with it.
+* A consumer that wants no more says so. One that is gone takes its worker with it.
 """
 
-import json
+import math
 import multiprocessing
 import os
 import pickle
+import secrets
+import select
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Generator, Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import zmq
 
-from . import _core
+from . import _core, _randomness, _transport
+from ._items import encode, receive, schema_from
+from ._worker import HEARTBEAT, OVERHEAD, STOP, Descriptor, connected, nbytes, work
 from .core import Streamer
-from .exceptions import DataError, PescadorError
+from .exceptions import PescadorError
 from .util import as_count
 
 __all__ = ["ZMQStreamer"]
 
 T = TypeVar("T")
 
-# How much may be on its way to a consumer that does not keep up. Each item counts for at least
-# _OVERHEAD, which is about what ZeroMQ spends on it.
-_IN_FLIGHT = 256 * 2**20
-_OVERHEAD = 1024
-
-# How often (in seconds) a process that waits looks whether the other one is still there.
-_HEARTBEAT = 0.2
-
-
-class _WorkerTraceback(PescadorError):
-    """Where in the worker an exception came from; the cause of the one raised here."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f"\n\n{self.text}"
-
-
-# ------------------------------------------------------------------------------------- items
-
-
-def _encode_key(key: Any) -> Any:
-    """Return a key as JSON can hold it: strings as they are, others as [type, value]."""
-    if isinstance(key, str):
-        return key
-    if key is None or isinstance(key, bool | int | float):
-        return [type(key).__name__, key]
-    if isinstance(key, bytes):
-        return ["bytes", key.hex()]
-    if isinstance(key, tuple):
-        return ["tuple", [_encode_key(part) for part in key]]
-    raise DataError(
-        f"key {key!r} is of type {type(key).__name__}; only strings, numbers, bytes, None and "
-        "tuples of them can be sent to another process"
-    )
-
-
-def _decode_key(code: Any) -> Any:
-    if isinstance(code, str):
-        return code
-    kind, value = code
-    if kind == "bytes":
-        return bytes.fromhex(value)
-    if kind == "tuple":
-        return tuple(_decode_key(part) for part in value)
-    return value
-
-
-def _encode_dtype(dtype: np.dtype[Any]) -> Any:
-    """Return a dtype as JSON can hold it, with the layout of structures to the byte."""
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return {"base": _encode_dtype(base), "shape": shape}
-    if dtype.names is None:
-        if np.dtype(dtype.str) != dtype:
-            raise DataError(f"dtype {dtype} is not NumPy's own and cannot be sent")
-        return dtype.str
-    fields: list[Any] = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]
-    return {
-        "names": dtype.names,
-        "formats": [_encode_dtype(field[0]) for field in fields],
-        "offsets": [field[1] for field in fields],
-        "titles": [field[2] if len(field) > 2 else None for field in fields],
-        "itemsize": dtype.itemsize,
-        "align": dtype.isalignedstruct,
-    }
-
-
-def _decode_dtype(code: Any) -> np.dtype[Any]:
-    if isinstance(code, str):
-        return np.dtype(code)
-    if "base" in code:
-        return np.dtype((_decode_dtype(code["base"]), tuple(code["shape"])))
-    align = code.pop("align")
-    layout: Any = {**code, "formats": [_decode_dtype(f) for f in code["formats"]]}
-    dtype: np.dtype[Any] = np.dtype(layout, align=align)
-    return dtype
-
-
-def _encode(data: Any) -> list[Any]:
-    """Return the frames of a message that carries a data object: a header, then the arrays."""
-    if not isinstance(data, Mapping):
-        raise DataError(
-            f"an item of type {type(data).__name__} cannot be sent to another process; "
-            "it must be a mapping of keys to arrays"
-        )
-    header, payload = [], []
-    for key, array in data.items():
-        if not isinstance(array, np.ndarray):
-            raise DataError(
-                f"key {key!r} holds a {type(array).__name__}; only arrays can be sent to another "
-                "process"
-            )
-        if isinstance(array, np.ma.MaskedArray):
-            raise DataError(f"key {key!r} holds a masked array, whose mask would be lost")
-        if array.dtype.hasobject:
-            raise DataError(
-                f"key {key!r} holds an array of dtype {array.dtype}; arrays that refer to Python "
-                "objects cannot be sent to another process"
-            )
-        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-        header.append((_encode_key(key), _encode_dtype(array.dtype), array.shape, order))
-        # The bytes in memory order. Not ascontiguousarray: it gives scalars a dimension.
-        flat = np.asarray(array, order="C").reshape(-1) if order == "C" else array.T.reshape(-1)
-        payload.append(flat.view(np.uint8) if flat.itemsize and flat.size else b"")
-    return [json.dumps(header).encode(), *payload]
-
-
-def _decode(frames: list[Any]) -> dict[Any, npt.NDArray[Any]]:
-    """Return the data object of a message, in writable arrays of their own."""
-    data = {}
-    header = json.loads(bytes(frames[0]))
-    for (code, dtype, shape, order), frame in zip(header, frames[1:], strict=True):
-        array: npt.NDArray[Any] = np.empty(shape, _decode_dtype(dtype), order=order)
-        if array.nbytes:
-            # A message may start anywhere, so it is copied to where its type is aligned.
-            flat = array.reshape(-1, order="A").view(np.uint8)
-            flat[:] = np.frombuffer(frame, np.uint8)
-        data[_decode_key(code)] = array
-    return data
+# More bytes than any machine has, and fewer than it has addresses for.
+_MOST = 2**40
 
 
 def zmq_send_data(
@@ -183,7 +69,7 @@ def zmq_send_data(
     DataError
         If `data` is something else; the message names the key.
     """
-    return socket.send_multipart(_encode(data), flags, copy=copy, track=track)
+    return socket.send_multipart(encode(data), flags, copy=copy, track=track)
 
 
 def zmq_recv_data(
@@ -208,44 +94,10 @@ def zmq_recv_data(
     StopIteration
         If `data` was empty: over a plain socket, that is how a stream ends.
     """
-    data = _receive_one(socket, flags, copy, track)
+    data = receive(socket, flags, copy, track)
     if not data:
         raise StopIteration
     return data
-
-
-def _receive_one(
-    socket: Any, flags: int = 0, copy: bool = False, track: bool = False
-) -> dict[Any, npt.NDArray[Any]]:
-    frames = socket.recv_multipart(flags=flags, copy=copy, track=track)
-    return _decode([frame if copy else frame.buffer for frame in frames])
-
-
-def _nbytes(data: Mapping[Any, Any]) -> int:
-    return _OVERHEAD + sum(int(array.nbytes) for array in data.values())
-
-
-# ------------------------------------------------------------------------------------ worker
-
-
-class _Stop:
-    """Whether the consumer wants no more: it has written to the pipe, or is gone.
-
-    A pipe and not a `multiprocessing.Event`: an Event is never free of a process that was killed
-    while it waited.
-    """
-
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
-
-    def is_set(self) -> bool:
-        return self.wait(0)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        try:
-            return self.pipe.poll(timeout)
-        except OSError:
-            return True
 
 
 def zmq_worker(
@@ -277,7 +129,7 @@ def zmq_worker(
     server_key : bytes or None
         The consumer's public CURVE key, if it wants one.
     """
-    with _connected(port, server_key) as socket:
+    with connected(port, server_key) as socket:
         try:
             for data in streamer(max_iter=max_iter):
                 zmq_send_data(socket, data)
@@ -288,132 +140,43 @@ def zmq_worker(
             socket.close(linger=-1)
 
 
-@contextmanager
-def _connected(port: int, server_key: bytes | None) -> Iterator[Any]:
-    """Connect a socket to a consumer; close it on the way out, without waiting."""
-    context = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    try:
-        socket.set_hwm(0)
-        if server_key is not None:
-            socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-            socket.curve_serverkey = server_key
-        socket.connect(f"tcp://127.0.0.1:{port:d}")
-        yield socket
-    finally:
-        # Not context.destroy: when garbage is collected, it may not know its sockets any more.
-        socket.close(linger=0)
-        context.term()
+class _WorkerTraceback(PescadorError):
+    """Where in the worker an exception came from; the cause of the one raised here."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
 
-def _work(
-    port: int,
-    streamer: Any,
-    max_iter: float | None,
-    server_key: bytes,
-    pipe: Connection,
-    consumer_end: Connection | None,
-) -> None:
-    """Be the worker process: stream, say on the pipe how it ended, and wait to be let go.
-
-    Parameters
-    ----------
-    pipe : Connection
-        To the consumer. ``(number of items, error or None)`` goes one way; anything that comes
-        the other way means stop.
-    consumer_end : Connection or None
-        The other end of it, where this process inherited that.
-    """
-    # Ctrl-C reaches the whole process group. The consumer decides what it means for us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if consumer_end is not None:
-        consumer_end.close()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-    stop = _Stop(pipe)
-    with _connected(port, server_key) as socket:
-        sent = 0
-        error = None
-        try:
-            for sent in _send_all(socket, streamer(max_iter=max_iter), stop):  # noqa: B007
-                pass
-        except BaseException as raised:
-            error = _describe(raised)
-        if not stop.is_set():
-            # A consumer that has gone will not read it.
-            with suppress(OSError):
-                pipe.send((sent, error))
-            # What was sent and not received yet is still ours to deliver.
-            stop.wait()
-
-
-def _send_all(socket: Any, stream: Iterator[Any], stop: _Stop) -> Iterator[int]:
-    """Send the items of a stream; yield how many were sent so far."""
-    in_flight = 0
-    for count, data in enumerate(stream, 1):
-        if stop.is_set():
-            return
-        zmq_send_data(socket, data)
-        yield count
-        in_flight += _nbytes(data)
-        while in_flight >= _IN_FLIGHT or socket.poll(0):
-            if socket.poll(int(_HEARTBEAT * 1000)):
-                in_flight -= int(socket.recv())
-            elif stop.is_set():
-                return
-
-
-def _describe(error: BaseException) -> tuple[bytes | None, str, str]:
-    """Return an exception as (pickle or None, summary, traceback), for another process."""
-    text = "".join(traceback.format_exception(error))
-    summary = "".join(traceback.format_exception_only(error)).strip()
-    pickled = None
-    if isinstance(error, Exception):
-        with suppress(Exception):
-            candidate = pickle.dumps(error)
-            # Some exceptions can be pickled, but not loaded again.
-            if type(pickle.loads(candidate)) is type(error):
-                pickled = candidate
-    return pickled, summary, text
-
-
-def _exit_with_parent() -> None:
-    """End this process when the one that started it is gone, whatever it is busy with."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # Processes that were forked later may keep its sentinel open; then its number tells. (Under
-    # forkserver it is not our parent, but there they inherit nothing either.)
-    is_parent = os.getppid() == parent.pid
-    while not wait([parent.sentinel], _HEARTBEAT):
-        if is_parent and os.getppid() != parent.pid:
-            break
-    os._exit(1)
-
-
-# ---------------------------------------------------------------------------------- consumer
+    def __str__(self) -> str:
+        return f"\n\n{self.text}"
 
 
 class ZMQStreamer(Streamer[T]):
     """A streamer that runs in a background process.
 
     Each iteration starts a worker process, which iterates over the wrapped streamer and sends
-    what it yields. The items are the same, in the same order.
+    what it yields. The items are the same, in the same order, or there is an error.
 
     Parameters
     ----------
     streamer : Streamer or iterable
-        Yields data objects ``{key: ndarray}``. It must suit the start method of
-        `multiprocessing`: with ``spawn`` and ``forkserver`` it is pickled.
+        Yields data objects ``{key: ndarray}``. It must suit the start method: with ``spawn`` and
+        ``forkserver`` it is pickled.
     min_port, max_port : int, 1 to 65535
         The range of ports to use, on the loopback interface only.
     max_tries : int > 0
         How many ports of that range to try.
     copy : bool
-        Accepted, and without effect: items are always copied, as the streamer may reuse their
-        memory.
+        Whether arrays always own their memory. By default, large ones are views of memory that is
+        shared with the worker, where the system has such memory.
     timeout : float >= 0 or None
         Seconds to wait at the end of an iteration before a worker that has not ended is
         terminated. None waits for as long as it takes.
+    max_bytes : int > 0
+        How many bytes may be on their way, or in views that the consumer holds, before the worker
+        waits. There is always room for one item. One that is larger goes alone, and slower.
+    start_method : {"fork", "spawn", "forkserver"} or None
+        How to start the worker, where Python has it. None is Python's default.
 
     Raises
     ------
@@ -427,8 +190,41 @@ class ZMQStreamer(Streamer[T]):
 
     Notes
     -----
-    Arrays arrive aligned, writable, in Fortran order if they were sent so and in C order
-    otherwise.
+    **Items.** Arrays arrive aligned, writable, in Fortran order if they were sent so and in C order
+    otherwise. Large ones are views of shared memory, which is used again when the last view of it
+    dies. They stay valid for as long as anybody holds them, whatever becomes of the stream; what
+    they cannot do is ``resize`` in place. Once the views that are held make up half of `max_bytes`,
+    further arrays are copied, so that a consumer may keep all that it gets.
+
+    **Shared memory** is to be had on Linux. It has no name, so that nothing can be left behind, and
+    ``/dev/shm`` may be full or missing. Elsewhere, and for an item that finds no room, payloads are
+    ZeroMQ messages, bounded by `max_bytes` as well.
+
+    **Random states.** The first worker that is started from a given state of the global
+    ``np.random`` and `random` inherits that state. Each further one starts from a state derived
+    from it and from a running number: the same in each run of a script, but another one for each
+    worker and epoch. This process's own states are not changed.
+
+    **What may go wrong**, and what comes of it after the items that were sent before:
+
+    - The streamer raises: the same exception here. If it cannot be pickled, or is no `Exception`
+      (``sys.exit`` raises `SystemExit`): a `PescadorError` that quotes it.
+    - The worker is killed by a signal or calls ``os._exit``: a `PescadorError` that says so, within
+      a second. (Messages that it had not got rid of are lost, what is in shared memory is not.)
+    - The worker is stopped (SIGSTOP): the consumer waits until it is continued. Closing the
+      iteration kills it after `timeout`, as it hears nothing else.
+    - The streamer cannot be pickled where that is needed, or no port is free: a `PescadorError` at
+      the first ``next``.
+    - No memory can be shared, or no more of it: messages, as above.
+    - The consumer closes the iteration, raises, or drops it: the worker's generator is closed and
+      the worker ends. One that is busy for longer than `timeout` is terminated, and one that
+      ignores this for a second killed.
+    - Ctrl-C: workers ignore it. It is up to the consumer, whose end is theirs.
+    - The consumer is killed: the worker ends within a second, or when the compiled code that it
+      is in lets Python run.
+
+    A worker may have workers of its own, and so may other daemonic processes. An iteration belongs
+    to the process that began it: one that is forked meanwhile gets an error from it.
 
     Examples
     --------
@@ -448,6 +244,9 @@ class ZMQStreamer(Streamer[T]):
         max_tries: int = 100,
         copy: bool = False,
         timeout: float | None = 5,
+        *,
+        max_bytes: int = 256 * 2**20,
+        start_method: str | None = None,
     ) -> None:
         super().__init__(streamer)
         if not isinstance(streamer, Streamer):
@@ -465,6 +264,13 @@ class ZMQStreamer(Streamer[T]):
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise PescadorError(f"timeout={timeout!r} must be None or a number of seconds")
         self.timeout = timeout
+        self.max_bytes = as_count("max_bytes", max_bytes)
+        known = multiprocessing.get_all_start_methods()
+        if start_method is not None and start_method not in known:
+            raise PescadorError(
+                f"start_method={start_method!r} must be None or one of {', '.join(known)}"
+            )
+        self.start_method = start_method
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream once, in a process of its own.
@@ -488,130 +294,410 @@ class ZMQStreamer(Streamer[T]):
         self.active_count_ += 1
         try:
             with (
-                self._channel() as (socket, port, server_key),
-                self._worker(port, server_key, max_iter) as (worker, pipe),
+                self._working(max_iter) as link,
+                # While it starts, listen for what will not go through shared memory.
+                self._listening() as (socket, address),
             ):
-                yield from _receive(socket, worker, pipe, self)
+                link.connect(socket, address)
+                yield from link.items()
         finally:
             self.active_count_ -= 1
 
     @contextmanager
-    def _channel(self) -> Iterator[tuple[Any, int, bytes]]:
-        """Listen on a free port, to nobody who does not know the key."""
-        owner = os.getpid()
-        context = zmq.Context()
-        socket = context.socket(zmq.PAIR)
-        try:
-            socket.set_hwm(0)
-            public_key, socket.curve_secretkey = zmq.curve_keypair()
-            socket.curve_publickey = public_key
-            socket.curve_server = True
-            try:
-                port = socket.bind_to_random_port(
-                    "tcp://127.0.0.1",
-                    min_port=self.min_port,
-                    max_port=self.max_port,
-                    max_tries=self.max_tries,
-                )
-            except (zmq.ZMQError, zmq.ZMQBindError) as error:
-                raise PescadorError(
-                    f"no free port found between min_port={self.min_port} and "
-                    f"max_port={self.max_port} in max_tries={self.max_tries} tries: {error}"
-                ) from error
-            yield socket, port, public_key
-        finally:
-            # A process that was forked meanwhile holds a copy of all this; it is not its to end.
-            if os.getpid() == owner:
-                socket.close(linger=0)
-                context.term()
-
-    @contextmanager
-    def _worker(
-        self, port: int, server_key: bytes, max_iter: float | None
-    ) -> Iterator[tuple[BaseProcess, Connection]]:
+    def _working(self, max_iter: float | None) -> Iterator["_Link"]:
         """Run the worker process; end it, and leave nothing of it, on the way out."""
         owner = os.getpid()
-        pipe, worker_end = multiprocessing.Pipe()
-        inherits = multiprocessing.get_start_method() == "fork"
-        worker = multiprocessing.Process(
-            target=_work,
+        context = multiprocessing.get_context(self.start_method)
+        forks = context.get_start_method() == "fork"
+        max_bytes = min(self.max_bytes, _MOST)
+        memory = _new_memory(max_bytes)
+        pipe, worker_end = context.Pipe()
+        link = _Link(self, pipe, memory)
+        worker = context.Process(  # type: ignore[attr-defined]
+            target=work,
             args=(
-                port,
                 self.streamer,
                 max_iter,
-                server_key,
                 worker_end,
-                pipe if inherits else None,
+                pipe if forks else None,
+                None if memory is None else Descriptor(memory.fileno()),
+                max_bytes,
+                _randomness.for_next_worker(),
             ),
             daemon=True,
         )
         try:
             try:
-                worker.start()
+                with _Undisturbed():
+                    try:
+                        with _as_parent():
+                            worker.start()
+                    finally:
+                        worker_end.close()
+                        if memory is not None:
+                            memory.close()
             except Exception as error:
                 raise PescadorError(
                     f"the worker of {self.streamer!r} could not be started: {error}"
                 ) from error
-            finally:
-                worker_end.close()
-            yield worker, pipe
+            link.worker = worker
+            yield link
         finally:
+            # A process that was forked meanwhile holds a copy of all this; it is not its to end.
             if os.getpid() == owner:
-                # The worker stops when it can read from the pipe, or when that is closed.
-                with suppress(OSError):
-                    pipe.send(None)
-                if worker.pid is not None:
-                    worker.join(self.timeout)
-                    for end in (worker.terminate, worker.kill):
-                        if worker.is_alive():
-                            end()
-                            worker.join(1)
-                    worker.close()
-                pipe.close()
+                try:
+                    link.stop()
+                    if worker.pid is not None:
+                        _wait_for_end(worker, self.timeout)
+                finally:
+                    with _Undisturbed():
+                        _end(worker)
+                        link.close()
 
-
-def _receive(
-    socket: Any, worker: BaseProcess, pipe: Connection, streamer: ZMQStreamer[Any]
-) -> Iterator[Any]:
-    """Yield the items of a worker until the last; raise what it raised, or what became of it."""
-    poller = zmq.Poller()
-    poller.register(socket, zmq.POLLIN)
-    if sys.platform != "win32":
-        poller.register(pipe.fileno(), zmq.POLLIN)
-        poller.register(worker.sentinel, zmq.POLLIN)
-    received = unacknowledged = 0
-    total: int | None = None
-    error = None
-    gone = False
-    while total is None or received < total:
+    @contextmanager
+    def _listening(self) -> Iterator[tuple[Any, tuple[int, bytes]]]:
+        """Listen on a free port, to nobody who does not know the key."""
+        owner = os.getpid()
+        context = socket = None
         try:
-            data = _receive_one(socket, zmq.NOBLOCK)
-        except zmq.Again:
-            if gone:
-                # Nothing has come since, and nothing will.
-                _raise_death(worker, streamer, received)
-            poller.poll(int(_HEARTBEAT * 1000))
-            gone = not worker.is_alive()
-            if total is None and pipe.poll():
-                with suppress(EOFError, OSError):
-                    total, error = pipe.recv()
-            if gone:
-                # Items may still be on their way from the socket's buffers.
-                socket.poll(int(_HEARTBEAT * 1000))
-            continue
-        received += 1
-        unacknowledged += _nbytes(data)
-        yield data
-        del data
-        if unacknowledged >= _IN_FLIGHT // 4:
-            socket.send(b"%d" % unacknowledged)
-            unacknowledged = 0
-    if error is not None:
-        _raise_from_worker(error, streamer)
+            with _Undisturbed(deaf=True):
+                context = zmq.Context()
+                socket = context.socket(zmq.PAIR)
+                socket.set_hwm(0)
+                public_key, socket.curve_secretkey = zmq.curve_keypair()
+                socket.curve_publickey = public_key
+                socket.curve_server = True
+                port = self._bind(socket)
+            yield socket, (port, public_key)
+        finally:
+            # A process that was forked meanwhile holds a copy of all this; it is not its to end.
+            if os.getpid() == owner:
+                with _Undisturbed(deaf=True):
+                    if socket is not None:
+                        socket.close(linger=0)
+                    if context is not None:
+                        context.term()
+
+    def _bind(self, socket: Any) -> int:
+        """Find a free port; return its number."""
+        failure: Exception | None = None
+        for _ in range(self.max_tries):
+            # Not from the global random state, which is not ours to draw from.
+            port = self.min_port + secrets.randbelow(self.max_port - self.min_port)
+            try:
+                socket.bind(f"tcp://127.0.0.1:{port:d}")
+            except zmq.ZMQError as error:
+                failure = error
+            else:
+                return port
+        raise PescadorError(
+            f"no free port found between min_port={self.min_port} and max_port={self.max_port} in "
+            f"max_tries={self.max_tries} tries: {failure}"
+        ) from failure
+
+
+def _new_memory(max_bytes: int) -> _transport.Memory | None:
+    """Return memory to share with a worker, or None if there is none to be had."""
+    try:
+        return _transport.Memory(max_bytes)
+    except (OSError, MemoryError):
+        return None
+
+
+class _Undisturbed:
+    """Put off Ctrl-C while something is begun or ended that has to be whole.
+
+    Only the main thread is ever interrupted. A process that is forked meanwhile is not ready for
+    Ctrl-C either.
+
+    Parameters
+    ----------
+    deaf : bool
+        Whether to put off all signals, for calls that do not begin again where one interrupts them.
+        Not while a process is started, which would inherit that.
+    """
+
+    def __init__(self, deaf: bool = False) -> None:
+        self.deaf = deaf and hasattr(signal, "pthread_sigmask")
+        self.mask: Any = None
+        self.before: Any = None
+        self.frame: FrameType | None = None
+        self.interrupted = False
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            # Not if it is ignored, or handled by somebody who is not Python.
+            if callable(before):
+                self.before = before
+                signal.signal(signal.SIGINT, self._note)
+        if self.deaf:
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def _note(self, _: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        self.frame = frame
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.mask is not None:
+                # Handlers of others may raise here.
+                signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            if self.interrupted:
+                self.before(signal.SIGINT, self.frame)
+
+
+class _Starting:
+    """One process at a time may be made to look as if it was not daemonic."""
+
+    lock = threading.Lock()
+
+    @classmethod
+    def renew(cls) -> None:
+        # A process that was forked while this was held would wait for ever.
+        cls.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Starting.renew)
+
+
+@contextmanager
+def _as_parent() -> Iterator[None]:
+    """Let a daemonic process start a worker.
+
+    Python refuses it because the children of a daemonic process would survive its end. Workers
+    watch their parent, and do not.
+    """
+    process = multiprocessing.current_process()
+    with _Starting.lock:
+        daemon = process.daemon
+        try:
+            if daemon:
+                process.daemon = False
+            yield
+        finally:
+            if daemon:
+                process.daemon = True
+
+
+def _wait_for_end(worker: BaseProcess, timeout: float | None) -> None:
+    """Wait until a worker has ended, at most for some seconds."""
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    # In small steps: its own children may keep the sentinel open.
+    while not wait([worker.sentinel], max(0, min(HEARTBEAT, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline or _is_gone(worker, patient=False):
+            return
+
+
+def _end(worker: BaseProcess) -> None:
+    """Make a worker end, if it has not, and forget it."""
+    if worker.pid is None:
+        return
+    if wait([worker.sentinel], 0):
+        worker.join(1)
+    if worker.is_alive():
+        worker.terminate()
+        worker.join(1)
+    # A stopped process is beyond the reach of anything else.
+    if worker.is_alive():
+        worker.kill()
+        worker.join(1)
+    if not worker.is_alive():
+        worker.close()
+
+
+# ---------------------------------------------------------------------------------- consumer
+
+
+class _Link:
+    """What a consumer holds of its worker.
+
+    Parameters
+    ----------
+    streamer : ZMQStreamer
+        Whose worker it is.
+    pipe : Connection
+        To the worker.
+    memory : Memory or None
+        That is shared with it.
+    """
+
+    def __init__(
+        self,
+        streamer: "ZMQStreamer[Any]",
+        pipe: Connection,
+        memory: _transport.Memory | None,
+    ) -> None:
+        self.streamer = streamer
+        self.pipe = pipe
+        self.owner = os.getpid()
+        self.loans = None if memory is None else _transport.Loans(memory)
+        self.worker: BaseProcess
+        self.socket: Any = None
+        self.poller: Any = None
+        self.unacknowledged = 0
+        self.deaf = False
+        self.gone = False
+        # The worker's last word.
+        self.total: int | None = None
+        self.error: tuple[bytes | None, str, str] | None = None
+
+    def connect(self, socket: Any, address: tuple[int, bytes]) -> None:
+        """Say where messages are to go, and begin to watch the worker, which was started."""
+        self.socket = socket
+        with suppress(OSError):
+            self.pipe.send_bytes(pickle.dumps(address))
+        self.poller = zmq.Poller() if self.loans is None else select.poll()
+        if self.loans is None:
+            self.poller.register(self.socket, zmq.POLLIN)
+        if sys.platform != "win32":
+            self.poller.register(self.pipe.fileno(), select.POLLIN)
+            self.poller.register(self.worker.sentinel, select.POLLIN)
+
+    def items(self) -> Iterator[Any]:
+        """Return an iterator over what the worker sends."""
+        if self.loans is None:
+            return self._messages()
+        return _transport.Reader(
+            self.loans, schema_from, self._wait, self._ring, self._message, self.streamer.copy
+        )
+
+    def stop(self) -> None:
+        """Tell the worker that no more is wanted."""
+        if self.loans is not None:
+            self.loans.stop()
+        with suppress(OSError):
+            self.pipe.send_bytes(STOP)
+
+    def close(self) -> None:
+        """Let go of everything but the arrays; the worker has ended."""
+        self.pipe.close()
+        if self.loans is not None:
+            self.loans.close()
+
+    def _ring(self) -> None:
+        with suppress(OSError):
+            self.pipe.send_bytes(b"")
+
+    def _wait(self, reader: _transport.Reader) -> bool:
+        """Wait for a record in shared memory; return whether there is one, or it is the end."""
+        while reader.sleep():
+            if self._is_over(reader.received):
+                return False
+            self._listen(self.poller.poll(HEARTBEAT * 1000))
+        return True
+
+    def _message(self, reader: _transport.Reader) -> Any:
+        """Return the item that comes as a message, next in the order of the records."""
+        return self._next_message(reader.received)
+
+    def _messages(self) -> Iterator[Any]:
+        """Yield the items of a worker that sends them all as messages."""
+        received = 0
+        while (item := self._next_message(received)) is not None:
+            received += 1
+            self.unacknowledged += OVERHEAD + nbytes(item)
+            yield item
+            del item
+            if self.unacknowledged >= self.streamer.max_bytes // 4:
+                self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Tell a worker that sends messages how much was received since it was told last."""
+        if self.unacknowledged:
+            self.socket.send(b"%d" % self.unacknowledged)
+            self.unacknowledged = 0
+
+    def _next_message(self, received: int) -> Any:
+        """Return the item of the next message, or None at the end."""
+        if os.getpid() != self.owner:
+            raise PescadorError(_transport.FORKED)
+        while True:
+            try:
+                return receive(self.socket, zmq.NOBLOCK)
+            except zmq.Again:
+                if self._is_over(received):
+                    return None
+            # A worker that waits for room may need all that there is.
+            self._acknowledge()
+            if self.loans is None:
+                self._listen(self.poller.poll(HEARTBEAT * 1000))
+            elif not self.socket.poll(HEARTBEAT * 100):
+                self._listen([])
+            if self.gone:
+                # It may still be on its way from the socket's buffers.
+                self.socket.poll(HEARTBEAT * 1000)
+
+    def _listen(self, ready: list[tuple[Any, int]]) -> None:
+        """Take in what there is to know of the worker: what is readable, nothing after a while."""
+        names = [name for name, _ in ready]
+        if self.socket in names and len(names) == 1:
+            return
+        if self.pipe.fileno() in names:
+            self._hear()
+        if not ready or self.worker.sentinel in names:
+            self.gone = _is_gone(self.worker, patient=bool(ready))
+            if ready and not self.gone:
+                # Its end of the sentinel is closed, but it lives.
+                self.poller.unregister(self.worker.sentinel)
+            while (self.gone or not ready) and self._is_heard():
+                self._hear()
+
+    def _is_heard(self) -> bool:
+        try:
+            return not self.deaf and self.pipe.poll()
+        except OSError:
+            return False
+
+    def _hear(self) -> None:
+        """Read one message from the pipe."""
+        try:
+            word = self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            # Closed at the other end. That it has ended will be seen elsewhere.
+            self.poller.unregister(self.pipe.fileno())
+            self.deaf = True
+            return
+        if word:
+            self.total, self.error = pickle.loads(word)
+
+    def _is_over(self, received: int) -> bool:
+        """Tell whether this was all; raise what the worker raised, or what became of it."""
+        if self.total is not None and received >= self.total:
+            if self.error is not None:
+                _raise_from_worker(self.error, self.streamer)
+            return True
+        if self.gone:
+            # Nothing has come since, and nothing will.
+            _raise_death(self.worker, self.streamer, received)
+        return False
+
+
+def _is_gone(worker: BaseProcess, patient: bool) -> bool:
+    """Tell whether a process has ended; if it seems so, be patient until the system says so."""
+    for _ in range(100 if patient else 1):
+        if not worker.is_alive():
+            return True
+        if sys.platform != "win32":
+            # If somebody else has waited for it, Python does not know.
+            try:
+                os.kill(worker.pid or 0, 0)
+            except ProcessLookupError:
+                return True
+        if patient:
+            time.sleep(0.001)
+    return False
 
 
 def _raise_from_worker(
-    error: tuple[bytes | None, str, str], streamer: ZMQStreamer[Any]
+    error: tuple[bytes | None, str, str], streamer: "ZMQStreamer[Any]"
 ) -> NoReturn:
     pickled, summary, text = error
     original = None
@@ -625,9 +711,11 @@ def _raise_from_worker(
     raise PescadorError(f"the worker of {streamer.streamer!r} raised {summary}") from cause
 
 
-def _raise_death(worker: BaseProcess, streamer: ZMQStreamer[Any], received: int) -> NoReturn:
+def _raise_death(worker: BaseProcess, streamer: "ZMQStreamer[Any]", received: int) -> NoReturn:
     code = worker.exitcode
-    if code is not None and code < 0:
+    if code is None:
+        how = "is gone"
+    elif code < 0:
         how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
     else:
         how = f"exited with code {code} before the end of its stream"

@@ -1,6 +1,7 @@
 """What every test may use: each mux class on both of its paths, and a watch on leftovers."""
 
 import multiprocessing
+import signal
 
 import pytest
 
@@ -8,6 +9,10 @@ import pescador
 
 # Not tests: read by mypy, and run by tests.
 collect_ignore_glob = ["typing/*", "parity/help/*", "parity/fetch.py", "on_every_python.py"]
+
+# What runs in the background of a script is made to ignore Ctrl-C, and so would processes started
+# by tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MUXES = ("StochasticMux", "ShuffledMux", "RoundRobinMux", "ChainMux")
 

@@ -1,5 +1,7 @@
 """Sources that tests draw from; at module level, so that they can be pickled."""
 
+import random
+
 import numpy as np
 
 import pescador
@@ -47,3 +49,9 @@ def failing(n):
     """n integers, then an error."""
     yield from range(n)
     raise Failure(n)
+
+
+def draws(n):
+    """n data objects of numbers from the global random states."""
+    for _ in range(n):
+        yield {"numpy": np.random.rand(2), "python": np.array(random.random())}

@@ -5,6 +5,7 @@ import faulthandler
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -77,13 +78,33 @@ def every_kind():
     yield {}
 
 
-def test_items_arrive_in_order_with_every_dtype_layout_and_key():
-    received = list(ZMQStreamer(Streamer(every_kind)))
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Let this process and its workers have no larger file, and no more memory to share."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# The ways that items take: shared memory, messages, and messages where shared memory runs out.
+TRANSPORTS = {
+    "shared": contextlib.nullcontext,
+    "messages": lambda: files_of_at_most(4096),
+    "both": lambda: files_of_at_most(450_000),
+}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_items_arrive_in_order_with_every_dtype_layout_and_key(transport):
+    with TRANSPORTS[transport]():
+        received = list(ZMQStreamer(Streamer(every_kind)))
     same_items(received, list(every_kind()))
     for array in received[0].values():
         assert array.flags.aligned
         assert array.flags.writeable
-        assert array.flags.owndata
     assert received[0]["fortran"].flags.f_contiguous
 
 
@@ -354,18 +375,18 @@ def test_iterating_leaves_no_descriptor_behind():
     assert psutil.Process().num_fds() <= before
 
 
-def test_a_slow_consumer_holds_the_worker_back(monkeypatch):
-    monkeypatch.setattr(zmq_stream, "_IN_FLIGHT", 10 * 2**20)
-
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_slow_consumer_holds_the_worker_back(transport):
     def source():
         for i in range(100):
             yield {"x": np.zeros(2**17), "made": np.array(i), "at": np.array(time.monotonic())}
 
-    iteration = iter(ZMQStreamer(Streamer(source)))
-    first = next(iteration)
-    time.sleep(1)
-    resumed = time.monotonic()
-    items = [first, *iteration]
+    with TRANSPORTS[transport]():
+        iteration = iter(ZMQStreamer(Streamer(source), max_bytes=10 * 2**20))
+        first = next(iteration)
+        time.sleep(0.5)
+        resumed = time.monotonic()
+        items = [first, *iteration]
     assert [int(item["made"]) for item in items] == list(range(100))
     # 1 MiB each: the worker could make no more than about ten while nobody took any.
     assert sum(item["at"] < resumed for item in items) <= 12
@@ -410,9 +431,10 @@ def test_no_free_port_is_an_error_that_names_the_range():
             list(ZMQStreamer(Streamer(data, 1), min_port=port, max_port=port + 1, max_tries=3))
 
 
-def test_a_worker_in_a_worker_is_refused_with_a_reason():
-    with pytest.raises(PescadorError, match="daemonic"):
-        list(ZMQStreamer(ZMQStreamer(Streamer(data, 2))))
+def test_a_worker_may_have_a_worker():
+    same_items(list(ZMQStreamer(ZMQStreamer(Streamer(data, 4)))), list(data(4)))
+    mux = pescador.RoundRobinMux([ZMQStreamer(Streamer(data, 3)) for _ in range(2)], "exhaustive")
+    same_items(list(ZMQStreamer(mux)), list(mux))
 
 
 @pytest.mark.parametrize(
