@@ -661,6 +661,8 @@ def argument_of(kind, megabytes):
     ],
     full=[*over("kind", "memmap", "written"), {"kind": "array", "n": 30000}],
     tiny={"kind": "array", "n": 5, "megabytes": 1},
+    # Each array has been given to three streams.
+    warm=lambda n=1_000, each=False, **params: 24 * n if each else 1000,
 )
 def shared_argument(pescador, kind, n=1_000, n_active=100, each=False, megabytes=25):
     """StochasticMux at rate 8 over streamers that are given one large array, or one each."""
@@ -864,6 +866,11 @@ def touching(stream, size, close=lambda: None):
         close()
 
 
+def passes(size):
+    """How many items have gone through all the memory that is on its way at a time."""
+    return 1 + min(10, 10**8 // size)
+
+
 @case(
     "item",
     "Across processes",
@@ -883,7 +890,7 @@ def transport(pescador, size):
         stream = background.iterate()
         return touching(stream, size, stream.close)
 
-    return Fresh(opened)
+    return Fresh(opened, first=passes(size))
 
 
 @case(
@@ -927,7 +934,7 @@ def _(size):
         stream = from_process(put_all, size, depth=depth)
         return touching(stream, size, stream.close)
 
-    return Fresh(opened)
+    return Fresh(opened, first=passes(size))
 
 
 @transport.by("torch")
@@ -943,7 +950,7 @@ def _(size):
         loader = iter(DataLoader(Source(), batch_size=None, num_workers=1))
         return touching(loader, size, getattr(loader, "_shutdown_workers", lambda: None))
 
-    return Fresh(opened)
+    return Fresh(opened, first=passes(size))
 
 
 @transport.by("limit")

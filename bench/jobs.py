@@ -37,6 +37,10 @@ class Items:
         n = -(-count // self.per)
         return n * self.per, seconds_of(self.iterator, n)
 
+    def settling(self, count):
+        """How much to take before a round of `count`, untimed."""
+        return count // 3
+
     def samples(self, count):
         """Return the next `count` results, for tests."""
         return list(islice(self.iterator, count))
@@ -64,6 +68,9 @@ class Calls:
             del result, argument
         return n * self.per, total
 
+    def settling(self, count):
+        return 0
+
     def samples(self, count):
         return [self.run(self.setup()) for _ in range(count)]
 
@@ -75,21 +82,24 @@ class Fresh:
     """A stream made by other processes, opened anew for each round.
 
     Left open between rounds, they would work ahead: the next round would find items ready, and
-    the rounds of other contestants would find the processors busy.
+    the rounds of other contestants would find the processors busy. The first item waits for the
+    start of a process, which is a case of its own; `first` are not timed.
     """
 
-    def __init__(self, opener, per=1, close=lambda: None):
-        self.opener, self.per, self.close = opener, per, close
+    def __init__(self, opener, per=1, close=lambda: None, first=1):
+        self.opener, self.per, self.close, self.first = opener, per, close, first
 
     def take(self, count):
         n = -(-count // self.per)
         stream = self.opener()
         try:
-            # The first item waits for the start of a process, which is a case of its own.
-            next(stream)
+            seconds_of(stream, self.first - 1)
             return n * self.per, seconds_of(stream, n)
         finally:
             stream.close()
+
+    def settling(self, count):
+        return 0
 
     def samples(self, count):
         stream = self.opener()

@@ -46,7 +46,7 @@ class Profile:
 
 
 PROFILES = {
-    "short": Profile(rounds=5, round=0.06, warm=0.4, patience=12, memory=False),
+    "short": Profile(rounds=5, round=0.05, warm=1.0, patience=12, memory=False),
     "full": Profile(rounds=11, round=0.2, warm=4.0, patience=90, memory=True),
 }
 
@@ -62,8 +62,17 @@ MEMORY = [
 # What the short profile leaves to the full one: the peer with more streams than this, because its
 # cost per sample grows with their number, and others but on these cases.
 PEER_STREAMS = 20_000
-OTHERS_ON = {"shuffled/n=10", "shuffled/n=1000", "shuffled/n=1000/weighted=True"}
+OTHERS_ON = {
+    "shuffled/n=10",
+    "shuffled/n=1000",
+    "shuffled/n=1000/weighted=True",
+    "transport/size=64",
+    "transport/size=40000000",
+}
 FAST = {"limit", "ours", "hand", "more-itertools"}
+
+# How many rounds are taken even of a contestant that is slow around them.
+LEAST_ROUNDS = 3
 
 # What numeric libraries would otherwise do with more than one processor.
 THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
@@ -195,7 +204,7 @@ class Run:
             (name == contestants.PEER and params.get("n", 0) > PEER_STREAMS)
             or (
                 name not in FAST | {contestants.PEER}
-                and it.name == "shuffled"
+                and it.name in ("shuffled", "transport")
                 and it.identifier(params) not in OTHERS_ON
             )
         ):
@@ -260,11 +269,17 @@ class Run:
                 counts[name] = answer["count"]
             self.progress.done += 0.5
         rounds = collections.defaultdict(list)
+        spent = collections.Counter()
         # The first round warms up and is not counted.
         for i in range(self.rounds + 1):
             for name in list(counts):
+                # Some take seconds to close what they have opened.
+                if i > LEAST_ROUNDS and spent[name] > profile.patience / 2:
+                    continue
                 self.progress.show(identifier, f"· {name}: round {i} of {self.rounds}")
+                spent[name] -= time.monotonic()
                 answer = self.ask(identifier, name, do="round", count=counts[name])
+                spent[name] += time.monotonic()
                 if answer is None:
                     del counts[name]
                 elif i:

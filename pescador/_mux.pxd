@@ -73,6 +73,7 @@ cdef class StochasticEngine(WeightedEngine):
     cdef double rate
     cdef Counts counts
     cdef bint alike                    # all pool weights are equal
+    cdef bint looks_ahead              # whether streams are fetched into the cache early
     cdef Py_ssize_t[4] picked          # the streams that were picked last, -1 for none
     cdef set empty                     # streams found empty since the last sample
     cdef Patience patience

@@ -35,6 +35,8 @@ cdef extern from "_native.h":
 cdef enum:
     # From so many streamers on, most of them are in no cache when they are started.
     BEYOND_CACHE = 1 << 14
+    # With more slots than this, what is fetched for one has left the cache again before it is used.
+    SOON = 1 << 11
 
 
 def read_only(array):
@@ -282,6 +284,7 @@ cdef class StochasticEngine(WeightedEngine):
         self.pool_weights = np.array(mux.weights, dtype=np.float64)
         self.pool_w = <double*>address(self.pool_weights)
         self.alike = bool((self.pool_weights == self.pool_weights[0]).all())
+        self.looks_ahead = self.n >= BEYOND_CACHE and k <= SOON
         self.picked[:] = [-1, -1, -1, -1]
         self.available = Pool(self.n)
         self.valid = np.ones(self.n, dtype=np.uint8)
@@ -354,7 +357,7 @@ cdef class StochasticEngine(WeightedEngine):
         if not self.replaces:
             self.available.take(i)
         self.set_weight(slot, weight)
-        if self.n >= BEYOND_CACHE:
+        if self.looks_ahead:
             self.look_ahead(i)
         return self.assign(slot, i, bound)
 
