@@ -283,7 +283,7 @@ def readme_part(data):
     return [
         "",
         f"`{data['make']}` on {date:%d %B %Y}: medians of one run on {machine['cpu']}, "
-        f"{machine['processors']} cores, {machine['system'].split()[0]}, Python {ours['python']}, "
+        f"{machine['processors']} cores, {machine['system']}, Python {ours['python']}, "
         f"NumPy {ours['numpy']}; pescador is {peer.get('pescador', 'not there')} with "
         f"NumPy {peer.get('numpy', '?')}.",
         "",

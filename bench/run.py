@@ -359,7 +359,7 @@ def machine():
         "cpu": model,
         "processors": os.cpu_count(),
         "memory_gb": _memory_gb(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
     }
 
 

@@ -1,5 +1,6 @@
 """Every case of the benchmark suite does the work that it says, whoever does it; no times."""
 
+import json
 import pathlib
 import sys
 
@@ -175,3 +176,11 @@ def test_the_readme_says_what_is_faster_than_ours(results):
     text = "\n".join(report.readme_part(results))
     assert "| `ShuffledMux`, 10 streams | sample | 50 ns | 7 µs | 40 ns | 10 ns |" in text
     assert "Faster than ours: hand on `ShuffledMux`, 10 streams (1.25x)." in text
+
+
+def test_the_readme_shows_the_published_results():
+    data = json.loads((report.PUBLISHED / "results.json").read_text())
+    readme = report.README.read_text(encoding="utf-8")
+    assert report.with_part(readme, report.readme_part(data)) == readme
+    table = (report.PUBLISHED / "table.md").read_text(encoding="utf-8")
+    assert table == "\n".join(report.table(data))
