@@ -623,6 +623,7 @@ def test_memory_that_nobody_holds_any_more_serves_again(allocator):
         assert next(stream)["x"].ctypes.data in where, i
 
 
+@pytest.mark.filterwarnings("ignore:Setting the (shape|dtype):DeprecationWarning")
 def test_what_is_done_to_an_array_in_place_stays_with_it():
     stream = pescador.buffer_stream(large(6), 1)
     for i in range(6):
@@ -694,12 +695,24 @@ def peak_of(batches):
         tracemalloc.stop()
 
 
+def resizes_in_place():
+    """Whether this NumPy needs no second memory to make an array larger: since 2.5, it does."""
+    tracemalloc.start()
+    try:
+        array = np.zeros(2**20, np.uint8)
+        array.resize(2**21, refcheck=False)
+        return tracemalloc.get_traced_memory()[1] < 2.5 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("axis", [None, 0])
 def test_no_more_memory_is_used_than_a_batch_and_two_items(reuse, axis):
     item = 4 * SHAPE[0] * SHAPE[1]
     batches = pescador.buffer_stream(large(4, 8), 8, axis=axis, reuse=reuse)
-    assert peak_of(batches) < (8 + 2.1) * item
+    # While a first batch grows, it may be there twice; the reference holds all items and the batch.
+    assert peak_of(batches) < (8 + (2.1 if resizes_in_place() else 7.1)) * item
 
 
 def test_little_more_memory_is_held_than_the_batch_has():

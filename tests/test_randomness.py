@@ -127,6 +127,8 @@ def test_one_state_that_moves_on_does_not_take_the_other_back():
     )
 
 
+# The reference sets the shape of arrays, which NumPy 2.5 warns of.
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
 def test_a_seeded_script_gets_the_samples_of_the_reference():
     peer = peers.load("3.0.0")
     seed(5)
