@@ -51,6 +51,8 @@ def alike(a, b):
         return a is b or (type(a) is type(b) and (a == b or a != a))
     if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:
         return False
+    # A matrix cannot be compared where its elements are arrays.
+    a, b = np.asarray(a), np.asarray(b)
     if a.dtype.names:
         return all(alike(a[name], b[name]) for name in a.dtype.names)
     if a.dtype.hasobject:
