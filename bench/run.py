@@ -1,6 +1,6 @@
 """Measure pescador, its peer and others on the same work, in one run.
 
-    python bench/run.py                              the short profile: five minutes
+    python bench/run.py                              the short profile: some minutes
     python bench/run.py --profile full               under an hour
     python bench/run.py --only 'shuffled*' --against peer,hand --rounds 9
     python bench/run.py --list                       what there is
