@@ -42,7 +42,13 @@ cdef extern from "_native.h":
     PyObject* pescador_next_value(object items, Py_ssize_t* position, object key)
     void pescador_copy_past_cache(char* to, const char* source, size_t n) nogil
 
+cdef extern from "_batches.h":
+    int pescador_resize(
+        cnp.ndarray array, int axis, cnp.npy_intp rows, unsigned int domain) except -1
+
 cnp.import_array()
+
+cdef unsigned int TRACEMALLOC_DOMAIN = np.lib.tracemalloc_domain
 
 
 cdef enum Kind:
@@ -201,7 +207,7 @@ cdef class Rows:
             return 0
         if capacity < before:
             self.move_blocks(before, capacity)
-        self.array.resize(self.shape_of(), refcheck=False)
+        pescador_resize(self.array, self.axis, capacity, TRACEMALLOC_DOMAIN)
         self.settle(self.array)
         if capacity > before:
             self.move_blocks(before, capacity)
