@@ -39,7 +39,8 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from "_native.h":
     bint pescador_is_unshared(PyObject* value)
-    PyObject* pescador_next_value(object items, Py_ssize_t* position, object key)
+    PyObject* next_value "pescador_next_value" (
+        PyObject* items, Py_ssize_t* position, PyObject* key) noexcept
     void pescador_copy_past_cache(char* to, const char* source, size_t n) nogil
 
 cdef extern from "_batches.h":
@@ -272,6 +273,7 @@ cdef class Column(Rows):
     cdef Py_ssize_t most               # rows that a batch has had
 
     # The batch that is being made.
+    cdef bint begun
     cdef PyTypeObject* expected        # the type of values that the quick way is for
     cdef list held                     # the values, where NumPy is to join them
     cdef Py_ssize_t n                  # values so far
@@ -413,11 +415,16 @@ cdef class Column(Rows):
 
     # ---- a batch
 
-    cdef int begin(self, object value) except -1:
-        """Start a batch with its first value."""
+    cdef void clear(self) noexcept:
+        """Forget the batch before; the next value begins another."""
         self.n = 0
+        self.begun = False
         self.expected = NULL
         self.held = None
+
+    cdef int begin(self, object value) except -1:
+        """Start a batch with its first value."""
+        self.begun = True
         if not self.is_planned_for(value):
             self.plan(value)
         if self.kind == HELD:
@@ -492,7 +499,11 @@ cdef class Column(Rows):
         return 0
 
     cdef int add_other(self, object value) except -1:
-        """Add a value that is not just as planned."""
+        """Add a value that is not just as planned, or the first."""
+        if not self.begun:
+            # An allocator may do anything, even to the item.
+            held = value
+            return self.begin(held)
         if self.held is None and not self.place(value):
             self.hand_over()
         if self.held is not None:
@@ -603,7 +614,7 @@ cdef object kept(object value):
     return value.copy() if type(value) is VOID else value
 
 
-cdef inline void copy(char* to, cnp.ndarray value, size_t n, bint past_cache):
+cdef inline void copy(char* to, cnp.ndarray value, size_t n, bint past_cache) noexcept:
     cdef const char* source = cnp.PyArray_BYTES(value)
     if n < WITHOUT_GIL:
         memcpy(to, source, n)
@@ -668,8 +679,7 @@ cdef class Batches:
                 item = steal(pointer)
                 if n == 0:
                     self.begin(item)
-                else:
-                    self.add(item)
+                self.add(item)
                 # Let go before the source goes on.
                 item = None
                 n += 1
@@ -684,45 +694,60 @@ cdef class Batches:
         return batch
 
     cdef int begin(self, object item) except -1:
+        """Prepare for a batch, of which this is the first item."""
+        if not self.has_keys(item):
+            self.take_keys(item)
+        for column in self.columns:
+            (<Column>column).clear()
+        return 0
+
+    cdef bint has_keys(self, object item):
+        """Whether an item has the very keys of the batch before, in their order."""
+        cdef PyObject* column
+        cdef Py_ssize_t i, at = 0
+        if type(item) is not dict or len(<dict>item) != len(self.columns):
+            return False
+        for i in range(len(self.columns)):
+            column = PyList_GET_ITEM(self.columns, i)
+            if next_value(<PyObject*>item, &at, <PyObject*>(<Column>column).key) is NULL:
+                return False
+        return True
+
+    cdef int take_keys(self, object item) except -1:
+        """Have a column for each key of an item."""
+        cdef list columns = []
+        cdef Column column
         try:
             keys = list(item.keys())
         except (TypeError, AttributeError) as error:
             raise not_data(item, self.position) from error
-        if not self.has_keys(keys):
-            self.columns = [Column(key, self.size, self.axis, self.reuse, self.allocator)
-                            for key in keys]
-        for column in self.columns:
-            (<Column>column).begin(self.value_of(item, (<Column>column).key))
+        for i, key in enumerate(keys):
+            column = self.columns[i] if i < len(self.columns) else None
+            if column is None or not is_same_key(column.key, key):
+                column = Column(key, self.size, self.axis, self.reuse, self.allocator)
+            columns.append(column)
+        self.columns = columns
         return 0
 
-    cdef bint has_keys(self, list keys):
-        """Whether the batch before had these very keys."""
-        cdef Py_ssize_t i
-        if len(keys) != len(self.columns):
-            return False
-        for i in range(len(keys)):
-            own = (<Column>self.columns[i]).key
-            # 1 and True are equal, but not the same key to see.
-            if not (own is keys[i] or (type(own) is str is type(keys[i]) and own == keys[i])):
-                return False
-        return True
-
     cdef int add(self, object item) except -1:
+        """Add the values of an item to the batch."""
         cdef list columns = self.columns
+        cdef Py_ssize_t n = len(columns), i = 0, at = 0
         cdef PyObject* column
         cdef PyObject* value
-        cdef Py_ssize_t i, at = 0
-        for i in range(len(columns)):
-            column = PyList_GET_ITEM(columns, i)
-            if type(item) is not dict:
-                (<Column>column).add(self.value_of(item, (<Column>column).key))
-                continue
-            # Items are mostly made in one place, with their keys in one order.
-            value = pescador_next_value(item, &at, (<Column>column).key)
-            if value is not NULL:
+        # Items are mostly made in one place, with their keys in one order.
+        if type(item) is dict:
+            while i < n:
+                column = PyList_GET_ITEM(columns, i)
+                value = next_value(<PyObject*>item, &at, <PyObject*>(<Column>column).key)
+                if value is NULL:
+                    break
                 (<Column>column).add(<object>value)
-            else:
-                (<Column>column).add((<dict>item)[(<Column>column).key])
+                i += 1
+        while i < n:
+            column = PyList_GET_ITEM(columns, i)
+            (<Column>column).add(self.value_of(item, (<Column>column).key))
+            i += 1
         return 0
 
     cdef object value_of(self, object item, object key):
@@ -730,3 +755,8 @@ cdef class Batches:
             return item[key]
         except (TypeError, IndexError) as error:
             raise not_data(item, self.position) from error
+
+
+cdef bint is_same_key(object a, object b) except? True:
+    # 1 and True are equal, but not the same key to see.
+    return a is b or (type(a) is str is type(b) and a == b)
