@@ -10,6 +10,8 @@ cdef extern from "_native.h":
     object steal "pescador_steal" (PyObject* owned)
     # The next item, a new reference; NULL without an exception at the end.
     PyObject* next_item "pescador_next" (object iterator) except? NULL
+    # Have memory on its way to the cache; any address will do.
+    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept
 
 
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches

@@ -25,6 +25,7 @@ from cpython.list cimport PyList_GET_ITEM
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF
+from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
 from pescador._bitgen cimport bitgen_t
@@ -47,7 +48,6 @@ cdef extern from "Python.h":
 cdef extern from "_native.h":
     object pescador_call(object function, tuple args)
     object pescador_field(dict fields, Py_ssize_t* position, object name)
-    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept
     void pescador_fetch(dict fields, int step) noexcept
 
 cdef extern from *:
@@ -216,29 +216,26 @@ cdef inline bint is_simple(object value) noexcept:
     return kind is int or kind is str or kind is float or kind is Function or value is None
 
 
+cdef inline bint all_simple(tuple values) noexcept:
+    cdef Py_ssize_t i
+    for i in range(len(values)):
+        if not is_simple(<object>PyTuple_GET_ITEM(values, i)):
+            return False
+    return True
+
+
 cdef int is_immutable(object value) except -1:
     if is_simple(value):
         return True
     cdef type kind = type(value)
     if kind is tuple:
-        for item in <tuple>value:
-            if not (is_simple(item) or is_immutable_inside(item)):
-                return False
-        return True
+        return all_simple(<tuple>value) or all_immutable(value)
     if kind in IMMUTABLE:
         return True
     if kind in MUTABLE:
         return False
-    if kind is frozenset:
-        for item in <frozenset>value:
-            if not is_immutable_inside(item):
-                return False
-        return True
-    if PyTuple_Check(value) and is_named_tuple(kind):
-        for item in <tuple>value:
-            if not is_immutable_inside(item):
-                return False
-        return True
+    if kind is frozenset or (PyTuple_Check(value) and is_named_tuple(kind)):
+        return all_immutable(value)
     if PyType_Check(value):
         return True
     if kind is datetime.datetime or kind is datetime.time:
@@ -287,10 +284,13 @@ cdef bint holds_immutable(dict values) except? True:
     return True
 
 
-cdef int is_immutable_inside(object value) except -1:
+cdef int all_immutable(object values) except -1:
     Py_EnterRecursiveCall(" while copying what a stream starts from")
     try:
-        return is_immutable(value)
+        for item in values:
+            if not is_immutable(item):
+                return False
+        return True
     finally:
         Py_LeaveRecursiveCall()
 
@@ -626,9 +626,9 @@ cdef object activate(dict fields, Scope scope, Ending* ending):
     source = pescador_field(fields, &position, "streamer")
     args = pescador_field(fields, &position, "args")
     kwargs = pescador_field(fields, &position, "kwargs")
-    cdef bint is_named = bool(kwargs)
+    cdef bint is_named = type(kwargs) is not dict or len(<dict>kwargs) > 0
     ending[0] = STEP_ONCE_MORE
-    if is_named or not (is_immutable(source) and is_immutable(args)):
+    if is_named or not ((is_simple(source) or is_immutable(source)) and is_immutable(args)):
         memo = {} if scope is None else Memo(scope, again=True)
         source = isolate(source, memo)
         if callable(source):

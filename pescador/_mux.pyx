@@ -19,8 +19,8 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
 from pescador._core cimport (
-    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, approach, as_bound, gives,
-    is_plain, next_item, runs_out, start, steal,
+    ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, approach, as_bound,
+    gives, is_plain, next_item, runs_out, start, steal,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Uniform, address, choose, draw, pairwise_sum,
@@ -28,7 +28,6 @@ from pescador._draws cimport (
 
 
 cdef extern from "_native.h":
-    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept
     void* pool_items "pescador_items" (list values) noexcept
 
 
