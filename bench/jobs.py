@@ -120,19 +120,18 @@ def timed(job, count):
 
 
 def warm_up(job, count, seconds):
-    """Take `count` units of work, or as many as fit into `seconds`."""
-    start, chunk = perf_counter(), min(count, 100)
+    """Take `count` units of work, or as many as fit into `seconds`; return the last few, timed."""
+    start, chunk, last = perf_counter(), min(count, 100), (0, 0.0)
     while count > 0 and perf_counter() - start < seconds:
-        done, _ = timed(job, min(chunk, count))
-        count -= done
+        last = timed(job, min(chunk, count))
+        count -= last[0]
         chunk *= 2
+    return last
 
 
-def calibrate(job, target):
-    """Return how many units of work take about `target` seconds."""
-    count = 1
-    while True:
-        done, seconds = timed(job, count)
-        if seconds >= target / 5:
-            return max(1, round(done * target / seconds))
-        count = round(min(done * 20, max(done * 2, done * target / max(seconds, 1e-9))))
+def calibrate(job, target, done=0, seconds=0.0):
+    """Return how many units of work take about `target` seconds, of which some were timed."""
+    while seconds < target / 5:
+        likely = done * target / max(seconds, 1e-9)
+        done, seconds = timed(job, max(1, round(min(done * 20, max(done * 2, likely)))))
+    return max(1, round(done * target / seconds))

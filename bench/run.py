@@ -47,7 +47,7 @@ class Profile:
 
 PROFILES = {
     "short": Profile(rounds=5, round=0.05, warm=1.0, patience=12, memory=False),
-    "full": Profile(rounds=11, round=0.2, warm=4.0, patience=90, memory=True),
+    "full": Profile(rounds=9, round=0.1, warm=2.0, patience=45, memory=True),
 }
 
 # Peak memory in the short profile: what differs most between contestants.
@@ -56,7 +56,6 @@ MEMORY = [
     "stochastic/n=100000",
     "argument/kind=array",
     "batches/size=602112",
-    "transport/size=40000000",
 ]
 
 # What the short profile leaves to the full one: the peer with more streams than this, because its
@@ -249,6 +248,19 @@ class Run:
             return None
         return answer
 
+    def prepare(self, it, params, name, target):
+        """Have a contestant ready for rounds; return how much is a round, or None if it cannot."""
+        identifier = it.identifier(params)
+        if self.ask(identifier, name, do="build", case=it.name, params=params) is None:
+            return None
+        warm = {"count": it.warm(**params), "seconds": self.profile.warm}
+        last = self.ask(identifier, name, do="warm", **warm)
+        if last is None:
+            return None
+        known = {"done": last["count"], "seconds": last["seconds"]}
+        answer = self.ask(identifier, name, do="calibrate", target=target, **known)
+        return None if answer is None else answer["count"]
+
     def measure(self, it, params, names):
         """Run one case under all contestants, round by round."""
         identifier, profile = it.identifier(params), self.profile
@@ -256,17 +268,9 @@ class Run:
         counts = {}
         for name in names:
             self.progress.show(identifier, f"· {name}: start and warm up")
-            orders = [
-                {"do": "build", "case": it.name, "params": params},
-                {"do": "warm", "count": it.warm(**params), "seconds": profile.warm},
-                {"do": "calibrate", "target": target},
-            ]
-            for order in orders:
-                answer = self.ask(identifier, name, **order)
-                if answer is None:
-                    break
-            else:
-                counts[name] = answer["count"]
+            count = self.prepare(it, params, name, target)
+            if count is not None:
+                counts[name] = count
             self.progress.done += 0.5
         rounds = collections.defaultdict(list)
         spent = collections.Counter()
@@ -288,7 +292,7 @@ class Run:
                     self.progress.done += 0.5 / self.rounds
         for name in counts:
             self.ask(identifier, name, do="drop")
-        self._retire(it, params)
+        self._retire(params, names)
         size = it.n_bytes(**params) if it.n_bytes else None
         for name in counts:
             self.results.append(
@@ -304,12 +308,11 @@ class Run:
                 }
             )
 
-    def _retire(self, it, params):
+    def _retire(self, params, names):
         # After a million streams, the memory that a process has left to give is in shreds.
         if params.get("n", 0) >= 100_000:
-            for worker in self.workers.values():
-                worker.close()
-            self.workers.clear()
+            for name in self.workers.keys() & set(names):
+                self.workers.pop(name).close()
 
     def measure_memory(self, it, params, names):
         """Run one case in a process that has done nothing else, for each contestant."""

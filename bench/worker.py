@@ -69,11 +69,11 @@ class Worker:
         return {"before": before}
 
     def warm(self, count, seconds):
-        jobs.warm_up(self.job, count, seconds)
-        return {}
+        done, seconds = jobs.warm_up(self.job, count, seconds)
+        return {"count": done, "seconds": seconds}
 
-    def calibrate(self, target):
-        return {"count": jobs.calibrate(self.job, target)}
+    def calibrate(self, target, done, seconds):
+        return {"count": jobs.calibrate(self.job, target, done, seconds)}
 
     def round(self, count):
         # The contestant before this one has left its own work in the caches.
