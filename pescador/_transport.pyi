@@ -45,7 +45,7 @@ class Writer:
         schema_of: Callable[[Any], Schema],
         wait: Callable[[], bool],
         ring: Callable[[], None],
-        send_elsewhere: Callable[[Any], None],
+        send_elsewhere: Callable[[Any], bool],
     ) -> None: ...
     def send_all(self, stream: Iterable[Any]) -> None: ...
 

@@ -639,7 +639,8 @@ cdef class Writer:
     ring : function
         Wake the consumer.
     send_elsewhere : function of an item
-        Send an item another way; called when nothing else is on its way.
+        Send an item another way; return whether the consumer wanted it. Called when nothing else is
+        on its way.
     """
 
     cdef Memory memory
@@ -699,7 +700,8 @@ cdef class Writer:
                 break
             if outcome == ALONE:
                 self.arrays.clear()
-                self.send_elsewhere(item)
+                if not self.send_elsewhere(item):
+                    return False
                 self.put_elsewhere(item)
                 break
             # Half of what is there is to be read before it is worth while to go on.

@@ -19,7 +19,7 @@ from . import _randomness
 from ._items import encode, schema_of
 from ._transport import Memory, Writer
 
-__all__ = ["HEARTBEAT", "OVERHEAD", "STOP", "Descriptor", "connected", "nbytes", "work"]
+__all__ = ["ASK", "HEARTBEAT", "OVERHEAD", "STOP", "Descriptor", "connected", "nbytes", "work"]
 
 # How often (in seconds) a process that waits looks whether the other one is still there.
 HEARTBEAT = 0.2
@@ -27,6 +27,9 @@ HEARTBEAT = 0.2
 # How long (in seconds) a worker that waits for room sleeps before it looks for itself. The consumer
 # wakes it when it asks for items, but memory may come back while it does something else.
 NAP = 0.01
+
+# What the worker says when it wants to know where to send messages.
+ASK = b"where"
 
 # What the consumer says at the end.
 STOP = b"stop"
@@ -121,16 +124,18 @@ class _Messages:
         self.socket: Any = None
         self.sent = 0
 
-    def send(self, item: Any) -> None:
-        """Send an item."""
+    def send(self, item: Any) -> bool:
+        """Send an item; tell whether the consumer still wants something."""
         if self.socket is None:
+            self.consumer.send(ASK)
             while self.consumer.address is None:
                 if not self.consumer.wait(None):
-                    return
+                    return False
             self.opened = connected(*self.consumer.address)
             self.socket = self.opened.__enter__()
         self.socket.send_multipart(encode(item))
         self.sent += 1
+        return True
 
     def send_all(self, stream: Iterable[Any], max_bytes: int) -> None:
         """Send the items of a stream, with less than about `max_bytes` on their way at a time."""
@@ -145,9 +150,8 @@ class _Messages:
                     in_flight -= int(self.socket.recv())
                 elif not self.consumer.wait(0):
                     return
-            if not self.consumer.wait(0):
+            if not (self.consumer.wait(0) and self.send(item)):
                 return
-            self.send(item)
             in_flight += size
 
     def close(self) -> None:
@@ -180,8 +184,9 @@ def work(
         What to stream.
     pipe : Connection
         To the consumer. It gets an empty message when there is something to read for it that it
-        waits for, and at last a pickled ``(number of items, error or None)``. From it come a
-        pickled ``(port, key)`` where it listens, an empty message when there is room, and `STOP`.
+        waits for, `ASK` when there is a message for it, and at last a pickled ``(number of items,
+        error or None)``. From it come a pickled ``(port, key)`` where it listens, an empty message
+        when there is room, and `STOP`.
     consumer_end : Connection or None
         The other end of it, where this process inherited that.
     memory : Descriptor or None
