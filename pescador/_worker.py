@@ -1,8 +1,6 @@
 """What a worker process does: stream, say how it ended, and end with its consumer."""
 
-import _thread
 import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
 import signal
@@ -15,7 +13,7 @@ from typing import Any
 
 import zmq
 
-from . import _randomness
+from . import _randomness, _watch
 from ._items import encode, schema_of
 from ._transport import Memory, Writer
 
@@ -200,8 +198,7 @@ def work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if consumer_end is not None:
         consumer_end.close()
-    # Not a threading.Thread, whose start would wait for it to run: it can run later.
-    _thread.start_new_thread(_exit_with_parent, ())
+    _end_with_parent()
 
     consumer = _Consumer(pipe)
     with closing(_Messages(consumer)) as messages:
@@ -243,14 +240,11 @@ def describe(error: BaseException) -> tuple[bytes | None, str, str]:
     return pickled, summary, text
 
 
-def _exit_with_parent() -> None:
-    """End this process when the one that started it is gone, whatever it is busy with."""
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it is gone, whatever it is busy with."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     # Processes that were forked later may keep its sentinel open; then its number tells. (Under
     # forkserver it is not our parent, but there they inherit nothing either.)
-    is_parent = os.getppid() == parent.pid
-    while not multiprocessing.connection.wait([parent.sentinel], HEARTBEAT):
-        if is_parent and os.getppid() != parent.pid:
-            break
-    os._exit(1)
+    number = os.getppid()
+    _watch.end_with(parent.sentinel, number if number == parent.pid else 0, int(HEARTBEAT * 1000))

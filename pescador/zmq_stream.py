@@ -223,8 +223,7 @@ class ZMQStreamer(Streamer[T]):
       the worker ends. One that is busy for longer than `timeout` is terminated, and one that
       ignores this for a second killed.
     - Ctrl-C: workers ignore it. It is up to the consumer, whose end is theirs.
-    - The consumer is killed: the worker ends within a second, or when the compiled code that it
-      is in lets Python run.
+    - The consumer is killed: the worker ends within a second.
 
     A worker may have workers of its own, and so may other daemonic processes. An iteration belongs
     to the process that began it: one that is forked meanwhile gets an error from it.

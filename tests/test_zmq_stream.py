@@ -309,19 +309,19 @@ def test_a_forked_child_that_drops_the_iteration_leaves_it_to_its_parent():
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_killed_consumer_takes_its_worker_with_it_under_every_start_method(method, tmp_path):
+def test_a_killed_consumer_takes_its_worker_with_it_whatever_that_is_busy_with(method, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
             f"""
-            import multiprocessing, os, time
+            import itertools, multiprocessing, os, time
             import numpy as np
             import pescador
 
             def source():
-                while True:
-                    yield {{"pid": np.array(os.getpid())}}
-                    time.sleep(0.01)
+                yield {{"pid": np.array(os.getpid())}}
+                # Lets no other thread run Python, and never ends.
+                sum(itertools.repeat(0))
 
             if __name__ == "__main__":
                 multiprocessing.set_start_method({method!r})
