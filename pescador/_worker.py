@@ -17,7 +17,7 @@ from . import _randomness, _watch
 from ._items import encode, schema_of
 from ._transport import Memory, Writer
 
-__all__ = ["ASK", "HEARTBEAT", "OVERHEAD", "STOP", "Descriptor", "connected", "nbytes", "work"]
+__all__ = ["ASK", "HEARTBEAT", "OVERHEAD", "STOP", "connected", "nbytes", "work"]
 
 # How often (in seconds) a process that waits looks whether the other one is still there.
 HEARTBEAT = 0.2
@@ -54,23 +54,16 @@ def connected(port: int, server_key: bytes | None) -> Iterator[Any]:
         context.term()
 
 
-class Descriptor:
-    """A file descriptor that a process takes along when it starts."""
-
-    def __init__(self, fileno: int) -> None:
-        self.fileno = fileno
-
-    def detach(self) -> int:
-        """Return it, in the new process, which owns it then."""
-        # A forked process has it already; but so has what it inherited, and will close it.
-        return os.dup(self.fileno)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _as_it_is, (reduction.DupFd(self.fileno),)
+def _reduce(memory: Memory) -> tuple[Any, ...]:
+    """Have a process that does not inherit a memory take it along when it starts."""
+    return _map, (memory.max_bytes, reduction.DupFd(memory.fileno()))
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def _map(max_bytes: int, descriptor: Any) -> Memory:
+    return Memory(max_bytes, descriptor.detach())
+
+
+reduction.register(Memory, _reduce)
 
 
 class _Consumer:
@@ -170,7 +163,7 @@ def work(
     max_iter: float | None,
     pipe: Connection,
     consumer_end: Connection | None,
-    memory: Descriptor | None,
+    memory: Memory | None,
     max_bytes: int,
     randomness: _randomness.Randomness,
 ) -> None:
@@ -187,7 +180,7 @@ def work(
         when there is room, and `STOP`.
     consumer_end : Connection or None
         The other end of it, where this process inherited that.
-    memory : Descriptor or None
+    memory : Memory or None
         The memory to share, if there is any.
     max_bytes : int
         How much may be on its way.
@@ -208,8 +201,7 @@ def work(
             randomness.install()
             writer = None
             if memory is not None:
-                shared = Memory(max_bytes, memory.detach())
-                writer = Writer(shared, schema_of, consumer.wait, consumer.ring, messages.send)
+                writer = Writer(memory, schema_of, consumer.wait, consumer.ring, messages.send)
             stream = streamer(max_iter=max_iter)
             if writer is None:
                 messages.send_all(stream, max_bytes)

@@ -39,7 +39,7 @@ import zmq
 
 from . import _core, _randomness, _transport
 from ._items import encode, receive, schema_from
-from ._worker import ASK, HEARTBEAT, OVERHEAD, STOP, Descriptor, connected, nbytes, work
+from ._worker import ASK, HEARTBEAT, OVERHEAD, STOP, connected, nbytes, work
 from .core import Streamer
 from .exceptions import PescadorError
 from .util import as_count
@@ -314,7 +314,7 @@ class ZMQStreamer(Streamer[T]):
         max_bytes = min(self.max_bytes, _MOST)
         memory = _new_memory(max_bytes)
         pipe, worker_end = context.Pipe()
-        link = _Link(self, pipe, memory)
+        link = _Link(self, pipe)
         worker = context.Process(  # type: ignore[attr-defined]
             target=work,
             args=(
@@ -322,7 +322,7 @@ class ZMQStreamer(Streamer[T]):
                 max_iter,
                 worker_end,
                 pipe if forks else None,
-                None if memory is None else Descriptor(memory.fileno()),
+                memory,
                 max_bytes,
                 _randomness.for_next_worker(),
             ),
@@ -334,6 +334,7 @@ class ZMQStreamer(Streamer[T]):
                     try:
                         with _as_parent():
                             worker.start()
+                        link.accept(worker, memory)
                     finally:
                         worker_end.close()
                         if memory is not None:
@@ -342,7 +343,6 @@ class ZMQStreamer(Streamer[T]):
                 raise PescadorError(
                     f"the worker of {self.streamer!r} could not be started: {error}"
                 ) from error
-            link.worker = worker
             yield link
         finally:
             # A process that was forked meanwhile holds a copy of all this; it is not its to end.
@@ -555,20 +555,13 @@ class _Link:
         Whose worker it is.
     pipe : Connection
         To the worker.
-    memory : Memory or None
-        That is shared with it.
     """
 
-    def __init__(
-        self,
-        streamer: "ZMQStreamer[Any]",
-        pipe: Connection,
-        memory: _transport.Memory | None,
-    ) -> None:
+    def __init__(self, streamer: "ZMQStreamer[Any]", pipe: Connection) -> None:
         self.streamer = streamer
         self.pipe = pipe
         self.owner = os.getpid()
-        self.loans = None if memory is None else _transport.Loans(memory)
+        self.loans: _transport.Loans | None = None
         self.worker: BaseProcess
         self.port: _Port
         self.socket: Any = None
@@ -580,8 +573,15 @@ class _Link:
         self.total: int | None = None
         self.error: tuple[bytes | None, str, str] | None = None
 
+    def accept(self, worker: BaseProcess, memory: _transport.Memory | None) -> None:
+        """Take note of the worker, which was started, and of the memory shared with it, if any."""
+        self.worker = worker
+        # Not before the start: a process that is forked leaves all that is on loan to this one.
+        if memory is not None:
+            self.loans = _transport.Loans(memory)
+
     def watch(self, port: _Port) -> None:
-        """Begin to watch the worker, which was started; messages come by this port."""
+        """Begin to watch the worker; messages come by this port."""
         self.port = port
         if self.loans is None:
             self._open()
