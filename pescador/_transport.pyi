@@ -4,6 +4,8 @@ from typing import Any, final
 AVAILABLE: bool
 FORKED: str
 
+def is_masked(value: Any) -> bool: ...
+
 @final
 class Memory:
     max_bytes: int

@@ -19,6 +19,7 @@ caller brings.
 """
 
 import os
+import sys
 
 import numpy as np
 
@@ -91,8 +92,6 @@ cdef extern from "numpy/arrayobject.h":
 
 
 _import_array()
-
-cdef object MaskedArray = np.ma.MaskedArray
 
 # Whether this system has memory that two processes can map and that has no name.
 AVAILABLE = bool(HAS_SHARED)
@@ -629,7 +628,12 @@ cdef inline bint same_key(object a, object b) except -1:
 
 cdef inline bint is_array(object value) except -1:
     return PyArray_CheckExact(value) or (
-        PyArray_Check(value) and not isinstance(value, MaskedArray))
+        PyArray_Check(value) and not is_masked(value))
+
+
+def is_masked(value):
+    """Return whether an array is a masked one, without loading NumPy's part that makes them."""
+    return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 cdef inline bint same_dtype(PyArrayObject* array, object dtype) except -1:
