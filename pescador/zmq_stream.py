@@ -295,12 +295,8 @@ class ZMQStreamer(Streamer[T]):
         _core.as_bound(max_iter)
         self.active_count_ += 1
         try:
-            with (
-                self._working(max_iter) as link,
-                # While it starts, see to a way for what will not go through shared memory.
-                self._with_port() as port,
-            ):
-                link.watch(port)
+            with self._working(max_iter) as link:
+                link.watch()
                 yield from link.items()
         finally:
             self.active_count_ -= 1
@@ -329,20 +325,20 @@ class ZMQStreamer(Streamer[T]):
             daemon=True,
         )
         try:
-            try:
-                with _Undisturbed():
-                    try:
-                        with _as_parent():
-                            worker.start()
-                        link.accept(worker, memory)
-                    finally:
-                        worker_end.close()
-                        if memory is not None:
-                            memory.close()
-            except Exception as error:
-                raise PescadorError(
-                    f"the worker of {self.streamer!r} could not be started: {error}"
-                ) from error
+            with _Undisturbed():
+                try:
+                    with _as_parent():
+                        worker.start()
+                except Exception as error:
+                    raise PescadorError(
+                        f"the worker of {self.streamer!r} could not be started: {error}"
+                    ) from error
+                finally:
+                    worker_end.close()
+                    if memory is not None:
+                        memory.close()
+                # The rest has time until it sends something.
+                link.accept(worker, memory)
             yield link
         finally:
             # A process that was forked meanwhile holds a copy of all this; it is not its to end.
@@ -355,20 +351,6 @@ class ZMQStreamer(Streamer[T]):
                     with _Undisturbed():
                         _end(worker)
                         link.close()
-
-    @contextmanager
-    def _with_port(self) -> Iterator["_Port"]:
-        """Have a port for messages; leave nothing of it on the way out."""
-        owner = os.getpid()
-        port = _Port()
-        try:
-            with _Undisturbed():
-                port.take(self)
-            yield port
-        finally:
-            # A process that was forked meanwhile holds a copy of all this; it is not its to end.
-            if os.getpid() == owner:
-                port.close()
 
 
 def _new_memory(max_bytes: int) -> _transport.Memory | None:
@@ -492,7 +474,8 @@ class _Port:
     """A port of the loopback interface, and the ZeroMQ socket that listens there if need be."""
 
     def __init__(self) -> None:
-        self.taken: socket.socket | None = None
+        self.number = 0
+        self.descriptor = -1
         self.context: Any = None
         self.socket: Any = None
 
@@ -504,10 +487,13 @@ class _Port:
             # Not from the global random state, which is not ours to draw from.
             number = lowest + secrets.randbelow(end - lowest)
             try:
-                self.taken = socket.create_server(("127.0.0.1", number))
+                server = socket.create_server(("127.0.0.1", number))
             except OSError as error:
                 failure = error
             else:
+                server.setblocking(False)
+                self.number = number
+                self.descriptor = server.detach()
                 return
         raise PescadorError(
             f"no free port found between min_port={lowest} and max_port={end} in "
@@ -516,7 +502,6 @@ class _Port:
 
     def open(self) -> tuple[int, bytes]:
         """Listen there to nobody who does not know the key; return the number and the key."""
-        assert self.taken is not None
         with _Undisturbed(deaf=True):
             self.context = zmq.Context()
             self.socket = self.context.socket(zmq.PAIR)
@@ -525,21 +510,19 @@ class _Port:
             self.socket.curve_publickey = key
             self.socket.curve_server = True
             # It takes over what listens already: there is no moment for others to come first.
-            self.taken.setblocking(False)
-            number: int = self.taken.getsockname()[1]
-            self.socket.use_fd = self.taken.fileno()
-            self.socket.bind(f"tcp://127.0.0.1:{number:d}")
-            self.taken.detach()
-        return number, key
+            self.socket.use_fd = self.descriptor
+            self.socket.bind(f"tcp://127.0.0.1:{self.number:d}")
+            self.descriptor = -1
+        return self.number, key
 
     def close(self) -> None:
         """Let go of it."""
-        with _Undisturbed(deaf=self.context is not None):
-            if self.taken is not None:
-                self.taken.close()
-            if self.socket is not None:
-                self.socket.close(linger=0)
-            if self.context is not None:
+        if self.descriptor >= 0:
+            socket.close(self.descriptor)
+        if self.context is not None:
+            with _Undisturbed(deaf=True):
+                if self.socket is not None:
+                    self.socket.close(linger=0)
                 self.context.term()
 
 
@@ -563,7 +546,7 @@ class _Link:
         self.owner = os.getpid()
         self.loans: _transport.Loans | None = None
         self.worker: BaseProcess
-        self.port: _Port
+        self.port = _Port()
         self.socket: Any = None
         self.poller: Any = None
         self.unacknowledged = 0
@@ -579,10 +562,10 @@ class _Link:
         # Not before the start: a process that is forked leaves all that is on loan to this one.
         if memory is not None:
             self.loans = _transport.Loans(memory)
+        self.port.take(self.streamer)
 
-    def watch(self, port: _Port) -> None:
-        """Begin to watch the worker; messages come by this port."""
-        self.port = port
+    def watch(self) -> None:
+        """Begin to watch the worker."""
         if self.loans is None:
             self._open()
             self.poller = zmq.Poller()
@@ -621,6 +604,7 @@ class _Link:
         self.pipe.close()
         if self.loans is not None:
             self.loans.close()
+        self.port.close()
 
     def _ring(self) -> None:
         with suppress(OSError):
