@@ -337,7 +337,7 @@ class ZMQStreamer(Streamer[T]):
                     worker_end.close()
                     if memory is not None:
                         memory.close()
-                # The rest has time until it sends something.
+                # While it begins to run.
                 link.accept(worker, memory)
             yield link
         finally:
