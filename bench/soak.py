@@ -260,7 +260,8 @@ def faults(count, seed):
     # What the terminal does, at a time of our choice.
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     faulthandler.disable()
-    for method in ("forkserver", "spawn"):  # helpers that stay: started before we look
+    # Before we look: helpers that stay are started, and the threads of a BLAS end at a fork.
+    for method in ("forkserver", "spawn", "fork"):
         list(pescador.ZMQStreamer(pescador.Streamer(items, 1, 1), start_method=method))
     # Its thread counts, so it has one from now on.
     faulthandler.dump_traceback_later(60, exit=True)

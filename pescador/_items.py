@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._transport import Schema
+from ._transport import Schema, is_masked
 from .exceptions import DataError
 
 __all__ = ["decode", "empty", "encode", "receive", "schema_from", "schema_of"]
@@ -95,7 +95,7 @@ def schema_of(data: Any) -> Schema:
                 f"key {key!r} holds a {type(array).__name__}; only arrays can be sent to another "
                 "process"
             )
-        if isinstance(array, np.ma.MaskedArray):
+        if is_masked(array):
             raise DataError(f"key {key!r} holds a masked array, whose mask would be lost")
         if array.dtype.hasobject:
             raise DataError(

@@ -60,17 +60,25 @@ def for_next_worker() -> Randomness:
     python: Any = random.getstate()
     bit_generator = mtrand.get_bit_generator()
     # Derived here and not there: a new process is slow in whatever it does first.
-    if entropy := _entropy("numpy", numpy):
-        derived = type(bit_generator)(np.random.SeedSequence(entropy)).state
-        numpy = {**numpy, **derived, "has_gauss": 0, "gauss": 0.0}
+    if key := _count("numpy", numpy):
+        numpy = {**numpy, **_derived(type(bit_generator), key), "has_gauss": 0, "gauss": 0.0}
     version, words, gauss = python
-    if entropy := _entropy("python", [version, np.array(words, np.uint32), gauss]):
-        seed = np.random.SeedSequence(entropy).generate_state(8)
-        python = int.from_bytes(seed.tobytes(), "little")
+    if key := _count("python", [version, np.array(words, np.uint32), gauss]):
+        python = int.from_bytes(key, "little")
     return Randomness(numpy, bit_generator, python)
 
 
-def _entropy(name: str, state: Any) -> tuple[int, ...]:
+def _derived(kind: type, key: bytes) -> dict[str, Any]:
+    """Return the state that a new bit generator has."""
+    if kind is np.random.MT19937:
+        # Any words will do that are as good as random; NumPy's way to them is slow.
+        words = np.frombuffer(hashlib.shake_256(key).digest(4 * 624), "<u4")
+        return {"state": {"key": words, "pos": 624}}
+    state: dict[str, Any] = kind(np.random.SeedSequence(int.from_bytes(key, "little"))).state
+    return state
+
+
+def _count(name: str, state: Any) -> bytes:
     """Count a start from a state; return what to derive another from, if it was not the first."""
     digest = hashlib.blake2b(name.encode(), digest_size=32)
     _feed(digest, state)
@@ -79,8 +87,7 @@ def _entropy(name: str, state: Any) -> tuple[int, ...]:
     _started[key] = number + 1
     if len(_started) > _LIMIT:
         _started.popitem(last=False)
-    words = (int.from_bytes(key[i : i + 4], "little") for i in range(0, len(key), 4))
-    return (*words, number) if number else ()
+    return key + number.to_bytes(8, "little") if number else b""
 
 
 def _feed(digest: Any, state: Any) -> None:

@@ -6,7 +6,6 @@ there is, and objects that are half built or hold themselves are no error.
 """
 
 import functools
-import html
 import inspect
 import pathlib
 import types
@@ -361,6 +360,9 @@ def text(node: Node, indent: str = "") -> str:
 
 def as_html(node: Node) -> str:
     """Return a tree as HTML whose branches fold, in the colours of the page that it is in."""
+    # Not above: who shows nothing in a notebook can do without its tables.
+    import html
+
     label = f"<code>{html.escape(node.label)}</code>"
     if not node.children:
         return f"<div>{label}</div>"

@@ -4,6 +4,8 @@ from typing import Any, final
 AVAILABLE: bool
 FORKED: str
 
+def is_masked(value: Any) -> bool: ...
+
 @final
 class Memory:
     max_bytes: int
@@ -45,7 +47,7 @@ class Writer:
         schema_of: Callable[[Any], Schema],
         wait: Callable[[], bool],
         ring: Callable[[], None],
-        send_elsewhere: Callable[[Any], None],
+        send_elsewhere: Callable[[Any], bool],
     ) -> None: ...
     def send_all(self, stream: Iterable[Any]) -> None: ...
 

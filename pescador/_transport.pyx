@@ -19,6 +19,7 @@ caller brings.
 """
 
 import os
+import sys
 
 import numpy as np
 
@@ -26,12 +27,12 @@ from pescador.exceptions import PescadorError
 
 cimport cython
 from cpython.dict cimport PyDict_Next
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from pescador._core cimport next_item, steal
 
@@ -92,8 +93,6 @@ cdef extern from "numpy/arrayobject.h":
 
 _import_array()
 
-cdef object MaskedArray = np.ma.MaskedArray
-
 # Whether this system has memory that two processes can map and that has no name.
 AVAILABLE = bool(HAS_SHARED)
 
@@ -108,7 +107,6 @@ cdef enum:
     INLINE = 4096
     # How many blocks may be in use at once.
     BLOCKS = 1 << 14
-    NODES = 2 * BLOCKS + 1
     RETURNS_AT = CONTROL
     RECORDS_AT = RETURNS_AT + 4 * BLOCKS
     HEAP_AT = RECORDS_AT + RECORDS
@@ -245,9 +243,9 @@ cdef class Heap:
     """
 
     cdef Node* nodes
-    cdef int32_t* unused               # numbers of nodes that stand for nothing
-    cdef int32_t n_unused
+    cdef int32_t capacity              # how many there is memory for
     cdef int32_t n_nodes               # numbers below it have stood for something
+    cdef int32_t unused                # the first that stands for nothing, in a list by `next`
     cdef int32_t[64] bins              # the first free piece of each class
     cdef uint64_t filled               # which of them have any
     cdef readonly uint64_t size
@@ -257,31 +255,38 @@ cdef class Heap:
     def __cinit__(self, uint64_t size):
         cdef int i
         self.size = size // LINE * LINE
-        self.nodes = <Node*>PyMem_Calloc(NODES, sizeof(Node))
-        self.unused = <int32_t*>PyMem_Calloc(NODES, sizeof(int32_t))
-        if self.nodes is NULL or self.unused is NULL:
-            raise MemoryError
+        self.unused = -1
         for i in range(64):
             self.bins[i] = -1
+        if self.new_node() < 0:
+            raise MemoryError
         self.nodes[0] = Node(0, self.size, -1, -1, -1, -1, False)
-        self.n_nodes = 1
         self.list(0)
 
     def __dealloc__(self):
         PyMem_Free(self.nodes)
-        PyMem_Free(self.unused)
 
     cdef int32_t new_node(self) noexcept:
-        # There are enough: between two used pieces is one free at most.
-        if self.n_unused > 0:
-            self.n_unused -= 1
-            return self.unused[self.n_unused]
+        """The number of a node, which may move the others; -1 if there is no memory."""
+        cdef int32_t number = self.unused
+        cdef void* nodes
+        if number >= 0:
+            self.unused = self.nodes[number].next
+            return number
+        if self.n_nodes == self.capacity:
+            # Not all that there may ever be: most streams need few, and a new process is slow to
+            # get memory.
+            nodes = PyMem_Realloc(self.nodes, (2 * self.capacity + 64) * sizeof(Node))
+            if nodes is NULL:
+                return -1
+            self.nodes = <Node*>nodes
+            self.capacity = 2 * self.capacity + 64
         self.n_nodes += 1
         return self.n_nodes - 1
 
     cdef void drop_node(self, int32_t number) noexcept:
-        self.unused[self.n_unused] = number
-        self.n_unused += 1
+        self.nodes[number].next = self.unused
+        self.unused = number
 
     cdef void list(self, int32_t number) noexcept:
         cdef Node* node = &self.nodes[number]
@@ -329,11 +334,14 @@ cdef class Heap:
         cdef int32_t number = self.find(size)
         if number < 0:
             return -1
+        cdef int32_t rest = -1
+        if self.nodes[number].size > size:
+            rest = self.new_node()
+            if rest < 0:
+                return -1
         self.unlist(number)
         cdef Node* node = &self.nodes[number]
-        cdef int32_t rest
-        if node.size > size:
-            rest = self.new_node()
+        if rest >= 0:
             self.nodes[rest] = Node(node.start + size, node.size - size, number, node.after,
                                     -1, -1, False)
             if node.after >= 0:
@@ -395,6 +403,11 @@ cdef PyObject* first_loans = NULL
 cdef char loans_busy = 0
 
 
+cdef struct Loan:
+    uint64_t start
+    uint64_t size                      # 0 if it is none
+
+
 @cython.final
 cdef class Loans:
     """Which blocks of a memory a consumer holds views of.
@@ -408,8 +421,8 @@ cdef class Loans:
     cdef Memory memory
     cdef Control* control
     cdef uint32_t* returns
-    cdef uint64_t* starts              # by number of block
-    cdef uint64_t* sizes               # 0 if it is not held
+    cdef Loan* loans                   # by number of block
+    cdef Py_ssize_t capacity           # the numbers below it have one
     cdef uint64_t generation           # how often this process was forked
     cdef bint over                     # nobody allocates any more
     cdef bint foreign                  # this is a copy in a forked process
@@ -423,10 +436,6 @@ cdef class Loans:
         self.memory = memory
         self.control = <Control*>memory.base
         self.returns = <uint32_t*>(memory.base + RETURNS_AT)
-        self.starts = <uint64_t*>PyMem_Calloc(NODES, sizeof(uint64_t))
-        self.sizes = <uint64_t*>PyMem_Calloc(NODES, sizeof(uint64_t))
-        if self.starts is NULL or self.sizes is NULL:
-            raise MemoryError
         global first_loans
         lock(&loans_busy)
         self.next = first_loans
@@ -445,33 +454,47 @@ cdef class Loans:
         elif first_loans == <PyObject*>self:
             first_loans = self.next
         unlock(&loans_busy)
-        PyMem_Free(self.starts)
-        PyMem_Free(self.sizes)
+        PyMem_Free(self.loans)
 
-    cdef void lend(self, uint32_t number, uint64_t start, uint64_t size) noexcept:
+    cdef int lend(self, uint32_t number, uint64_t start, uint64_t size) except -1:
+        cdef bint fits
         lock(&self.busy)
-        self.starts[number] = start
-        self.sizes[number] = size
-        self.held += size
-        self.blocks += 1
+        fits = number < self.capacity or self.grow(2 * <Py_ssize_t>number + 64)
+        if fits:
+            self.loans[number] = Loan(start, size)
+            self.held += size
+            self.blocks += 1
         unlock(&self.busy)
+        if not fits:
+            raise MemoryError
+        return 0
+
+    cdef bint grow(self, Py_ssize_t capacity) noexcept:
+        cdef void* loans = PyMem_Realloc(self.loans, capacity * sizeof(Loan))
+        if loans is NULL:
+            return False
+        self.loans = <Loan*>loans
+        memset(self.loans + self.capacity, 0, (capacity - self.capacity) * sizeof(Loan))
+        self.capacity = capacity
+        return True
 
     cdef void settle(self, uint32_t number, uint64_t generation) noexcept:
         """Take note that the last view of a block has died."""
+        cdef Loan* loan
         lock(&self.busy)
         if self.foreign:
             self.blocks -= 1
             if self.blocks == 0:
                 self.memory.unmap()
         elif generation == self.generation:
+            loan = &self.loans[number]
             self.blocks -= 1
-            self.held -= self.sizes[number]
+            self.held -= loan.size
             if self.over:
-                shared_drop(self.memory.base, self.starts[number],
-                            self.starts[number] + self.sizes[number])
+                shared_drop(self.memory.base, loan.start, loan.start + loan.size)
             else:
                 self.give(number)
-            self.sizes[number] = 0
+            loan.size = 0
         # Else a process that was forked meanwhile may still look at it: nobody may write there.
         unlock(&self.busy)
 
@@ -493,8 +516,8 @@ cdef class Loans:
         lock(&self.busy)
         self.over = True
         unlock(&self.busy)
-        kept = sorted([(self.starts[number], self.sizes[number]) for number in range(NODES)
-                       if self.sizes[number] > 0])
+        kept = sorted([(self.loans[number].start, self.loans[number].size)
+                       for number in range(self.capacity) if self.loans[number].size > 0])
         for start, size in [*kept, (self.memory.size, 0)]:
             shared_drop(self.memory.base, stop, start)
             stop = start + size
@@ -605,7 +628,12 @@ cdef inline bint same_key(object a, object b) except -1:
 
 cdef inline bint is_array(object value) except -1:
     return PyArray_CheckExact(value) or (
-        PyArray_Check(value) and not isinstance(value, MaskedArray))
+        PyArray_Check(value) and not is_masked(value))
+
+
+def is_masked(value):
+    """Return whether an array is a masked one, without loading NumPy's part that makes them."""
+    return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 cdef inline bint same_dtype(PyArrayObject* array, object dtype) except -1:
@@ -639,7 +667,8 @@ cdef class Writer:
     ring : function
         Wake the consumer.
     send_elsewhere : function of an item
-        Send an item another way; called when nothing else is on its way.
+        Send an item another way; return whether the consumer wanted it. Called when nothing else is
+        on its way.
     """
 
     cdef Memory memory
@@ -699,7 +728,8 @@ cdef class Writer:
                 break
             if outcome == ALONE:
                 self.arrays.clear()
-                self.send_elsewhere(item)
+                if not self.send_elsewhere(item):
+                    return False
                 self.put_elsewhere(item)
                 break
             # Half of what is there is to be read before it is worth while to go on.
@@ -1122,8 +1152,8 @@ cdef class Reader:
         block = Block.__new__(Block)
         block.number = number
         block.generation = loans.generation
-        block.loans = loans
         loans.lend(number, start, taken)
+        block.loans = loans
         Py_INCREF(block)
         PyArray_SetBaseObject(<PyArrayObject*>array, <PyObject*>block)
         return array

@@ -1,8 +1,6 @@
 """What a worker process does: stream, say how it ended, and end with its consumer."""
 
-import _thread
 import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
 import signal
@@ -15,11 +13,11 @@ from typing import Any
 
 import zmq
 
-from . import _randomness
+from . import _randomness, _watch
 from ._items import encode, schema_of
 from ._transport import Memory, Writer
 
-__all__ = ["HEARTBEAT", "OVERHEAD", "STOP", "Descriptor", "connected", "nbytes", "work"]
+__all__ = ["ASK", "HEARTBEAT", "OVERHEAD", "STOP", "connected", "nbytes", "work"]
 
 # How often (in seconds) a process that waits looks whether the other one is still there.
 HEARTBEAT = 0.2
@@ -27,6 +25,9 @@ HEARTBEAT = 0.2
 # How long (in seconds) a worker that waits for room sleeps before it looks for itself. The consumer
 # wakes it when it asks for items, but memory may come back while it does something else.
 NAP = 0.01
+
+# What the worker says when it wants to know where to send messages.
+ASK = b"where"
 
 # What the consumer says at the end.
 STOP = b"stop"
@@ -53,23 +54,16 @@ def connected(port: int, server_key: bytes | None) -> Iterator[Any]:
         context.term()
 
 
-class Descriptor:
-    """A file descriptor that a process takes along when it starts."""
-
-    def __init__(self, fileno: int) -> None:
-        self.fileno = fileno
-
-    def detach(self) -> int:
-        """Return it, in the new process, which owns it then."""
-        # A forked process has it already; but so has what it inherited, and will close it.
-        return os.dup(self.fileno)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _as_it_is, (reduction.DupFd(self.fileno),)
+def _reduce(memory: Memory) -> tuple[Any, ...]:
+    """Have a process that does not inherit a memory take it along when it starts."""
+    return _map, (memory.max_bytes, reduction.DupFd(memory.fileno()))
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def _map(max_bytes: int, descriptor: Any) -> Memory:
+    return Memory(max_bytes, descriptor.detach())
+
+
+reduction.register(Memory, _reduce)
 
 
 class _Consumer:
@@ -121,16 +115,18 @@ class _Messages:
         self.socket: Any = None
         self.sent = 0
 
-    def send(self, item: Any) -> None:
-        """Send an item."""
+    def send(self, item: Any) -> bool:
+        """Send an item; tell whether the consumer still wants something."""
         if self.socket is None:
+            self.consumer.send(ASK)
             while self.consumer.address is None:
                 if not self.consumer.wait(None):
-                    return
+                    return False
             self.opened = connected(*self.consumer.address)
             self.socket = self.opened.__enter__()
         self.socket.send_multipart(encode(item))
         self.sent += 1
+        return True
 
     def send_all(self, stream: Iterable[Any], max_bytes: int) -> None:
         """Send the items of a stream, with less than about `max_bytes` on their way at a time."""
@@ -145,9 +141,8 @@ class _Messages:
                     in_flight -= int(self.socket.recv())
                 elif not self.consumer.wait(0):
                     return
-            if not self.consumer.wait(0):
+            if not (self.consumer.wait(0) and self.send(item)):
                 return
-            self.send(item)
             in_flight += size
 
     def close(self) -> None:
@@ -168,7 +163,7 @@ def work(
     max_iter: float | None,
     pipe: Connection,
     consumer_end: Connection | None,
-    memory: Descriptor | None,
+    memory: Memory | None,
     max_bytes: int,
     randomness: _randomness.Randomness,
 ) -> None:
@@ -180,11 +175,12 @@ def work(
         What to stream.
     pipe : Connection
         To the consumer. It gets an empty message when there is something to read for it that it
-        waits for, and at last a pickled ``(number of items, error or None)``. From it come a
-        pickled ``(port, key)`` where it listens, an empty message when there is room, and `STOP`.
+        waits for, `ASK` when there is a message for it, and at last a pickled ``(number of items,
+        error or None)``. From it come a pickled ``(port, key)`` where it listens, an empty message
+        when there is room, and `STOP`.
     consumer_end : Connection or None
         The other end of it, where this process inherited that.
-    memory : Descriptor or None
+    memory : Memory or None
         The memory to share, if there is any.
     max_bytes : int
         How much may be on its way.
@@ -195,8 +191,7 @@ def work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if consumer_end is not None:
         consumer_end.close()
-    # Not a threading.Thread, whose start would wait for it to run: it can run later.
-    _thread.start_new_thread(_exit_with_parent, ())
+    _end_with_parent()
 
     consumer = _Consumer(pipe)
     with closing(_Messages(consumer)) as messages:
@@ -206,8 +201,7 @@ def work(
             randomness.install()
             writer = None
             if memory is not None:
-                shared = Memory(max_bytes, memory.detach())
-                writer = Writer(shared, schema_of, consumer.wait, consumer.ring, messages.send)
+                writer = Writer(memory, schema_of, consumer.wait, consumer.ring, messages.send)
             stream = streamer(max_iter=max_iter)
             if writer is None:
                 messages.send_all(stream, max_bytes)
@@ -238,14 +232,11 @@ def describe(error: BaseException) -> tuple[bytes | None, str, str]:
     return pickled, summary, text
 
 
-def _exit_with_parent() -> None:
-    """End this process when the one that started it is gone, whatever it is busy with."""
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it is gone, whatever it is busy with."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     # Processes that were forked later may keep its sentinel open; then its number tells. (Under
     # forkserver it is not our parent, but there they inherit nothing either.)
-    is_parent = os.getppid() == parent.pid
-    while not multiprocessing.connection.wait([parent.sentinel], HEARTBEAT):
-        if is_parent and os.getppid() != parent.pid:
-            break
-    os._exit(1)
+    number = os.getppid()
+    _watch.end_with(parent.sentinel, number if number == parent.pid else 0, int(HEARTBEAT * 1000))

@@ -4,10 +4,12 @@ A `ZMQStreamer` starts one worker process per iteration.
 
 * Items travel through memory that both processes map and nobody else can (`_transport`). Where the
   system has none to give, or an item does not fit, they travel as messages over a ZeroMQ socket,
-  which listens on the loopback interface, and only to who knows a key made for the occasion.
+  which listens on the loopback interface, and only to who knows a key made for the occasion. Its
+  port is taken when the worker starts, the socket is opened when the worker asks for it.
 * Less than `max_bytes` are on their way at a time.
-* What is said about the stream (wake up, how it ended) goes over a pipe that only the two hold. The
-  worker's last word is how many items there were, and the exception if there was one.
+* What is said about the stream (wake up, where messages go, how it ended) goes over a pipe that
+  only the two hold. The worker's last word is how many items there were, and the exception if there
+  was one.
 * The consumer yields items until it has that many. A worker that is gone without a last word has
   been killed, which is an error: a short stream never looks like a whole one.
 * A consumer that wants no more says so. One that is gone takes its worker with it.
@@ -20,6 +22,7 @@ import pickle
 import secrets
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,7 +39,7 @@ import zmq
 
 from . import _core, _randomness, _transport
 from ._items import encode, receive, schema_from
-from ._worker import HEARTBEAT, OVERHEAD, STOP, Descriptor, connected, nbytes, work
+from ._worker import ASK, HEARTBEAT, OVERHEAD, STOP, connected, nbytes, work
 from .core import Streamer
 from .exceptions import PescadorError
 from .util import as_count
@@ -220,8 +223,7 @@ class ZMQStreamer(Streamer[T]):
       the worker ends. One that is busy for longer than `timeout` is terminated, and one that
       ignores this for a second killed.
     - Ctrl-C: workers ignore it. It is up to the consumer, whose end is theirs.
-    - The consumer is killed: the worker ends within a second, or when the compiled code that it
-      is in lets Python run.
+    - The consumer is killed: the worker ends within a second.
 
     A worker may have workers of its own, and so may other daemonic processes. An iteration belongs
     to the process that began it: one that is forked meanwhile gets an error from it.
@@ -293,12 +295,8 @@ class ZMQStreamer(Streamer[T]):
         _core.as_bound(max_iter)
         self.active_count_ += 1
         try:
-            with (
-                self._working(max_iter) as link,
-                # While it starts, listen for what will not go through shared memory.
-                self._listening() as (socket, address),
-            ):
-                link.connect(socket, address)
+            with self._working(max_iter) as link:
+                link.watch()
                 yield from link.items()
         finally:
             self.active_count_ -= 1
@@ -312,7 +310,7 @@ class ZMQStreamer(Streamer[T]):
         max_bytes = min(self.max_bytes, _MOST)
         memory = _new_memory(max_bytes)
         pipe, worker_end = context.Pipe()
-        link = _Link(self, pipe, memory)
+        link = _Link(self, pipe)
         worker = context.Process(  # type: ignore[attr-defined]
             target=work,
             args=(
@@ -320,27 +318,27 @@ class ZMQStreamer(Streamer[T]):
                 max_iter,
                 worker_end,
                 pipe if forks else None,
-                None if memory is None else Descriptor(memory.fileno()),
+                memory,
                 max_bytes,
                 _randomness.for_next_worker(),
             ),
             daemon=True,
         )
         try:
-            try:
-                with _Undisturbed():
-                    try:
-                        with _as_parent():
-                            worker.start()
-                    finally:
-                        worker_end.close()
-                        if memory is not None:
-                            memory.close()
-            except Exception as error:
-                raise PescadorError(
-                    f"the worker of {self.streamer!r} could not be started: {error}"
-                ) from error
-            link.worker = worker
+            with _Undisturbed():
+                try:
+                    with _as_parent():
+                        worker.start()
+                except Exception as error:
+                    raise PescadorError(
+                        f"the worker of {self.streamer!r} could not be started: {error}"
+                    ) from error
+                finally:
+                    worker_end.close()
+                    if memory is not None:
+                        memory.close()
+                # While it begins to run.
+                link.accept(worker, memory)
             yield link
         finally:
             # A process that was forked meanwhile holds a copy of all this; it is not its to end.
@@ -353,47 +351,6 @@ class ZMQStreamer(Streamer[T]):
                     with _Undisturbed():
                         _end(worker)
                         link.close()
-
-    @contextmanager
-    def _listening(self) -> Iterator[tuple[Any, tuple[int, bytes]]]:
-        """Listen on a free port, to nobody who does not know the key."""
-        owner = os.getpid()
-        context = socket = None
-        try:
-            with _Undisturbed(deaf=True):
-                context = zmq.Context()
-                socket = context.socket(zmq.PAIR)
-                socket.set_hwm(0)
-                public_key, socket.curve_secretkey = zmq.curve_keypair()
-                socket.curve_publickey = public_key
-                socket.curve_server = True
-                port = self._bind(socket)
-            yield socket, (port, public_key)
-        finally:
-            # A process that was forked meanwhile holds a copy of all this; it is not its to end.
-            if os.getpid() == owner:
-                with _Undisturbed(deaf=True):
-                    if socket is not None:
-                        socket.close(linger=0)
-                    if context is not None:
-                        context.term()
-
-    def _bind(self, socket: Any) -> int:
-        """Find a free port; return its number."""
-        failure: Exception | None = None
-        for _ in range(self.max_tries):
-            # Not from the global random state, which is not ours to draw from.
-            port = self.min_port + secrets.randbelow(self.max_port - self.min_port)
-            try:
-                socket.bind(f"tcp://127.0.0.1:{port:d}")
-            except zmq.ZMQError as error:
-                failure = error
-            else:
-                return port
-        raise PescadorError(
-            f"no free port found between min_port={self.min_port} and max_port={self.max_port} in "
-            f"max_tries={self.max_tries} tries: {failure}"
-        ) from failure
 
 
 def _new_memory(max_bytes: int) -> _transport.Memory | None:
@@ -513,6 +470,62 @@ def _end(worker: BaseProcess) -> None:
         worker.close()
 
 
+class _Port:
+    """A port of the loopback interface, and the ZeroMQ socket that listens there if need be."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.descriptor = -1
+        self.context: Any = None
+        self.socket: Any = None
+
+    def take(self, streamer: "ZMQStreamer[Any]") -> None:
+        """Find a free port that a streamer may use, and keep it from others."""
+        lowest, end, tries = streamer.min_port, streamer.max_port, streamer.max_tries
+        failure: Exception | None = None
+        for _ in range(tries):
+            # Not from the global random state, which is not ours to draw from.
+            number = lowest + secrets.randbelow(end - lowest)
+            try:
+                server = socket.create_server(("127.0.0.1", number))
+            except OSError as error:
+                failure = error
+            else:
+                server.setblocking(False)
+                self.number = number
+                self.descriptor = server.detach()
+                return
+        raise PescadorError(
+            f"no free port found between min_port={lowest} and max_port={end} in "
+            f"max_tries={tries} tries: {failure}"
+        ) from failure
+
+    def open(self) -> tuple[int, bytes]:
+        """Listen there to nobody who does not know the key; return the number and the key."""
+        with _Undisturbed(deaf=True):
+            self.context = zmq.Context()
+            self.socket = self.context.socket(zmq.PAIR)
+            self.socket.set_hwm(0)
+            key, self.socket.curve_secretkey = zmq.curve_keypair()
+            self.socket.curve_publickey = key
+            self.socket.curve_server = True
+            # It takes over what listens already: there is no moment for others to come first.
+            self.socket.use_fd = self.descriptor
+            self.socket.bind(f"tcp://127.0.0.1:{self.number:d}")
+            self.descriptor = -1
+        return self.number, key
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self.descriptor >= 0:
+            socket.close(self.descriptor)
+        if self.context is not None:
+            with _Undisturbed(deaf=True):
+                if self.socket is not None:
+                    self.socket.close(linger=0)
+                self.context.term()
+
+
 # ---------------------------------------------------------------------------------- consumer
 
 
@@ -525,21 +538,15 @@ class _Link:
         Whose worker it is.
     pipe : Connection
         To the worker.
-    memory : Memory or None
-        That is shared with it.
     """
 
-    def __init__(
-        self,
-        streamer: "ZMQStreamer[Any]",
-        pipe: Connection,
-        memory: _transport.Memory | None,
-    ) -> None:
+    def __init__(self, streamer: "ZMQStreamer[Any]", pipe: Connection) -> None:
         self.streamer = streamer
         self.pipe = pipe
         self.owner = os.getpid()
-        self.loans = None if memory is None else _transport.Loans(memory)
+        self.loans: _transport.Loans | None = None
         self.worker: BaseProcess
+        self.port = _Port()
         self.socket: Any = None
         self.poller: Any = None
         self.unacknowledged = 0
@@ -549,17 +556,33 @@ class _Link:
         self.total: int | None = None
         self.error: tuple[bytes | None, str, str] | None = None
 
-    def connect(self, socket: Any, address: tuple[int, bytes]) -> None:
-        """Say where messages are to go, and begin to watch the worker, which was started."""
-        self.socket = socket
-        with suppress(OSError):
-            self.pipe.send_bytes(pickle.dumps(address))
-        self.poller = zmq.Poller() if self.loans is None else select.poll()
+    def accept(self, worker: BaseProcess, memory: _transport.Memory | None) -> None:
+        """Take note of the worker, which was started, and of the memory shared with it, if any."""
+        self.worker = worker
+        # Not before the start: a process that is forked leaves all that is on loan to this one.
+        if memory is not None:
+            self.loans = _transport.Loans(memory)
+        self.port.take(self.streamer)
+
+    def watch(self) -> None:
+        """Begin to watch the worker."""
         if self.loans is None:
+            self._open()
+            self.poller = zmq.Poller()
             self.poller.register(self.socket, zmq.POLLIN)
+        else:
+            self.poller = select.poll()
         if sys.platform != "win32":
             self.poller.register(self.pipe.fileno(), select.POLLIN)
             self.poller.register(self.worker.sentinel, select.POLLIN)
+
+    def _open(self) -> None:
+        """Be ready for messages, and tell the worker where, once."""
+        if self.socket is None:
+            address = self.port.open()
+            self.socket = self.port.socket
+            with suppress(OSError):
+                self.pipe.send_bytes(pickle.dumps(address))
 
     def items(self) -> Iterator[Any]:
         """Return an iterator over what the worker sends."""
@@ -581,6 +604,7 @@ class _Link:
         self.pipe.close()
         if self.loans is not None:
             self.loans.close()
+        self.port.close()
 
     def _ring(self) -> None:
         with suppress(OSError):
@@ -665,7 +689,9 @@ class _Link:
             self.poller.unregister(self.pipe.fileno())
             self.deaf = True
             return
-        if word:
+        if word == ASK:
+            self._open()
+        elif word:
             self.total, self.error = pickle.loads(word)
 
     def _is_over(self, received: int) -> bool:

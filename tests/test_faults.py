@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import pescador
-from pescador import PescadorError, Streamer, ZMQStreamer
+from pescador import PescadorError, Streamer, ZMQStreamer, _transport
 from streams import Failure, data, forever
 
 pytestmark = [
@@ -340,6 +340,47 @@ def test_strangers_who_connect_first_send_garbage_and_flood_are_refused():
             assert threads
 
     assert attacked() == list(range(40))
+
+
+def test_zeromq_starts_for_the_first_item_that_does_not_fit():
+    sizes = [3] * 300 + [50_000, 3, 60_000]
+
+    def threads():
+        return {thread.id for thread in psutil.Process().threads()}
+
+    before = threads()
+    stream = ZMQStreamer(Streamer({"x": np.full(size, size)} for size in sizes), max_bytes=2**16)
+    for i, item in enumerate(stream):
+        assert item["x"].tolist() == [sizes[i]] * sizes[i]
+        if _transport.AVAILABLE:
+            assert bool(threads() - before) == (i >= 300)
+    assert i + 1 == len(sizes)
+
+
+@pytest.mark.parametrize("who", ["consumer", "worker"])
+def test_either_may_end_while_the_worker_waits_to_hear_where_messages_go(who):
+    ours, theirs = multiprocessing.Pipe()
+
+    def source():
+        yield from numbers(1)
+        theirs.send("next")
+        yield from numbers(1, 200_000)
+
+    before = psutil.Process().num_fds()
+    stream = iter(ZMQStreamer(Streamer(source), max_bytes=1000, timeout=None))
+    next(stream)
+    ours.recv()
+    time.sleep(0.3)
+    if who == "worker":
+        [worker] = workers()
+        worker.kill()
+        with pytest.raises(PescadorError, match=r"SIGKILL.* after 1 items"):
+            next(stream)
+    stream.close()
+    assert not workers()
+    assert psutil.Process().num_fds() == before
+    ours.close()
+    theirs.close()
 
 
 def test_an_endless_stream_does_not_grow():

@@ -74,6 +74,7 @@ class Pair:
         assert not self.elsewhere
         self.elsewhere.append([bytes(frame) for frame in _items.encode(item)])
         self.n_elsewhere += 1
+        return True
 
     def read(self):
         """Read one item; the writer waits only if there is one."""

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -308,19 +309,19 @@ def test_a_forked_child_that_drops_the_iteration_leaves_it_to_its_parent():
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_killed_consumer_takes_its_worker_with_it_under_every_start_method(method, tmp_path):
+def test_a_killed_consumer_takes_its_worker_with_it_whatever_that_is_busy_with(method, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
             f"""
-            import multiprocessing, os, time
+            import itertools, multiprocessing, os, time
             import numpy as np
             import pescador
 
             def source():
-                while True:
-                    yield {{"pid": np.array(os.getpid())}}
-                    time.sleep(0.01)
+                yield {{"pid": np.array(os.getpid())}}
+                # Lets no other thread run Python, and never ends.
+                sum(itertools.repeat(0))
 
             if __name__ == "__main__":
                 multiprocessing.set_start_method({method!r})
@@ -351,8 +352,8 @@ def test_an_exception_of_a_class_that_is_not_known_here_is_described():
 
 
 def test_the_worker_function_speaks_to_a_consumer_of_its_own():
-    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
-        port = socket.bind_to_random_port("tcp://127.0.0.1")
+    with zmq.Context() as context, context.socket(zmq.PAIR) as consumer:
+        port = consumer.bind_to_random_port("tcp://127.0.0.1")
         worker = threading.Thread(
             target=zmq_stream.zmq_worker, args=(port, Streamer(data, 3), threading.Event())
         )
@@ -360,7 +361,7 @@ def test_the_worker_function_speaks_to_a_consumer_of_its_own():
         received = []
         with contextlib.suppress(StopIteration):
             while True:
-                received.append(zmq_stream.zmq_recv_data(socket))
+                received.append(zmq_stream.zmq_recv_data(consumer))
         worker.join()
         same_items(received, list(data(3)))
 
@@ -425,10 +426,24 @@ def test_a_stranger_cannot_put_items_into_the_stream():
 
 
 def test_no_free_port_is_an_error_that_names_the_range():
-    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
-        port = socket.bind_to_random_port("tcp://127.0.0.1", 50000, 60000)
+    with zmq.Context() as context, context.socket(zmq.PAIR) as other:
+        port = other.bind_to_random_port("tcp://127.0.0.1", 50000, 60000)
         with pytest.raises(PescadorError, match=f"min_port={port}"):
             list(ZMQStreamer(Streamer(data, 1), min_port=port, max_port=port + 1, max_tries=3))
+
+
+def test_a_port_belongs_to_one_iteration_at_a_time_and_serves_the_next():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for max_bytes in (1, 2**20, 1):
+        streamer = ZMQStreamer(
+            Streamer(data, 3), min_port=port, max_port=port + 1, max_tries=3, max_bytes=max_bytes
+        )
+        with contextlib.closing(iter(streamer)) as iteration:
+            first = next(iteration)
+            with pytest.raises(PescadorError, match=f"min_port={port}"):
+                next(iter(streamer))
+            same_items([first, *iteration], list(data(3)))
 
 
 def test_a_worker_may_have_a_worker():

@@ -1,0 +1,27 @@
+"""The watch that a worker keeps on the process that it works for."""
+
+
+cdef extern from "_watch.h":
+    bint watch "pescador_watch" (long long sentinel, long long parent, int milliseconds)
+
+
+def end_with(long long sentinel, long long parent, int milliseconds):
+    """End this process when another one has ended, whatever it is busy with.
+
+    Parameters
+    ----------
+    sentinel : int
+        What is ready when the other one has ended, unless somebody else holds its end open.
+    parent : int
+        The number of the other one, to see whether it still is the parent of this one; 0 if it
+        never was.
+    milliseconds : int
+        How often to look for that.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no thread to be had.
+    """
+    if not watch(sentinel, parent, milliseconds):
+        raise RuntimeError("can't start new thread")
