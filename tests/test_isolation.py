@@ -698,7 +698,7 @@ class Zone(datetime.tzinfo):
         np,
         np.float64,
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_what_cannot_change_is_shared(value):
     assert _core.isolate(value, {}) is value
