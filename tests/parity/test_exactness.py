@@ -45,7 +45,7 @@ def weights_of(kind, n, rng):
     }[kind]()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.sampled_from(["alike", "mixed", "skewed", "sparse"]),
     st.one_of(st.integers(1, 40), st.integers(100, 1500)),
@@ -65,7 +65,7 @@ def test_a_draw_on_a_boundary_between_streams_falls_on_the_same_side(kind, n, se
     assert ours == theirs
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.sampled_from(MODES),
     st.sampled_from(["alike", "mixed", "skewed"]),

@@ -22,7 +22,6 @@ legacy = load("2.0.0")
 
 explore = settings(
     max_examples=TREES,
-    deadline=None,
     # The same trees each time in `make test`; `make parity` looks further.
     derandomize="PARITY_TREES" not in os.environ,
     suppress_health_check=list(HealthCheck),
