@@ -7,6 +7,8 @@ PEERS := .peers
 DOCS := .venv-docs
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
+# Tests beside each other, but for those that look at what all processes share.
+BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal -m "not alone"
 SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
@@ -22,13 +24,14 @@ $(VENV)/demo: $(VENV)/pip
 	@rm -f $(VENV)/dev
 
 test: $(VENV)/dev $(PEERS)/done lint test-checked
-	$(BIN)/pytest
+	$(BIN)/pytest $(BESIDE)
+	$(BIN)/pytest -q -m alone tests
 
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
-	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider tests/test_core.py tests/test_mux.py \
-		tests/test_isolation.py tests/test_maps.py tests/test_batches.py tests/test_native.py \
-		tests/test_leaks.py tests/test_frozen.py tests/test_transport.py tests/parity/test_exactness.py
+	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider $(BESIDE) tests/test_core.py \
+		tests/test_mux.py tests/test_isolation.py tests/test_maps.py tests/test_batches.py \
+		tests/test_native.py tests/test_leaks.py tests/test_frozen.py tests/test_transport.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
