@@ -7,6 +7,8 @@ PEERS := .peers
 DOCS := .venv-docs
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
+# Tests beside each other, but for those that look at what all processes share.
+BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal -m "not alone"
 SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
@@ -22,13 +24,15 @@ $(VENV)/demo: $(VENV)/pip
 	@rm -f $(VENV)/dev
 
 test: $(VENV)/dev $(PEERS)/done lint test-checked
-	$(BIN)/pytest
+	$(BIN)/pytest $(BESIDE)
+	$(BIN)/pytest -q -m alone tests
 
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
-	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider tests/test_core.py tests/test_mux.py \
-		tests/test_isolation.py tests/test_maps.py tests/test_batches.py tests/test_native.py \
-		tests/test_leaks.py tests/test_frozen.py tests/test_transport.py tests/parity/test_exactness.py
+	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider $(BESIDE) \
+		tests/test_core.py tests/test_mux.py tests/test_isolation.py tests/test_maps.py \
+		tests/test_batches.py tests/test_native.py tests/test_leaks.py tests/test_frozen.py \
+		tests/test_transport.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
@@ -115,13 +119,15 @@ $(DOCS)/done: $(SOURCES)
 	$(DOCS)/bin/python $(PIP) --no-build-isolation --editable . --config-settings build-dir=build/docs
 	@touch $@
 
-# The same packages, and pescador built with checks, in front of them.
+# The same packages, and pescador built with checks, in front of them. At -O1: more takes longer to
+# compile than it saves the tests; with less, deep recursion overflows the stack.
 $(CHECKED)/done: $(VENV)/dev $(SOURCES)
-	$(PYTHON) -m venv $(CHECKED)
+	$(PYTHON) -m venv --without-pip $(CHECKED)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$($(CHECKED)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/tools.pth"
 	$(CHECKED)/bin/python $(PIP) --no-build-isolation --no-deps --force-reinstall \
 		--editable . --config-settings cmake.define.PESCADOR_BOUNDSCHECK=ON \
+		--config-settings cmake.define.CMAKE_C_FLAGS_RELEASE=-O1 \
 		--config-settings build-dir=build/checked
 	@touch $@
 

@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import pescador
 
@@ -13,6 +14,20 @@ collect_ignore_glob = ["typing/*", "parity/help/*", "parity/fetch.py", "on_every
 # What runs in the background of a script is made to ignore Ctrl-C, and so would processes started
 # by tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says how busy the machine is, no more.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+# They compare all files of shared memory before and after.
+ALONE = ("test_nothing_is_left_behind",)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.name.startswith(ALONE):
+            item.add_marker(pytest.mark.alone)
+
 
 MUXES = ("StochasticMux", "ShuffledMux", "RoundRobinMux", "ChainMux")
 

@@ -166,7 +166,7 @@ def uniform(draw, shapes=None):
     return values
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(uniform(), st.integers(1, 4))
 def test_arrays_of_any_kind_and_layout_stack_as_numpy_does(values, size):
     assert_joined_as_numpy_does(values, size, None)
@@ -191,7 +191,7 @@ def along(draw):
     return values, axis
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(along(), st.integers(1, 4))
 def test_arrays_of_any_kind_and_layout_join_along_an_axis_as_numpy_does(case, size):
     values, axis = case
@@ -235,7 +235,7 @@ def scalars(draw):
     return values
 
 
-@settings(deadline=None, max_examples=700)
+@settings(max_examples=700)
 @given(scalars(), st.integers(1, 5))
 def test_scalars_and_objects_of_any_kind_stack_as_numpy_does(values, size):
     assert_joined_as_numpy_does(values, size, None)
@@ -647,7 +647,7 @@ def test_a_weak_reference_to_an_array_ends_with_it():
     assert (next(stream)["x"] == 1).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_batches_that_are_held_keep_their_values_whatever_is_let_go(data):
     size, n = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 14))
@@ -763,13 +763,11 @@ def test_an_allocator_is_asked_for_every_array_without_reuse():
     assert len(allocator.asked) == 10
 
 
-@settings(deadline=None)
 @given(uniform() | scalars(), st.integers(1, 4))
 def test_with_an_allocator_batches_stack_as_numpy_does(values, size):
     assert_joined_as_numpy_does(values, size, None, allocator=np.empty)
 
 
-@settings(deadline=None)
 @given(along(), st.integers(1, 4))
 def test_with_an_allocator_batches_join_along_an_axis_as_numpy_does(case, size):
     values, axis = case

@@ -20,7 +20,7 @@ import typing
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy._core._multiarray_umath import _ARRAY_API
@@ -152,7 +152,6 @@ def write(nest, place, number):
         st.tuples(st.integers(-1, 3), st.integers(0, 20), st.integers(0, 100)), max_size=12
     ),
 )
-@settings(deadline=None)
 def test_each_activation_sees_what_a_deep_copy_would(start, nest, writes):
     before = _snapshots.set_large(1)
     try:
@@ -698,7 +697,7 @@ class Zone(datetime.tzinfo):
         np,
         np.float64,
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_what_cannot_change_is_shared(value):
     assert _core.isolate(value, {}) is value

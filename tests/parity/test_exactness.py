@@ -45,7 +45,7 @@ def weights_of(kind, n, rng):
     }[kind]()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.sampled_from(["alike", "mixed", "skewed", "sparse"]),
     st.one_of(st.integers(1, 40), st.integers(100, 1500)),
@@ -65,7 +65,7 @@ def test_a_draw_on_a_boundary_between_streams_falls_on_the_same_side(kind, n, se
     assert ours == theirs
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.sampled_from(MODES),
     st.sampled_from(["alike", "mixed", "skewed"]),
@@ -196,7 +196,8 @@ def test_a_cache_draws_as_often_from_the_generator_that_it_is_given(size, source
 
 
 def test_weights_are_normalised_to_the_same_bits():
-    for n in range(1, 2000, 7):
+    # Sums are made of blocks of 8 and of 128.
+    for n in (*range(1, 260), *range(260, 2000, 61)):
         for weights in (None, np.random.RandomState(n).uniform(size=n)):
             # The reference writes into what it is passed.
             theirs, ours = (

@@ -61,7 +61,7 @@ shapes = st.recursive(
 ).filter(lambda shape: shape[2])
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(shapes, st.integers(0, 2**32 - 1))
 def test_maps_over_muxes_that_share_states_give_the_same_samples(shape, seed):
     results = []

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 # After so many starts of empty streams without a sample, the reference is not going to give one.
-HOPELESS = 4_000
+HOPELESS = 1_500
 
 
 class NeverEnds(Exception):
