@@ -7,8 +7,8 @@ PEERS := .peers
 DOCS := .venv-docs
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
-# Tests beside each other, but for those that look at what all processes share.
-BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal -m "not alone"
+# Tests beside each other.
+BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
 SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
@@ -25,7 +25,6 @@ $(VENV)/demo: $(VENV)/pip
 
 test: $(VENV)/dev $(PEERS)/done lint test-checked
 	$(BIN)/pytest $(BESIDE)
-	$(BIN)/pytest -q -m alone tests
 
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done

@@ -19,16 +19,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# They compare all files of shared memory before and after.
-ALONE = ("test_nothing_is_left_behind",)
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.name.startswith(ALONE):
-            item.add_marker(pytest.mark.alone)
-
-
 MUXES = ("StochasticMux", "ShuffledMux", "RoundRobinMux", "ChainMux")
 
 
