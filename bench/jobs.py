@@ -130,8 +130,9 @@ def warm_up(job, count, seconds):
 
 
 def calibrate(job, target, done=0, seconds=0.0):
-    """Return how many units of work take about `target` seconds, of which some were timed."""
-    while seconds < target / 5:
+    """Return how many units of work take about `target` seconds; begin from what a few took."""
+    while True:
         likely = done * target / max(seconds, 1e-9)
-        done, seconds = timed(job, max(1, round(min(done * 20, max(done * 2, likely)))))
-    return max(1, round(done * target / seconds))
+        done, seconds = timed(job, max(1, round(min(done * 20, likely))))
+        if seconds >= target / 5:
+            return max(1, round(done * target / seconds))

@@ -41,7 +41,7 @@ cdef extern from "_native.h":
     bint pescador_is_unshared(PyObject* value)
     PyObject* next_value "pescador_next_value" (
         PyObject* items, Py_ssize_t* position, PyObject* key) noexcept
-    void pescador_copy_past_cache(char* to, const char* source, size_t n) nogil
+    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
 
 cdef extern from "_batches.h":
     int pescador_resize(
@@ -617,15 +617,12 @@ cdef object kept(object value):
 cdef inline void copy(char* to, cnp.ndarray value, size_t n, bint past_cache) noexcept:
     cdef const char* source = cnp.PyArray_BYTES(value)
     if n < WITHOUT_GIL:
-        memcpy(to, source, n)
+        pescador_copy(to, source, n, False)
         return
     # Another thread may take the value out of its item meanwhile.
     Py_INCREF(value)
     with nogil:
-        if past_cache:
-            pescador_copy_past_cache(to, source, n)
-        else:
-            memcpy(to, source, n)
+        pescador_copy(to, source, n, past_cache)
     Py_DECREF(value)
 
 

@@ -73,6 +73,9 @@ cdef extern from "numpy/arrayobject.h":
         NPY_NTYPES_LEGACY
         NPY_MAXDIMS
     int _import_array() except -1
+
+cdef extern from "_native.h":
+    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
     bint PyArray_Check(object value)
     bint PyArray_CheckExact(object value)
     void* PyArray_DATA(PyArrayObject* array) noexcept nogil
@@ -956,9 +959,9 @@ cdef inline void write_head(char* record, uint64_t length, uint64_t kind) noexce
 cdef inline void copy(char* into, char* source, uint64_t size) noexcept:
     if size >= LONG:
         with nogil:
-            memcpy(into, source, size)
+            pescador_copy(into, source, size, False)
     else:
-        memcpy(into, source, size)
+        pescador_copy(into, source, size, False)
 
 
 cdef inline object new_array(PyArray_Descr* dtype, int ndim, npy_intp* shape, void* data,
@@ -1128,7 +1131,7 @@ cdef class Reader:
                 array = np.empty([shape[axis] for axis in range(ndim)], field)["f0"]
             else:
                 array = new_array(dtype, ndim, shape, NULL, fortran)
-                memcpy(PyArray_DATA(<PyArrayObject*>array), word, size)
+                pescador_copy(<char*>PyArray_DATA(<PyArrayObject*>array), <char*>word, size, False)
                 word += (size + 7) // 8
             item[schema.keys[i]] = array
         return item

@@ -733,6 +733,25 @@ def test_little_more_memory_is_held_than_the_batch_has():
     assert held < 1.4 * batch["x"].nbytes
 
 
+@pytest.mark.parametrize("size", [2047, 2048, 2111, 5000])
+@pytest.mark.parametrize("further", [0, 1, 16, 31, 63, 64, 2048, 4095])
+def test_long_values_are_copied_whole_wherever_they_lie(size, further):
+    def lying_at(n, place):
+        room = np.zeros(n + 4096, np.uint8)
+        start = (place - room.ctypes.data) % 4096
+        return room[start : start + n]
+
+    items = []
+    for i in range(3):
+        item = lying_at(size, 5 + i * size)
+        item[:] = np.random.default_rng(i).integers(256, size=size)
+        items.append({"x": item})
+    [batch] = pescador.buffer_stream(
+        items, 3, allocator=lambda shape, _: lying_at(3 * size, 5 + further).reshape(shape)
+    )
+    assert (batch["x"] == [item["x"] for item in items]).all()
+
+
 # ------------------------------------------------------------------------------ allocator
 
 
