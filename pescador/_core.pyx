@@ -42,11 +42,11 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
     dict PyObject_GenericGetDict(object, void* context)
-    bint PyGen_CheckExact(object) noexcept
     PyTypeObject* Py_TYPE(PyObject* value)
 
 cdef extern from "_native.h":
-    object pescador_call(object function, tuple args)
+    PyObject* pescador_stream(object function, tuple args) noexcept
+    int pescador_raise() except -1
     object pescador_field(dict fields, Py_ssize_t* position, object name)
     void pescador_fetch(dict fields, int step) noexcept
 
@@ -623,12 +623,38 @@ cdef int approach(object streamer, int step) except -1:
 cdef object activate(dict fields, Scope scope, Ending* ending):
     """The iterator of one activation of a plain Streamer."""
     cdef Py_ssize_t position = 0
+    cdef PyObject* stream
     source = pescador_field(fields, &position, "streamer")
     args = pescador_field(fields, &position, "args")
     kwargs = pescador_field(fields, &position, "kwargs")
-    cdef bint is_named = type(kwargs) is not dict or len(<dict>kwargs) > 0
+    if (type(source) is Function and type(args) is tuple and all_simple(<tuple>args)
+            and type(kwargs) is dict and not <dict>kwargs):
+        # As most are: nothing to isolate.
+        ending[0] = STEP_ONCE_MORE
+        stream = pescador_stream(source, <tuple>args)
+        return failed_start() if stream is NULL else steal(stream)
+    try:
+        return activate_any(source, args, kwargs, scope, ending)
+    except StopIteration as error:
+        raise stopped_start() from error
+
+
+cdef object failed_start():
+    """Raise what calling the function of a stream has raised."""
+    try:
+        pescador_raise()
+    except StopIteration as error:
+        raise stopped_start() from error
+
+
+cdef object stopped_start():
+    # Let through, it would look like the end of the stream.
+    return RuntimeError("a stream raised StopIteration when it was started")
+
+
+cdef object activate_any(object source, object args, object kwargs, Scope scope, Ending* ending):
     ending[0] = STEP_ONCE_MORE
-    if is_named or not ((is_simple(source) or is_immutable(source)) and is_immutable(args)):
+    if kwargs or not (is_immutable(source) and is_immutable(args)):
         memo = {} if scope is None else Memo(scope, again=True)
         source = isolate(source, memo)
         if callable(source):
@@ -639,13 +665,7 @@ cdef object activate(dict fields, Scope scope, Ending* ending):
                 kwargs = isolate(kwargs, memo)
         if SHARED in memo:
             ending[0] = STOP
-    if not callable(source):
-        return iter(source)
-    if is_named or type(args) is not tuple:
-        source = source(*args, **kwargs)
-    else:
-        source = pescador_call(source, <tuple>args)
-    return source if PyGen_CheckExact(source) else iter(source)
+    return iter(source(*args, **kwargs) if callable(source) else source)
 
 
 def activated(streamer, max_iter):
@@ -716,16 +736,16 @@ cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, d
     A streamer with hooks of its own may change when it is iterated. It is copied once in each
     activation of the mux around it, into `copies`.
     """
-    try:
-        return start_in(streamer, bound, scope, ending, copies)
-    except StopIteration as error:
-        raise RuntimeError("a stream raised StopIteration when it was started") from error
-
-
-cdef object start_in(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies):
     cdef dict fields = plain_fields(streamer)
     if fields is not None:
         return activate(fields, scope, ending)
+    try:
+        return start_any(streamer, bound, scope, ending, copies)
+    except StopIteration as error:
+        raise stopped_start() from error
+
+
+cdef object start_any(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies):
     engine = streamer._open(scope)
     if engine is not None:
         ending[0] = STOP

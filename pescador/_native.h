@@ -33,12 +33,25 @@ pescador_steal(PyObject *owned)
     return owned;
 }
 
-/* function(*args), without the detour of a call by tuple. */
+/* iter(function(*args)), without the detour of a call by tuple; NULL with an exception if it fails. */
 static inline PyObject *
-pescador_call(PyObject *function, PyObject *args)
+pescador_stream(PyObject *function, PyObject *args)
 {
-    return PyObject_Vectorcall(function, ((PyTupleObject *)args)->ob_item,
-                               (size_t)PyTuple_GET_SIZE(args), NULL);
+    PyObject *iterator, *result = PyObject_Vectorcall(
+        function, ((PyTupleObject *)args)->ob_item, (size_t)PyTuple_GET_SIZE(args), NULL);
+    if (result == NULL || PyGen_CheckExact(result)) {
+        return result;
+    }
+    iterator = PyObject_GetIter(result);
+    Py_DECREF(result);
+    return iterator;
+}
+
+/* Have Cython raise the exception that there is. */
+static inline int
+pescador_raise(void)
+{
+    return -1;
 }
 
 /* The value after a position in a dict, borrowed, if it is that of this very key; otherwise NULL. */
