@@ -884,8 +884,8 @@ def passes(size):
 @case(
     "item",
     "Across processes",
-    short=over("size", 64, 32_768, 65_536, 2**20, 40 * 10**6),
-    full=over("size", 1_024, 4_096, 16_384, 262_144, 4 * 2**20, 16 * 2**20),
+    short=over("size", 64, 32_768, 2**20, 40 * 10**6),
+    full=over("size", 1_024, 4_096, 16_384, 65_536, 262_144, 4 * 2**20, 16 * 2**20),
     tiny={"size": 4_096},
     n_bytes=lambda size: size,
     parallel=True,

@@ -131,8 +131,10 @@ def warm_up(job, count, seconds):
 
 def calibrate(job, target, done=0, seconds=0.0):
     """Return how many units of work take about `target` seconds; begin from what a few took."""
-    while True:
+    # A stream that is opened anew takes as long again; of others, the first work is no guide.
+    typical = isinstance(job, Fresh)
+    while not typical or seconds < target / 5:
         likely = done * target / max(seconds, 1e-9)
         done, seconds = timed(job, max(1, round(min(done * 20, likely))))
-        if seconds >= target / 5:
-            return max(1, round(done * target / seconds))
+        typical = True
+    return max(1, round(done * target / seconds))

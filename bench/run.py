@@ -1,6 +1,6 @@
 """Measure pescador, its peer and others on the same work, in one run.
 
-    python bench/run.py                              the short profile: some minutes
+    python bench/run.py                              the short profile: five minutes
     python bench/run.py --profile full               under an hour
     python bench/run.py --only 'shuffled*' --against peer,hand --rounds 9
     python bench/run.py --list                       what there is
@@ -71,7 +71,7 @@ OTHERS_ON = {
 FAST = {"limit", "ours", "hand", "more-itertools"}
 
 # How many rounds are taken even of a contestant that is slow around them.
-LEAST_ROUNDS = 3
+LEAST_ROUNDS = 2
 
 # What numeric libraries would otherwise do with more than one processor.
 THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")

@@ -70,6 +70,9 @@ class Worker:
 
     def warm(self, count, seconds):
         done, seconds = jobs.warm_up(self.job, count, seconds)
+        # What is there now stays: no need to look through it before each round.
+        gc.collect()
+        gc.freeze()
         return {"count": done, "seconds": seconds}
 
     def calibrate(self, target, done, seconds):
@@ -93,6 +96,7 @@ class Worker:
 
     def drop(self):
         job, self.job = self.job, None
+        gc.unfreeze()
         if job is not None:
             job.close()
         return {}
