@@ -43,11 +43,30 @@ class Profile:
     warm: float
     patience: float
     memory: bool
+    # The peer and others with no more streams than this: their cost per sample grows with them.
+    peer_streams: int
+    other_streams: int
 
 
 PROFILES = {
-    "short": Profile(rounds=5, round=0.05, warm=1.0, patience=12, memory=False),
-    "full": Profile(rounds=9, round=0.1, warm=2.0, patience=45, memory=True),
+    "short": Profile(
+        rounds=5,
+        round=0.05,
+        warm=1.0,
+        patience=12,
+        memory=False,
+        peer_streams=20_000,
+        other_streams=10_000,
+    ),
+    "full": Profile(
+        rounds=7,
+        round=0.1,
+        warm=1.5,
+        patience=30,
+        memory=True,
+        peer_streams=200_000,
+        other_streams=10_000,
+    ),
 }
 
 # Peak memory in the short profile: what differs most between contestants.
@@ -58,9 +77,7 @@ MEMORY = [
     "batches/size=602112",
 ]
 
-# What the short profile leaves to the full one: the peer with more streams than this, because its
-# cost per sample grows with their number, and others but on these cases.
-PEER_STREAMS = 20_000
+# The short profile leaves others to the full one, but on these cases.
 OTHERS_ON = {
     "shuffled/n=10",
     "shuffled/n=1000",
@@ -69,6 +86,9 @@ OTHERS_ON = {
     "transport/size=40000000",
 }
 FAST = {"limit", "ours", "hand", "more-itertools"}
+
+# Whose peak memory is measured on every case.
+MEASURED = {"ours", "peer", "hand"}
 
 # How many rounds are taken even of a contestant that is slow around them.
 LEAST_ROUNDS = 2
@@ -180,9 +200,9 @@ def _minutes(seconds):
 class Run:
     """One run of the suite: what is asked for, the workers, and what has come out."""
 
-    def __init__(self, names, selected, profile, rounds, quick):
+    def __init__(self, names, selected, profile, rounds, limited):
         self.names, self.selected = names, selected
-        self.profile, self.rounds, self.quick = profile, rounds, quick
+        self.profile, self.rounds, self.limited = profile, rounds, limited
         self.workers = {}
         self.results, self.memory, self.skipped = [], [], []
         self.versions = {}
@@ -199,16 +219,20 @@ class Run:
         import_name = "pescador" if name in (contestants.OURS, contestants.PEER) else name
         if import_name not in it.builders:
             return False
-        if self.quick and (
-            (name == contestants.PEER and params.get("n", 0) > PEER_STREAMS)
-            or (
-                name not in FAST | {contestants.PEER}
+        if self.limited and name not in FAST:
+            is_peer = name == contestants.PEER
+            most = self.profile.peer_streams if is_peer else self.profile.other_streams
+            if params.get("n", 0) > most:
+                self.skip(it.identifier(params), name, f"more than {most:,} streams take too long")
+                return False
+            if (
+                not is_peer
+                and self.profile is PROFILES["short"]
                 and it.name in ("shuffled", "transport")
                 and it.identifier(params) not in OTHERS_ON
-            )
-        ):
-            self.skip(it.identifier(params), name, "left to the full profile")
-            return False
+            ):
+                self.skip(it.identifier(params), name, "left to the full profile")
+                return False
         return True
 
     def skip(self, identifier, contestant, reason):
@@ -333,9 +357,10 @@ class Run:
 
     def go(self):
         for_memory = [
-            (it, params, [name for name in names if name != "limit"])
+            (it, params, [name for name in names if name != "limit" and (core or name in MEASURED)])
             for it, params, names in self.plan
-            if self.profile.memory or it.identifier(params) in MEMORY
+            for core in [it.identifier(params) in MEMORY]
+            if self.profile.memory or core
         ]
         total = sum(len(names) for *_, names in self.plan)
         total += sum(len(names) for *_, names in for_memory) / 2
@@ -523,8 +548,8 @@ def main():
             left[name] = reason
     if contestants.OURS not in names:
         sys.exit(f"ours {left[contestants.OURS]}; see {contestants.ENVS / 'ours.log'}")
-    quick = args.profile == "short" and not args.only
-    run = Run(names, selected, profile, args.rounds or profile.rounds, quick)
+    # Who asks for a case gets all that there is of it.
+    run = Run(names, selected, profile, args.rounds or profile.rounds, limited=not args.only)
     for name, reason in left.items():
         run.skip("all", name, reason)
     status = 0
