@@ -51,7 +51,7 @@ class Profile:
 PROFILES = {
     "short": Profile(
         rounds=5,
-        round=0.05,
+        round=0.04,
         warm=1.0,
         patience=12,
         memory=False,
