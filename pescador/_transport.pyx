@@ -73,9 +73,6 @@ cdef extern from "numpy/arrayobject.h":
         NPY_NTYPES_LEGACY
         NPY_MAXDIMS
     int _import_array() except -1
-
-cdef extern from "_native.h":
-    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
     bint PyArray_Check(object value)
     bint PyArray_CheckExact(object value)
     void* PyArray_DATA(PyArrayObject* array) noexcept nogil
@@ -92,6 +89,9 @@ cdef extern from "_native.h":
     object PyArray_View(PyArrayObject* array, PyArray_Descr* dtype, PyTypeObject* subtype)
     int PyArray_SetBaseObject(PyArrayObject* array, PyObject* base) except -1
     int PyArray_CopyInto(PyArrayObject* into, PyArrayObject* values) except -1
+
+cdef extern from "_native.h":
+    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
 
 
 _import_array()
@@ -272,6 +272,7 @@ cdef class Heap:
     cdef int32_t new_node(self) noexcept:
         """The number of a node, which may move the others; -1 if there is no memory."""
         cdef int32_t number = self.unused
+        cdef int32_t capacity = 2 * self.capacity + 64
         cdef void* nodes
         if number >= 0:
             self.unused = self.nodes[number].next
@@ -279,11 +280,11 @@ cdef class Heap:
         if self.n_nodes == self.capacity:
             # Not all that there may ever be: most streams need few, and a new process is slow to
             # get memory.
-            nodes = PyMem_Realloc(self.nodes, (2 * self.capacity + 64) * sizeof(Node))
+            nodes = PyMem_Realloc(self.nodes, capacity * sizeof(Node))
             if nodes is NULL:
                 return -1
             self.nodes = <Node*>nodes
-            self.capacity = 2 * self.capacity + 64
+            self.capacity = capacity
         self.n_nodes += 1
         return self.n_nodes - 1
 
