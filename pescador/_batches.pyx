@@ -23,7 +23,7 @@ from libc.string cimport memcmp, memcpy, memmove
 
 from pescador._core cimport next_item, steal
 from pescador._draws cimport AT
-from pescador._maps cimport describe, not_data, stopped
+from pescador._maps cimport describe, not_data, same_key, stopped
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -720,7 +720,7 @@ cdef class Batches:
             raise not_data(item, self.position) from error
         for i, key in enumerate(keys):
             column = self.columns[i] if i < len(self.columns) else None
-            if column is None or not is_same_key(column.key, key):
+            if column is None or not same_key(column.key, key):
                 column = Column(key, self.size, self.axis, self.reuse, self.allocator)
             columns.append(column)
         self.columns = columns
@@ -752,8 +752,3 @@ cdef class Batches:
             return item[key]
         except (TypeError, IndexError) as error:
             raise not_data(item, self.position) from error
-
-
-cdef bint is_same_key(object a, object b) except? True:
-    # 1 and True are equal, but not the same key to see.
-    return a is b or (type(a) is str is type(b) and a == b)

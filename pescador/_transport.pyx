@@ -35,6 +35,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pescador._core cimport next_item, steal
+from pescador._maps cimport same_key
 
 
 cdef extern from "_shared.h":
@@ -619,15 +620,6 @@ cdef class Schema:
             arrays.append(<object>value)
             i += 1
         return True
-
-
-cdef inline bint same_key(object a, object b) except -1:
-    if a is b:
-        return True
-    # Equal keys of other types may still differ: 1 and True, say.
-    if (type(a) is str and type(b) is str) or (type(a) is int and type(b) is int):
-        return a == b
-    return False
 
 
 cdef inline bint is_array(object value) except -1:
