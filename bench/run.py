@@ -34,6 +34,16 @@ RESULTS = BENCH / "results"
 FIGURES = BENCH / "figures"
 
 
+# The short profile has others on these cases only.
+OTHERS_ON = {
+    "shuffled/n=10",
+    "shuffled/n=1000",
+    "shuffled/n=1000/weighted=True",
+    "transport/size=64",
+    "transport/size=40000000",
+}
+
+
 @dataclass
 class Profile:
     """How much is measured, and for how long; times in seconds."""
@@ -46,27 +56,13 @@ class Profile:
     # The peer and others with no more streams than this: their cost per sample grows with them.
     peer_streams: int
     other_streams: int
+    # The cases that others are on; None for all.
+    others_on: set[str] | None
 
 
 PROFILES = {
-    "short": Profile(
-        rounds=5,
-        round=0.04,
-        warm=1.0,
-        patience=12,
-        memory=False,
-        peer_streams=20_000,
-        other_streams=10_000,
-    ),
-    "full": Profile(
-        rounds=7,
-        round=0.1,
-        warm=1.5,
-        patience=30,
-        memory=True,
-        peer_streams=200_000,
-        other_streams=10_000,
-    ),
+    "short": Profile(5, 0.04, 1.0, 12, False, 20_000, 10_000, OTHERS_ON),
+    "full": Profile(7, 0.1, 1.5, 30, True, 200_000, 10_000, None),
 }
 
 # Peak memory in the short profile: what differs most between contestants.
@@ -77,14 +73,6 @@ MEMORY = [
     "batches/size=602112",
 ]
 
-# The short profile leaves others to the full one, but on these cases.
-OTHERS_ON = {
-    "shuffled/n=10",
-    "shuffled/n=1000",
-    "shuffled/n=1000/weighted=True",
-    "transport/size=64",
-    "transport/size=40000000",
-}
 FAST = {"limit", "ours", "hand", "more-itertools"}
 
 # Whose peak memory is measured on every case.
@@ -220,20 +208,24 @@ class Run:
         if import_name not in it.builders:
             return False
         if self.limited and name not in FAST:
-            is_peer = name == contestants.PEER
-            most = self.profile.peer_streams if is_peer else self.profile.other_streams
+            identifier, profile = it.identifier(params), self.profile
+            if name == contestants.PEER:
+                most, cases = profile.peer_streams, None
+            else:
+                most, cases = profile.other_streams, profile.others_on
             if params.get("n", 0) > most:
-                self.skip(it.identifier(params), name, f"more than {most:,} streams take too long")
+                self.skip(identifier, name, f"more than {most:,} streams take too long")
                 return False
-            if (
-                not is_peer
-                and self.profile is PROFILES["short"]
-                and it.name in ("shuffled", "transport")
-                and it.identifier(params) not in OTHERS_ON
-            ):
-                self.skip(it.identifier(params), name, "left to the full profile")
+            if cases is not None and identifier not in cases:
+                self.skip(identifier, name, "left to the full profile")
                 return False
         return True
+
+    def _weighs(self, name, it, params):
+        """Tell whether the peak memory of this is measured."""
+        if name == "limit":
+            return False
+        return it.identifier(params) in MEMORY or (self.profile.memory and name in MEASURED)
 
     def skip(self, identifier, contestant, reason):
         self.skipped.append({"case": identifier, "contestant": contestant, "reason": reason})
@@ -281,8 +273,7 @@ class Run:
         last = self.ask(identifier, name, do="warm", **warm)
         if last is None:
             return None
-        known = {"done": last["count"], "seconds": last["seconds"]}
-        answer = self.ask(identifier, name, do="calibrate", target=target, **known)
+        answer = self.ask(identifier, name, do="calibrate", target=target, **last)
         return None if answer is None else answer["count"]
 
     def measure(self, it, params, names):
@@ -357,10 +348,8 @@ class Run:
 
     def go(self):
         for_memory = [
-            (it, params, [name for name in names if name != "limit" and (core or name in MEASURED)])
+            (it, params, [name for name in names if self._weighs(name, it, params)])
             for it, params, names in self.plan
-            for core in [it.identifier(params) in MEMORY]
-            if self.profile.memory or core
         ]
         total = sum(len(names) for *_, names in self.plan)
         total += sum(len(names) for *_, names in for_memory) / 2

@@ -73,7 +73,7 @@ class Worker:
         # What is there now stays: no need to look through it before each round.
         gc.collect()
         gc.freeze()
-        return {"count": done, "seconds": seconds}
+        return {"done": done, "seconds": seconds}
 
     def calibrate(self, target, done, seconds):
         return {"count": jobs.calibrate(self.job, target, done, seconds)}
