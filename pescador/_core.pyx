@@ -49,6 +49,7 @@ cdef extern from "_native.h":
     int pescador_raise() except -1
     object pescador_field(dict fields, Py_ssize_t* position, object name)
     void pescador_fetch(dict fields, int step) noexcept
+    void pescador_fetch_dict(object instance) noexcept
 
 cdef extern from *:
     """
@@ -613,6 +614,9 @@ cdef int approach(object streamer, int step) except -1:
         # An instance begins before its address.
         PREFETCH(<char*><PyObject*>streamer - 32)
         PREFETCH(<PyObject*>streamer)
+        return 0
+    if step == 1:
+        pescador_fetch_dict(streamer)
         return 0
     fields = plain_fields(streamer)
     if fields is not None:

@@ -74,7 +74,7 @@ cdef class StochasticEngine(WeightedEngine):
     cdef Counts counts
     cdef bint alike                    # all pool weights are equal
     cdef bint looks_ahead              # whether streams are fetched into the cache early
-    cdef Py_ssize_t[4] picked          # the streams that were picked last, -1 for none
+    cdef Py_ssize_t[5] picked          # the streams that were picked last, -1 for none
     cdef set empty                     # streams found empty since the last sample
     cdef Patience patience
 

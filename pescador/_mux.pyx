@@ -284,7 +284,7 @@ cdef class StochasticEngine(WeightedEngine):
         self.pool_w = <double*>address(self.pool_weights)
         self.alike = bool((self.pool_weights == self.pool_weights[0]).all())
         self.looks_ahead = self.n >= BEYOND_CACHE and k <= SOON
-        self.picked[:] = [-1, -1, -1, -1]
+        self.picked[:] = [-1, -1, -1, -1, -1]
         self.available = Pool(self.n)
         self.valid = np.ones(self.n, dtype=np.uint8)
         self.is_valid = <unsigned char*>address(self.valid)
@@ -369,7 +369,7 @@ cdef class StochasticEngine(WeightedEngine):
         """
         cdef int step
         PREFETCH(<char*>pool_items(self.pool) + i * sizeof(void*))
-        for step in range(3, -1, -1):
+        for step in range(4, -1, -1):
             if self.picked[step] >= 0:
                 approach(<object>PyList_GET_ITEM(self.pool, self.picked[step]), step)
             self.picked[step] = self.picked[step - 1] if step else i

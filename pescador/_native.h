@@ -91,20 +91,34 @@ pescador_items(PyObject *list)
     return ((PyListObject *)list)->ob_item;
 }
 
-/* Prefetch what the attributes of an instance refer to: where their values are (step 1), the values
- * (step 2), and what is in those that are tuples (step 3). */
+/* Prefetch the dict of an instance, if it has one yet. */
+static inline void
+pescador_fetch_dict(PyObject *instance)
+{
+#ifndef Py_GIL_DISABLED
+    PyObject **dict = _PyObject_GetDictPtr(instance);
+    if (dict != NULL && *dict != NULL) {
+        PESCADOR_PREFETCH(*dict);
+    }
+#else
+    (void)instance;
+#endif
+}
+
+/* Prefetch what the attributes of an instance refer to: where their values are (step 2), the values
+ * (step 3), and what is in those that are tuples (step 4). */
 static inline void
 pescador_fetch(PyObject *fields, int step)
 {
 #ifndef Py_GIL_DISABLED
     Py_ssize_t position = 0, i;
     PyObject *key, *value;
-    if (step == 1) {
+    if (step == 2) {
         PESCADOR_PREFETCH(((PyDictObject *)fields)->ma_values);
         return;
     }
     while (PyDict_Next(fields, &position, &key, &value)) {
-        if (step == 2) {
+        if (step == 3) {
             PESCADOR_PREFETCH(value);
         }
         else if (PyTuple_CheckExact(value)) {
