@@ -69,9 +69,14 @@ class Figures:
         return None if result is None else statistics.median(times(result))
 
     def ratio(self, slow, fast):
-        """The ratio of two medians, given as (case, contestant)."""
-        a, b = self.median(*slow), self.median(*fast)
-        return None if a is None or b is None else a / b
+        """The median of the ratios in each round, of two that are given as (case, contestant).
+
+        What was measured in one round had the same minute; medians may come from different ones.
+        """
+        a, b = (self.results.get(case, {}).get(contestant) for case, contestant in (slow, fast))
+        if a is None or b is None:
+            return None
+        return statistics.median(x / y for x, y in zip(times(a), times(b), strict=False))
 
     def against_ours(self, case, contestant):
         """How many times as long as ours another takes."""
@@ -223,8 +228,8 @@ def table(data):
         "",
         "Medians of the rounds, ± half the distance between the quartiles. `limit` is the `next` "
         "of a bare generator, or memcpy of the same bytes into a warm buffer. `hand` is the loop "
-        "that one would write in Python without a library. Ratios above 1x mean that ours takes "
-        "less time.",
+        "that one would write in Python without a library. Ratios are medians of the ratios in "
+        "each round, in which all contestants took turns; above 1x, ours takes less time.",
         "",
     ]
     goals = goal_table(figures)

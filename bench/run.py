@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import contestants
 from contestants import ALWAYS, BENCH, CONTESTANTS, ENV
@@ -52,6 +53,8 @@ class Profile:
     round: float
     warm: float
     patience: float
+    # Rounds of a contestant that is slow end after this, but for the least number.
+    enough: float
     memory: bool
     # The peer and others with no more streams than this: their cost per sample grows with them.
     peer_streams: int
@@ -61,8 +64,8 @@ class Profile:
 
 
 PROFILES = {
-    "short": Profile(5, 0.04, 1.0, 12, False, 20_000, 10_000, OTHERS_ON),
-    "full": Profile(7, 0.1, 1.5, 30, True, 200_000, 10_000, None),
+    "short": Profile(11, 0.02, 1.0, 12, 1.5, False, 20_000, 10_000, OTHERS_ON),
+    "full": Profile(15, 0.05, 1.5, 30, 15.0, True, 200_000, 10_000, None),
 }
 
 # Peak memory in the short profile: what differs most between contestants.
@@ -78,7 +81,7 @@ FAST = {"limit", "ours", "hand", "more-itertools"}
 # Whose peak memory is measured on every case.
 MEASURED = {"ours", "peer", "hand"}
 
-# How many rounds are taken even of a contestant that is slow around them.
+# How many rounds are taken even of a contestant that is slow.
 LEAST_ROUNDS = 2
 
 # What numeric libraries would otherwise do with more than one processor.
@@ -185,21 +188,54 @@ def _minutes(seconds):
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
+@dataclass
+class Work:
+    """A case with its parameters, and the contestants that it is measured for."""
+
+    case: Any
+    params: dict[str, Any]
+    names: list[str]
+
+    @property
+    def identifier(self):
+        return self.case.identifier(self.params)
+
+
+def side_by_side(plan):
+    """Return the plan as groups of work that is measured in the same rounds.
+
+    Cases are groups of their own, but for those that a goal compares with each other: measured
+    minutes apart, they would compare the machine with itself.
+    """
+    from cases import GOALS
+
+    compared = [{goal.slow[0], goal.fast[0]} for goal in GOALS]
+    groups = []
+    for work in plan:
+        for group in groups:
+            if any({work.identifier, it.identifier} in compared for it in group):
+                group.append(work)
+                break
+        else:
+            groups.append([work])
+    return groups
+
+
 class Run:
     """One run of the suite: what is asked for, the workers, and what has come out."""
 
     def __init__(self, names, selected, profile, rounds, limited):
-        self.names, self.selected = names, selected
         self.profile, self.rounds, self.limited = profile, rounds, limited
+        # By contestant and place in a group.
         self.workers = {}
         self.results, self.memory, self.skipped = [], [], []
         self.versions = {}
         # Contestants that cannot run at all, with the reason.
         self.absent = {}
-        self.plan = [
-            (it, params, [name for name in names if self._may(name, it, params)])
+        self.plan = side_by_side(
+            Work(it, params, [name for name in names if self._may(name, it, params)])
             for it, params in selected
-        ]
+        )
         self.progress = None
 
     def _may(self, name, it, params):
@@ -221,31 +257,33 @@ class Run:
                 return False
         return True
 
-    def _weighs(self, name, it, params):
+    def _weighs(self, name, work):
         """Tell whether the peak memory of this is measured."""
         if name == "limit":
             return False
-        return it.identifier(params) in MEMORY or (self.profile.memory and name in MEASURED)
+        return work.identifier in MEMORY or (self.profile.memory and name in MEASURED)
 
     def skip(self, identifier, contestant, reason):
         self.skipped.append({"case": identifier, "contestant": contestant, "reason": reason})
 
-    def worker(self, name):
-        if name not in self.workers:
+    def worker(self, seat):
+        name, _ = seat
+        if seat not in self.workers:
             process = Process(name, patience=120)
             if "error" in process.info:
                 process.close()
                 raise Failed(process.info["error"])
             self.versions[name] = process.info["versions"] | {"python": process.info["python"]}
-            self.workers[name] = process
-        return self.workers[name]
+            self.workers[seat] = process
+        return self.workers[seat]
 
-    def ask(self, identifier, name, patience=None, **order):
+    def ask(self, identifier, seat, patience=None, **order):
         """Ask a worker; note what goes wrong, and return None then."""
+        name, _ = seat
         if name in self.absent:
             return None
         try:
-            worker = self.worker(name)
+            worker = self.worker(seat)
         except Failed as failure:
             self.absent[name] = str(failure)
             self.skip("all", name, str(failure))
@@ -254,7 +292,7 @@ class Run:
         try:
             answer = worker.ask(patience or self.profile.patience, **order)
         except Failed as failure:
-            del self.workers[name]
+            del self.workers[seat]
             answer = {"error": str(failure)}
         reason = answer.get("error") or answer.get("skip")
         if reason:
@@ -264,101 +302,111 @@ class Run:
             return None
         return answer
 
-    def prepare(self, it, params, name, target):
+    def prepare(self, work, seat, target):
         """Have a contestant ready for rounds; return how much is a round, or None if it cannot."""
-        identifier = it.identifier(params)
-        if self.ask(identifier, name, do="build", case=it.name, params=params) is None:
+        identifier, it, params = work.identifier, work.case, work.params
+        if self.ask(identifier, seat, do="build", case=it.name, params=params) is None:
             return None
         warm = {"count": it.warm(**params), "seconds": self.profile.warm}
-        last = self.ask(identifier, name, do="warm", **warm)
+        last = self.ask(identifier, seat, do="warm", **warm)
         if last is None:
             return None
-        answer = self.ask(identifier, name, do="calibrate", target=target, **last)
+        answer = self.ask(identifier, seat, do="calibrate", target=target, **last)
         return None if answer is None else answer["count"]
 
-    def measure(self, it, params, names):
-        """Run one case under all contestants, round by round."""
-        identifier, profile = it.identifier(params), self.profile
-        target = 3 * profile.round if it.parallel else profile.round
+    def measure(self, group):
+        """Run the cases of a group under all contestants, round by round."""
+        target, n_rounds = self.profile.round, self.rounds or self.profile.rounds
+        if group[0].case.parallel:
+            # Processes are started for each round: fewer and longer ones.
+            target *= 6
+            n_rounds = self.rounds or -(-self.profile.rounds // 2)
+        title = " and ".join(work.identifier for work in group)
         counts = {}
-        for name in names:
-            self.progress.show(identifier, f"· {name}: start and warm up")
-            count = self.prepare(it, params, name, target)
-            if count is not None:
-                counts[name] = count
-            self.progress.done += 0.5
+        for place, work in enumerate(group):
+            for name in work.names:
+                self.progress.show(title, f"· {name}: start and warm up")
+                count = self.prepare(work, (name, place), target)
+                if count is not None:
+                    counts[name, place] = count
+                self.progress.done += 0.5
         rounds = collections.defaultdict(list)
         spent = collections.Counter()
-        # The first round warms up and is not counted.
-        for i in range(self.rounds + 1):
-            for name in list(counts):
-                # Some take seconds to close what they have opened.
-                if i > LEAST_ROUNDS and spent[name] > profile.patience / 2:
+        # Round 0 warms up and is not counted; processes that are started anew have no use for it.
+        for i in range(1 if group[0].case.parallel else 0, n_rounds + 1):
+            for seat in list(counts):
+                if i > LEAST_ROUNDS and spent[seat] > self.profile.enough:
                     continue
-                self.progress.show(identifier, f"· {name}: round {i} of {self.rounds}")
-                spent[name] -= time.monotonic()
-                answer = self.ask(identifier, name, do="round", count=counts[name])
-                spent[name] += time.monotonic()
+                name, place = seat
+                identifier = group[place].identifier
+                self.progress.show(title, f"· {name}: round {i} of {n_rounds}")
+                spent[seat] -= time.monotonic()
+                answer = self.ask(identifier, seat, do="round", count=counts[seat])
+                spent[seat] += time.monotonic()
                 if answer is None:
-                    del counts[name]
+                    del counts[seat]
                 elif i:
-                    rounds[name].append([answer["count"], answer["seconds"]])
-                if i and name in counts:
-                    self.progress.done += 0.5 / self.rounds
-        for name in counts:
-            self.ask(identifier, name, do="drop")
-        self._retire(params, names)
-        size = it.n_bytes(**params) if it.n_bytes else None
-        for name in counts:
-            self.results.append(
+                    rounds[seat].append([answer["count"], answer["seconds"]])
+                if i and seat in counts:
+                    self.progress.done += 0.5 / n_rounds
+        for seat in counts:
+            self.ask(group[seat[1]].identifier, seat, do="drop")
+        self._retire(group)
+        for place, work in enumerate(group):
+            it, params = work.case, work.params
+            size = it.n_bytes(**params) if it.n_bytes else None
+            self.results += [
                 {
-                    "case": identifier,
+                    "case": work.identifier,
                     "name": it.name,
                     "params": params,
                     "section": it.section,
                     "unit": it.unit,
                     "bytes": size,
                     "contestant": name,
-                    "rounds": rounds[name],
+                    "rounds": rounds[name, place],
                 }
-            )
+                for name in work.names
+                if (name, place) in counts
+            ]
 
-    def _retire(self, params, names):
-        # After a million streams, the memory that a process has left to give is in shreds.
-        if params.get("n", 0) >= 100_000:
-            for name in self.workers.keys() & set(names):
-                self.workers.pop(name).close()
+    def _retire(self, group):
+        """Close the workers that other groups should not use."""
+        for place, work in enumerate(group):
+            # After many streams, the memory that a process has left to give is in shreds.
+            if place or work.params.get("n", 0) >= 100_000:
+                for seat in self.workers.keys() & {(name, place) for name in work.names}:
+                    self.workers.pop(seat).close()
 
-    def measure_memory(self, it, params, names):
+    def measure_memory(self, work, names):
         """Run one case in a process that has done nothing else, for each contestant."""
-        identifier = it.identifier(params)
         for name in names:
-            self.progress.show(identifier, f"· {name}: memory")
+            self.progress.show(work.identifier, f"· {name}: memory")
             self.progress.done += 0.5
-            old = self.workers.pop(name, None)
-            order = {"do": "memory", "case": it.name, "params": params, "seconds": 1.0}
-            answer = self.ask(f"memory of {identifier}", name, **order)
+            # None of the workers so far has this place.
+            seat = (name, "memory")
+            order = {"do": "memory", "case": work.case.name, "params": work.params, "seconds": 1.0}
+            answer = self.ask(f"memory of {work.identifier}", seat, **order)
             if answer is not None:
-                self.memory.append({"case": identifier, "contestant": name, **answer})
-            fresh = self.workers.pop(name, None)
-            if fresh is not None:
-                fresh.close()
-            if old is not None:
-                self.workers[name] = old
+                self.memory.append({"case": work.identifier, "contestant": name, **answer})
+            worker = self.workers.pop(seat, None)
+            if worker is not None:
+                worker.close()
 
     def go(self):
         for_memory = [
-            (it, params, [name for name in names if self._weighs(name, it, params)])
-            for it, params, names in self.plan
+            (work, [name for name in work.names if self._weighs(name, work)])
+            for group in self.plan
+            for work in group
         ]
-        total = sum(len(names) for *_, names in self.plan)
-        total += sum(len(names) for *_, names in for_memory) / 2
+        total = sum(len(work.names) for work, _ in for_memory)
+        total += sum(len(names) for _, names in for_memory) / 2
         self.progress = Progress(total)
         try:
-            for it, params, names in self.plan:
-                self.measure(it, params, names)
-            for it, params, names in for_memory:
-                self.measure_memory(it, params, names)
+            for group in self.plan:
+                self.measure(group)
+            for work, names in for_memory:
+                self.measure_memory(work, names)
         finally:
             for worker in self.workers.values():
                 worker.close()
@@ -538,7 +586,7 @@ def main():
     if contestants.OURS not in names:
         sys.exit(f"ours {left[contestants.OURS]}; see {contestants.ENVS / 'ours.log'}")
     # Who asks for a case gets all that there is of it.
-    run = Run(names, selected, profile, args.rounds or profile.rounds, limited=not args.only)
+    run = Run(names, selected, profile, args.rounds, limited=not args.only)
     for name, reason in left.items():
         run.skip("all", name, reason)
     status = 0

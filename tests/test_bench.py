@@ -88,6 +88,8 @@ def test_a_stream_that_ends_is_no_result():
 
 def test_a_round_is_as_long_as_asked():
     class Steady:
+        least = 1
+
         def take(self, count):
             return count, count * 1e-3
 
@@ -126,6 +128,23 @@ def test_goals_and_core_cases_are_cases_of_the_short_profile():
 def test_cases_are_selected_by_pattern(patterns, expected):
     selected = run.select_cases(patterns, "short")
     assert [it.identifier(params) for it, params in selected] == expected
+
+
+def test_cases_that_a_goal_compares_are_measured_side_by_side():
+    works = [run.Work(it, params, []) for it, params in run.select_cases(None, "short")]
+    groups = [{work.identifier for work in group} for group in run.side_by_side(works)]
+    for goal in cases.GOALS:
+        assert any({goal.slow[0], goal.fast[0]} <= group for group in groups)
+    assert sum(map(len, groups)) == len(works)
+
+
+def test_ratios_are_of_what_was_measured_in_the_same_round():
+    # The machine halves its speed after the second round, and one contestant stops there.
+    both = [
+        measured("bound", "ours", [1e-8, 1e-8, 2e-8, 2e-8, 2e-8]),
+        measured("bound", "peer", [3e-8, 3e-8]),
+    ]
+    assert report.Figures({"results": both}).against_ours("bound", "peer") == pytest.approx(3)
 
 
 def measured(case, contestant, seconds):
