@@ -19,8 +19,8 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
 from pescador._core cimport (
-    ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Scope, approach, as_bound,
-    gives, is_plain, next_item, runs_out, start, steal,
+    ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Patience, Scope, approach,
+    as_bound, gives, is_plain, next_item, runs_out, start, steal,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Uniform, address, choose, draw, pairwise_sum,
@@ -38,6 +38,12 @@ cdef enum:
     SOON = 1 << 11
 
 
+cdef struct Slot:
+    # A place in the active set.
+    int64_t count                      # samples given by the stream that is there now
+    int64_t bound                      # how many it may give
+
+
 def read_only(array):
     """Return a view that follows the engine's array and cannot be written."""
     view = array.view()
@@ -47,6 +53,24 @@ def read_only(array):
 
 cdef class Engine:
     """An active set of `k` slots, and how a slot is filled, pulled from and emptied."""
+
+    cdef object mux                    # whose streams these are; asked for nothing in the loop
+    cdef list pool                     # the mux's streamers, read as their streams start
+    cdef Py_ssize_t n                  # how many
+    cdef Scope scope
+    cdef Scope inner                   # what streams start in: `scope`, or None
+    cdef dict copies                   # of the streamers that are copied once: see start
+    cdef Py_ssize_t k                  # slots in the active set
+    cdef list streams                  # k: the iterator in each slot, None before it has started
+    cdef object table                  # int64[k, 2], the memory behind `slots`
+    cdef Slot* slots
+    cdef object indices                # int64[k], the memory behind `which`
+    cdef int64_t* which                # the streamer in each slot; -1 for none
+    cdef Ending* endings               # who keeps to the bound of each slot
+    cdef Py_ssize_t depth              # how many engines this one is nested in
+    cdef int64_t left                  # how many samples it may give yet
+    cdef bint running
+    cdef bint barren                   # it ended because no stream gave a sample any more
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.mux = mux
@@ -100,8 +124,7 @@ cdef class Engine:
         """The next sample of the mux, or NULL when it is over."""
         raise NotImplementedError
 
-    @cython.final
-    cdef PyObject* pull(self, Py_ssize_t slot) except? NULL:
+    cdef inline PyObject* pull(self, Py_ssize_t slot) except? NULL:
         """The next sample of the stream in a slot, or NULL when that stream is over."""
         cdef Slot* row = &self.slots[AT(slot, self.k)]
         if PyList_GET_ITEM(self.streams, slot) is <PyObject*>None:
@@ -116,8 +139,7 @@ cdef class Engine:
             row.count += 1
         return item
 
-    @cython.final
-    cdef bint ended_barren(self, Py_ssize_t slot):
+    cdef inline bint ended_barren(self, Py_ssize_t slot) noexcept:
         """Whether the stream of a slot, which has ended, is a mux that will never give more."""
         # Only engines stop by themselves at their bound.
         if self.endings[slot] != STOP:
@@ -125,8 +147,7 @@ cdef class Engine:
         stream = self.streams[slot]
         return isinstance(stream, Engine) and (<Engine>stream).barren
 
-    @cython.final
-    cdef int begin(self, Py_ssize_t slot) except -1:
+    cdef inline int begin(self, Py_ssize_t slot) except -1:
         """Start the stream of a slot: nothing of a streamer is touched before its first sample."""
         streamer = self.pool[AT(self.which[slot], self.n)]
         self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
@@ -141,16 +162,14 @@ cdef class Engine:
                                      f"{sys.getrecursionlimit()}")
         return 0
 
-    @cython.final
-    cdef int assign(self, Py_ssize_t slot, Py_ssize_t i, int64_t bound) except -1:
+    cdef inline int assign(self, Py_ssize_t slot, Py_ssize_t i, int64_t bound) except -1:
         self.which[AT(slot, self.k)] = i
         self.slots[slot].count = 0
         self.slots[slot].bound = bound
         self.streams[slot] = None
         return 0
 
-    @cython.final
-    cdef int vacate(self, Py_ssize_t slot) except -1:
+    cdef inline int vacate(self, Py_ssize_t slot) except -1:
         self.which[AT(slot, self.k)] = -1
         self.streams[slot] = None
         return 0
@@ -206,29 +225,34 @@ cdef class SlotStream:
 cdef class WeightedEngine(Engine):
     """Slots chosen at random, in proportion to their weights."""
 
+    cdef Uniform uniform
+    cdef object weights                # float64[k], the memory behind `w`
+    cdef double* w                     # the weight of each slot, 0 where it is out
+    cdef double norm                   # their sum
+    cdef Categorical chooser
+    cdef bint norm_is_stale            # weights have changed since norm was taken
+    cdef bint chooser_is_stale         # weights have changed since the chooser saw them
+
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.weights = np.zeros(k)
         self.w = <double*>address(self.weights)
         self.chooser = Categorical(k)
         self.norm_is_stale = self.chooser_is_stale = True
 
-    @cython.final
-    cdef int set_weight(self, Py_ssize_t slot, double weight) except -1:
+    cdef inline int set_weight(self, Py_ssize_t slot, double weight) except -1:
         if self.w[AT(slot, self.k)] != weight:
             self.w[slot] = weight
             self.norm_is_stale = self.chooser_is_stale = True
         return 0
 
-    @cython.final
-    cdef double weight_norm(self) noexcept nogil:
+    cdef inline double weight_norm(self) noexcept nogil:
         """The sum of the weights of all slots."""
         if self.norm_is_stale:
             self.norm = pairwise_sum(self.w, self.k)
             self.norm_is_stale = False
         return self.norm
 
-    @cython.final
-    cdef Py_ssize_t next_slot(self) except -1:
+    cdef inline Py_ssize_t next_slot(self) except -1:
         """The slot that the next sample comes from."""
         if self.chooser_is_stale:
             self.chooser.set_weights(self.w, self.weight_norm())
@@ -244,6 +268,7 @@ cdef class WeightedEngine(Engine):
         return np.sum(self.weights)
 
 
+@cython.final
 cdef class ShuffledEngine(WeightedEngine):
     """Every stream has a slot; one that ends is restarted, one without samples is left out."""
 
@@ -273,8 +298,28 @@ cdef class ShuffledEngine(WeightedEngine):
         return NULL
 
 
+@cython.final
 cdef class StochasticEngine(WeightedEngine):
     """A random few of many streams at a time, each replaced after a random number of samples."""
+
+    cdef object pool_weights           # float64[n], the memory behind `pool_w`
+    cdef double* pool_w
+    cdef Pool available
+    cdef object valid                  # uint8[n], the memory behind `is_valid`
+    cdef unsigned char* is_valid       # streams that were not found empty
+    cdef Py_ssize_t n_valid
+    cdef bint prune
+    cdef bint replaces                 # with replacement: a stream may be in several slots
+    cdef bint revives                  # a stream that ended may come back
+    cdef object constant               # the bound of every stream, or None where it is drawn
+    cdef bint binomial
+    cdef double rate
+    cdef Counts counts
+    cdef bint alike                    # all pool weights are equal
+    cdef bint looks_ahead              # whether streams are fetched into the cache early
+    cdef Py_ssize_t[5] picked          # the streams that were picked last, -1 for none
+    cdef set empty                     # streams found empty since the last sample
+    cdef Patience patience
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         super().__init__(mux, scope, k)
@@ -360,7 +405,6 @@ cdef class StochasticEngine(WeightedEngine):
             self.look_ahead(i)
         return self.assign(slot, i, bound)
 
-    @cython.final
     cdef int look_ahead(self, Py_ssize_t i) except -1:
         """Have what stream i starts from in the cache when its first sample is due.
 
@@ -412,8 +456,19 @@ cdef class StochasticEngine(WeightedEngine):
         return read_only(self.valid.view(np.bool_))
 
 
+@cython.final
 cdef class RoundRobinEngine(Engine):
     """Every stream in turn; exhausted ones are skipped until the round is over."""
+
+    cdef object generator
+    cdef bint cycles, permutes
+    cdef Py_ssize_t* following         # n: the next slot that is not exhausted, round and round
+    cdef Py_ssize_t at, before
+    cdef Py_ssize_t alive
+    cdef unsigned char* out            # n: streams that are not started again
+    cdef Py_ssize_t n_out
+    cdef Patience patience
+    cdef bint gave                     # whether this round gave a sample
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.following = <Py_ssize_t*>PyMem_Calloc(k, sizeof(Py_ssize_t))
@@ -482,8 +537,19 @@ cdef class RoundRobinEngine(Engine):
         return self.at
 
 
+@cython.final
 cdef class ChainEngine(Engine):
     """One stream after another, each to its end."""
+
+    cdef object streamers              # the list, or the generator function of them
+    cdef bint is_made                  # whether it is a function
+    cdef object source                 # iterator over the streamers
+    cdef object coerce                 # makes a Streamer of what is none
+    cdef bint cycles
+    cdef bint ended                    # the last pass was begun
+    cdef Patience patience
+    cdef bint gave                     # whether this pass gave a sample
+    cdef set out                       # ids of streamers that are not started again
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         self.streamers = mux.streamers
@@ -491,7 +557,7 @@ cdef class ChainEngine(Engine):
         self.n = 1
         self.coerce = mux._as_streamer
         self.cycles = mux.mode == "cycle"
-        self.vacant = True
+        self.slots[0].bound = UNBOUNDED
         self.out = set()
         self.is_made = callable(self.streamers)
         if self.is_made:
@@ -500,7 +566,7 @@ cdef class ChainEngine(Engine):
 
     cdef PyObject* advance(self) except? NULL:
         cdef PyObject* item
-        while not self.vacant or self.next_streamer():
+        while self.which[0] >= 0 or self.next_streamer():
             item = self.pull(0)
             if item is not NULL:
                 self.gave = True
@@ -508,11 +574,10 @@ cdef class ChainEngine(Engine):
             if self.ended_barren(0) and not self.is_made:
                 self.out.add(id(self.pool[0]))
             self.vacate(0)
-            self.vacant = True
         return NULL
 
-    cdef bint next_streamer(self) except? True:
-        """Put the next streamer in the slot; False when there is none."""
+    cdef int next_streamer(self) except -1:
+        """Put the next streamer in the slot, which is vacant; False when there is none."""
         cdef PyObject* item
         cdef Ending ending = STOP
         while True:
@@ -539,8 +604,7 @@ cdef class ChainEngine(Engine):
             if self.is_made:
                 self.copies.clear()
             self.pool[0] = streamer
-            self.assign(0, 0, UNBOUNDED)
-            self.vacant = False
+            self.which[0] = self.slots[0].count = 0
             return True
 
     @property
