@@ -1,5 +1,6 @@
 # Random draws and the choices made from them: fields and C entry points of _draws.pyx.
 
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from pescador._bitgen cimport bitgen_t
@@ -10,6 +11,7 @@ cdef extern from "_native.h":
     bint pescador_threaded() noexcept nogil
 
 
+@cython.final
 cdef class Uniform:
     cdef readonly object generator     # what it draws for: np.random, a RandomState or a Generator
     cdef object bit_generator          # owns `bits`
@@ -29,6 +31,7 @@ cdef inline double draw(Uniform uniform) except? -1.0:
     return uniform.bits.next_double(uniform.bits.state)
 
 
+@cython.final
 cdef class Counts:
     cdef Uniform uniform
     cdef object poisson_method, binomial_method
@@ -64,6 +67,7 @@ cdef inline Py_ssize_t quick_rank(double u, Py_ssize_t m) noexcept nogil:
     return -1
 
 
+@cython.final
 cdef class Categorical:
     cdef Py_ssize_t k
     cdef bint equal                    # all weights are alike: no table is needed
@@ -124,6 +128,7 @@ cdef struct Ledger:
     double[17] sums                    # of 0, 1, ... times v
 
 
+@cython.final
 cdef class Pool:
     cdef Py_ssize_t n
     cdef Py_ssize_t m                  # how many can be picked
