@@ -64,7 +64,7 @@ class Profile:
 
 
 PROFILES = {
-    "short": Profile(11, 0.02, 1.0, 12, 1.5, False, 20_000, 10_000, OTHERS_ON),
+    "short": Profile(9, 0.02, 0.7, 12, 1.0, False, 20_000, 10_000, OTHERS_ON),
     "full": Profile(15, 0.05, 1.5, 30, 15.0, True, 200_000, 10_000, None),
 }
 

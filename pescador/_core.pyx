@@ -26,9 +26,9 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t
 
-from pescador._bitgen cimport bitgen_t
+from pescador._bitgen cimport Mersenne, bitgen_t
 from pescador._snapshots cimport Snapshots, copied, fixed, is_large
 from pescador._snapshots cimport is_plain as is_plain_array
 
@@ -501,12 +501,6 @@ cdef object copy_generator(object generator, object memo):
         result = kind(ZEROS)
         result.__setstate__((generator.state, sequence))
     return result
-
-
-cdef struct Mersenne:
-    # NumPy's MT19937 behind its bitgen_t; its own way there goes word by word through Python.
-    uint32_t key[624]
-    int pos
 
 
 cdef Mersenne* mersenne_of(object bits) except NULL:

@@ -1,9 +1,9 @@
 # Random draws and the choices made from them: fields and C entry points of _draws.pyx.
 
 cimport cython
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from pescador._bitgen cimport bitgen_t
+from pescador._bitgen cimport Mersenne, bitgen_t
 
 
 cdef extern from "_native.h":
@@ -17,6 +17,7 @@ cdef class Uniform:
     cdef object bit_generator          # owns `bits`
     cdef object lock                   # None where nobody else can hold the generator
     cdef bitgen_t* bits
+    cdef Mersenne* words               # what they are made from, where that is known; or NULL
 
 
 cdef double draw_locked(Uniform uniform) except? -1.0
@@ -29,6 +30,24 @@ cdef inline double draw(Uniform uniform) except? -1.0:
     if uniform.lock is not None and pescador_threaded():
         return draw_locked(uniform)
     return uniform.bits.next_double(uniform.bits.state)
+
+
+cdef inline double glance(Uniform uniform, int later) noexcept nogil:
+    """About what the draw after `later` others will be, to 27 bits; -1 where it is not known."""
+    cdef int place
+    cdef uint32_t word
+    if uniform.words is NULL or (uniform.lock is not None and pescador_threaded()):
+        return -1.0
+    place = uniform.words.pos + 2 * later
+    if place >= 624:
+        return -1.0
+    # As MT19937 does: a double has 27 bits of one word and 26 of the next.
+    word = uniform.words.key[place]
+    word ^= word >> 11
+    word ^= (word << 7) & 0x9d2c5680U
+    word ^= (word << 15) & 0xefc60000U
+    word ^= word >> 18
+    return (word >> 5) / 134217728.0
 
 
 @cython.final
@@ -95,6 +114,15 @@ cdef inline Py_ssize_t choose(Categorical chooser, double u) noexcept nogil:
             i += 1
         return i
     return chooser.look_up(u)
+
+
+cdef inline Py_ssize_t guess(Categorical chooser, double u) noexcept nogil:
+    """The category that a draw of about u is likely to pick; -1 where it takes long to find."""
+    if u < 0.0:
+        return -1
+    if chooser.equal:
+        return <Py_ssize_t>(u * chooser.k)
+    return choose(chooser, u) if chooser.indexed else -1
 
 
 cdef enum:

@@ -22,6 +22,7 @@ class Pool:
 class Counts:
     def __init__(self, uniform: Uniform, mean: float) -> None: ...
 
+def glances_at(generator: Any, n_draws: int, later: int) -> list[float]: ...
 def counts_of(
     generator: Any,
     n_draws: int,

@@ -8,6 +8,7 @@ sums are taken.
 
 import numpy as np
 
+from pescador._core import mersenne_is_known
 from pescador.exceptions import PescadorError
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -185,6 +186,18 @@ cdef class Uniform:
         else:
             self.bit_generator = generator.bit_generator
         self.bits = <bitgen_t*>PyCapsule_GetPointer(self.bit_generator.capsule, "BitGenerator")
+        if type(self.bit_generator) is np.random.MT19937 and mersenne_is_known():
+            self.words = <Mersenne*>self.bits.state
+
+
+def glances_at(generator, n_draws, later):
+    """What `glance` says of each of the first draws, `later` before its turn, for tests."""
+    uniform = Uniform(generator)
+    result = []
+    for _ in range(n_draws):
+        result.append(glance(uniform, later))
+        draw(uniform)
+    return result
 
 
 cdef double draw_locked(Uniform uniform) except? -1.0:

@@ -23,7 +23,7 @@ from pescador._core cimport (
     as_bound, gives, is_plain, next_item, runs_out, start, steal,
 )
 from pescador._draws cimport (
-    AT, Categorical, Counts, Pool, Uniform, address, choose, draw, pairwise_sum,
+    AT, Categorical, Counts, Pool, Uniform, address, choose, draw, glance, guess, pairwise_sum,
 )
 
 
@@ -34,8 +34,9 @@ cdef extern from "_native.h":
 cdef enum:
     # From so many streamers on, most of them are in no cache when they are started.
     BEYOND_CACHE = 1 << 14
-    # With more slots than this, what is fetched for one has left the cache again before it is used.
-    SOON = 1 << 11
+    # With more slots than this, their streams are in no cache, and what is fetched for a new one
+    # has left it again before its turn.
+    MANY_SLOTS = 1 << 11
 
 
 cdef struct Slot:
@@ -257,7 +258,29 @@ cdef class WeightedEngine(Engine):
         if self.chooser_is_stale:
             self.chooser.set_weights(self.w, self.weight_norm())
             self.chooser_is_stale = False
-        return choose(self.chooser, draw(self.uniform))
+        cdef Py_ssize_t slot = choose(self.chooser, draw(self.uniform))
+        if self.k > MANY_SLOTS:
+            self.fetch_next()
+        return slot
+
+    cdef void fetch_next(self) noexcept:
+        """Have the streams of the samples to come on their way to the cache.
+
+        Their draws can be read in the state of the generator already. The place that leads to a
+        stream is fetched four samples before its turn, the stream two before.
+        """
+        cdef Py_ssize_t slot = guess(self.chooser, glance(self.uniform, 3))
+        cdef char* stream
+        cdef int line
+        if slot >= 0:
+            PREFETCH(<char*>pool_items(self.streams) + slot * sizeof(void*))
+            PREFETCH(&self.slots[AT(slot, self.k)])
+        slot = guess(self.chooser, glance(self.uniform, 1))
+        if slot >= 0:
+            stream = <char*>PyList_GET_ITEM(self.streams, AT(slot, self.k))
+            # A generator and its frame.
+            for line in range(4):
+                PREFETCH(stream + 64 * line)
 
     @property
     def stream_weights_(self):
@@ -328,7 +351,7 @@ cdef class StochasticEngine(WeightedEngine):
         self.pool_weights = np.array(mux.weights, dtype=np.float64)
         self.pool_w = <double*>address(self.pool_weights)
         self.alike = bool((self.pool_weights == self.pool_weights[0]).all())
-        self.looks_ahead = self.n >= BEYOND_CACHE and k <= SOON
+        self.looks_ahead = self.n >= BEYOND_CACHE and k <= MANY_SLOTS
         self.picked[:] = [-1, -1, -1, -1, -1]
         self.available = Pool(self.n)
         self.valid = np.ones(self.n, dtype=np.uint8)

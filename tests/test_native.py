@@ -59,3 +59,19 @@ def test_a_long_repeated_sum_rounds_as_a_loop_does(m):
     # Around 1 / m, where all bits of a term matter, and with terms that end in half a unit.
     for v in [1 / m, np.nextafter(1 / m, 0), np.nextafter(1 / m, 1), 1 + 2**-40, 1.5 * 2**-30]:
         assert _draws.repeated_sum_of(v, m) == np.cumsum(np.full(m, v))[-1]
+
+
+@pytest.mark.parametrize("later", [0, 1, 3])
+def test_a_glance_at_a_draw_to_come_is_near_it(later):
+    glances = np.array(_draws.glances_at(np.random.RandomState(5), 2_000, later))
+    draws = np.random.RandomState(5).random_sample(2_000 + later)[later:]
+    told = glances >= 0
+    missed = (draws - glances)[told]
+    assert missed.min() >= 0
+    assert missed.max() < 2**-27
+    # The generator makes new words once in 312 draws, and what will be in those is not told.
+    assert told.sum() >= 2_000 - 8 * (later + 1)
+
+
+def test_there_is_no_glance_into_other_generators():
+    assert set(_draws.glances_at(np.random.default_rng(5), 100, 1)) == {-1.0}

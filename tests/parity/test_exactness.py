@@ -108,6 +108,22 @@ def test_a_pool_of_a_hundred_thousand_streams_gives_the_same_samples(mode, dist)
     assert ours == theirs
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_active", [None, 2_500])
+def test_an_active_set_larger_than_the_caches_gives_the_same_samples(n_active, weighted):
+    n = 4_000
+    weights = np.random.default_rng(0).uniform(0.1, 1, n) if weighted else None
+
+    def make(module):
+        pool = streamers(module, n)
+        if n_active is None:
+            return module.ShuffledMux(pool, weights=weights, random_state=3)
+        return module.StochasticMux(pool, n_active, 4, weights=weights, random_state=3)
+
+    theirs, ours = both(make, 1_500)
+    assert ours == theirs
+
+
 @pytest.mark.parametrize(
     "weights",
     [
