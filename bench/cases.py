@@ -496,13 +496,14 @@ stochastic.by("limit")(bare)
 def chain(pescador, n, length=3):
     """ChainMux, mode cycle, over n streams of `length` samples."""
     streams = [pescador.Streamer(some, i, length) for i in range(n)]
-    return Items(pescador.ChainMux(streams, mode="cycle").iterate())
+    # At the end of a pass, some start all of their streams anew.
+    return Items(pescador.ChainMux(streams, mode="cycle").iterate(), block=n * length)
 
 
 @chain.by("hand")
 def _(n, length=3):
     streams = (some(i, length) for i in itertools.cycle(range(n)))
-    return Items(itertools.chain.from_iterable(streams))
+    return Items(itertools.chain.from_iterable(streams), block=n * length)
 
 
 chain.by("limit")(bare)
@@ -570,7 +571,7 @@ def empties(pescador, mux):
     """1,000 streams of which nine in ten have no samples, and the others eight."""
     streams = [pescador.Streamer(some, i, 0 if i % 10 else 8) for i in range(1_000)]
     if mux == "round_robin":
-        return Items(pescador.RoundRobinMux(streams, mode="cycle").iterate())
+        return Items(pescador.RoundRobinMux(streams, mode="cycle").iterate(), block=100 * 8)
     return Items(
         pescador.StochasticMux(
             streams, 100, None, prune_empty_streams=mux == "pruned", random_state=0
@@ -675,7 +676,7 @@ def shared_argument(pescador, kind, n=1_000, n_active=100, each=False, megabytes
     ]
     mux = pescador.StochasticMux(streams, min(n_active, n), 8, random_state=0)
     # A start in eight samples, which may take all of the time.
-    return Items(mux.iterate(), least=256)
+    return Items(mux.iterate(), block=256)
 
 
 @case("sample", "Starting", tiny={"n": 5})
@@ -780,12 +781,12 @@ def batched_by_hand(items, axis=None):
 def batches(pescador, size, keys=1, axis=None, label=False):
     """buffer_stream: batches of 64 items of `size` bytes a key; axis 0 joins small batches."""
     items = items_of(size, keys, axis, label)
-    return Items(pescador.buffer_stream(repeated(items), BATCH, axis=axis), least=ROUND)
+    return Items(pescador.buffer_stream(repeated(items), BATCH, axis=axis), block=ROUND)
 
 
 @batches.by("hand")
 def _(size, keys=1, axis=None, label=False):
-    return Items(batched_by_hand(items_of(size, keys, axis, label), axis), least=ROUND)
+    return Items(batched_by_hand(items_of(size, keys, axis, label), axis), block=ROUND)
 
 
 @batches.by("limit")
@@ -795,7 +796,7 @@ def _(size, keys=1, axis=None, label=False):
     if size >= 65_536:
         # Item by item, as they come; of smaller ones, the call from Python would be the limit.
         pairs = [pair for out, values in pairs for pair in zip(out, values, strict=True)]
-    return Items(copied(pairs), least=ROUND)
+    return Items(copied(pairs), block=ROUND)
 
 
 def apart(values):

@@ -28,13 +28,13 @@ def seconds_of(iterator, n):
 class Items:
     """An endless iterator; taking one is asking for its next item.
 
-    `least` of them are taken in a round, however long that is: as many as it needs to have its
-    share of those that take long.
+    A round takes a whole number of blocks of `block` items, however long that is: as many as it
+    needs to have its share of those that take long.
     """
 
-    def __init__(self, iterator, per=1, least=1):
+    def __init__(self, iterator, per=1, block=1):
         self.iterator = iterator
-        self.per, self.least = per, least
+        self.per, self.block = per, block
 
     def take(self, count):
         """Take `count` units of work or a few more; return how many, and the seconds."""
@@ -57,7 +57,7 @@ class Items:
 class Calls:
     """A function that is called again and again; ``setup`` gives its argument, untimed."""
 
-    least = 1
+    block = 1
 
     def __init__(self, run, setup=lambda: None, per=1):
         self.run, self.setup, self.per = run, setup, per
@@ -92,7 +92,7 @@ class Fresh:
     start of a process, which is a case of its own; `first` are not timed.
     """
 
-    least = 1
+    block = 1
 
     def __init__(self, opener, per=1, close=lambda: None, first=1):
         self.opener, self.per, self.close, self.first = opener, per, close, first
@@ -145,4 +145,4 @@ def calibrate(job, target, done=0, seconds=0.0):
         likely = done * target / max(seconds, 1e-9)
         done, seconds = timed(job, max(1, round(min(done * 20, likely))))
         typical = True
-    return max(job.least, round(done * target / seconds))
+    return max(1, round(done * target / seconds / job.block)) * job.block

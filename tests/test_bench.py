@@ -88,12 +88,13 @@ def test_a_stream_that_ends_is_no_result():
 
 def test_a_round_is_as_long_as_asked():
     class Steady:
-        least = 1
+        block = 30
 
         def take(self, count):
             return count, count * 1e-3
 
-    assert jobs.calibrate(Steady(), 0.1) == 100
+    # In whole blocks.
+    assert jobs.calibrate(Steady(), 0.1) == 90
 
 
 def test_every_contestant_of_a_case_is_known():
