@@ -296,7 +296,7 @@ def readme_part(data):
         "",
         "*By hand* is the loop that one would write in Python without a library, which isolates "
         "and restarts nothing. The *limit* is the `next` of a bare generator or, for what moves "
-        "bytes, `memcpy` into a warm buffer.",
+        "bytes, `memcpy` into a warm buffer. Ratios are medians of those in each round.",
         f"Faster than ours: {'; '.join(slower)}." if slower else "Nothing in this table is faster.",
         "Every case, and every one where something else is faster, is in "
         "[docs/benchmarks/table.md](docs/benchmarks/table.md).",
