@@ -277,7 +277,7 @@ class Run:
             self.workers[seat] = process
         return self.workers[seat]
 
-    def ask(self, identifier, seat, patience=None, **order):
+    def ask(self, identifier, seat, **order):
         """Ask a worker; note what goes wrong, and return None then."""
         name, _ = seat
         if name in self.absent:
@@ -290,7 +290,7 @@ class Run:
             self.progress.say(f"{name} does not take part: {failure}")
             return None
         try:
-            answer = worker.ask(patience or self.profile.patience, **order)
+            answer = worker.ask(self.profile.patience, **order)
         except Failed as failure:
             del self.workers[seat]
             answer = {"error": str(failure)}
