@@ -69,11 +69,17 @@ pescador_shared_reserve(int fd, char *base, size_t start, size_t size)
     return 0;
 }
 
+static inline size_t
+pescador_page_size(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
 /* Give the pages of these bytes back to the system; whole pages inside them only. */
 static inline void
 pescador_shared_drop(char *base, size_t start, size_t stop)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t page = pescador_page_size();
     start = (start + page - 1) / page * page;
     stop = stop / page * page;
     if (start < stop) {
@@ -85,6 +91,30 @@ static inline void
 pescador_shared_close(int fd)
 {
     (void)close(fd);
+}
+
+/* Memory of this process alone, or NULL. */
+static inline char *
+pescador_private_map(size_t size)
+{
+    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return base == MAP_FAILED ? NULL : (char *)base;
+}
+
+/* Put zeros of this process alone, or with `gone` nothing that can be read, where shared memory is
+ * mapped. */
+static inline void
+pescador_private_cover(char *base, size_t size, int gone)
+{
+    (void)mmap(base, size, gone ? PROT_NONE : PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+}
+
+/* Move private memory to an address, in the place of what is mapped there. */
+static inline void
+pescador_private_move(char *from, size_t size, char *to)
+{
+    (void)mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to);
 }
 
 #define pescador_load(word) __atomic_load_n((word), __ATOMIC_SEQ_CST)
@@ -153,6 +183,35 @@ static inline void
 pescador_shared_close(int fd)
 {
     (void)fd;
+}
+
+static inline char *
+pescador_private_map(size_t size)
+{
+    (void)size;
+    return NULL;
+}
+
+static inline void
+pescador_private_cover(char *base, size_t size, int gone)
+{
+    (void)base;
+    (void)size;
+    (void)gone;
+}
+
+static inline void
+pescador_private_move(char *from, size_t size, char *to)
+{
+    (void)from;
+    (void)size;
+    (void)to;
+}
+
+static inline size_t
+pescador_page_size(void)
+{
+    return 4096;
 }
 
 /* Never reached: there is no shared memory to read. */

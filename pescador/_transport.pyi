@@ -46,7 +46,7 @@ class Writer:
         memory: Memory,
         schema_of: Callable[[Any], Schema],
         wait: Callable[[], bool],
-        ring: Callable[[], None],
+        wake: Callable[[], None],
         send_elsewhere: Callable[[Any], bool],
     ) -> None: ...
     def send_all(self, stream: Iterable[Any]) -> None: ...
@@ -58,9 +58,7 @@ class Reader(Iterator[dict[Any, Any]]):
         self,
         loans: Loans,
         schema_from: Callable[[bytes], Schema],
-        wait: Callable[[Reader], bool],
-        ring: Callable[[], None],
-        receive_elsewhere: Callable[[Reader], dict[Any, Any]],
+        wake: Callable[[], None],
         copy: bool,
     ) -> None: ...
     def __next__(self) -> dict[Any, Any]: ...

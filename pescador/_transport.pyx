@@ -11,15 +11,19 @@ The memory holds, one after the other,
 The worker copies an item into free places and then moves `head`. What lies between `tail` and
 `head` is the consumer's to read, at once, with the worker asleep, busy or dead. Nothing is sent,
 except to wake who sleeps. Large arrays are views of their blocks, which are given back when the
-last view dies. What finds no place here goes another way, and a record keeps its place in the
-order.
+last view dies. An item that finds no place here goes another way, once the consumer has read all
+that is here.
 
-Nothing here knows of processes or sockets: waiting, waking and the other way are functions that the
+A process that is forked from the consumer gets copies of the blocks that are in use, and reads
+nothing else; one that is forked from the worker writes nothing.
+
+Nothing here knows of processes or pipes: waiting, waking and the other way are functions that the
 caller brings.
 """
 
 import os
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -47,6 +51,10 @@ cdef extern from "_shared.h":
         int fd, char* base, size_t start, size_t size) noexcept nogil
     void shared_drop "pescador_shared_drop" (char* base, size_t start, size_t stop) noexcept nogil
     void shared_close "pescador_shared_close" (int fd) noexcept nogil
+    char* private_map "pescador_private_map" (size_t size) noexcept nogil
+    void private_cover "pescador_private_cover" (char* base, size_t size, bint gone) noexcept nogil
+    void private_move "pescador_private_move" (char* source, size_t size, char* to) noexcept nogil
+    size_t page_size "pescador_page_size" () noexcept nogil
     uint64_t load "pescador_load" (uint64_t* word) noexcept nogil
     void store "pescador_store" (uint64_t* word, uint64_t value) noexcept nogil
     uint64_t exchange "pescador_exchange" (uint64_t* word, uint64_t value) noexcept nogil
@@ -128,7 +136,6 @@ cdef enum Kind:
     PADDING                            # nothing until the end of the ring
     ITEM
     SCHEMA
-    ELSEWHERE                          # the next item comes another way
 
 cdef enum Outcome:
     DONE
@@ -406,11 +413,14 @@ cdef class Heap:
 # All that this process has on loan, for the hooks below: the first of a list.
 cdef PyObject* first_loans = NULL
 cdef char loans_busy = 0
+# How often this process is a fork of another.
+cdef uint64_t forks = 0
 
 
 cdef struct Loan:
     uint64_t start
     uint64_t size                      # 0 if it is none
+    bint kept                          # a forked process looks at it: nobody may write there
 
 
 @cython.final
@@ -428,12 +438,14 @@ cdef class Loans:
     cdef uint32_t* returns
     cdef Loan* loans                   # by number of block
     cdef Py_ssize_t capacity           # the numbers below it have one
-    cdef uint64_t generation           # how often this process was forked
     cdef bint over                     # nobody allocates any more
     cdef bint foreign                  # this is a copy in a forked process
     cdef char busy
     cdef PyObject* previous            # in the list of all, which holds no references
     cdef PyObject* next
+    cdef char* copies                  # of what is held, for a child that is being forked
+    cdef uint64_t copies_start
+    cdef uint64_t copies_size
     cdef readonly uint64_t held        # bytes that are not to be had for other arrays
     cdef readonly int64_t blocks
 
@@ -466,7 +478,7 @@ cdef class Loans:
         lock(&self.busy)
         fits = number < self.capacity or self.grow(2 * <Py_ssize_t>number + 64)
         if fits:
-            self.loans[number] = Loan(start, size)
+            self.loans[number] = Loan(start, size, False)
             self.held += size
             self.blocks += 1
         unlock(&self.busy)
@@ -483,24 +495,19 @@ cdef class Loans:
         self.capacity = capacity
         return True
 
-    cdef void settle(self, uint32_t number, uint64_t generation) noexcept:
+    cdef void settle(self, uint32_t number) noexcept:
         """Take note that the last view of a block has died."""
         cdef Loan* loan
         lock(&self.busy)
-        if self.foreign:
-            self.blocks -= 1
-            if self.blocks == 0:
-                self.memory.unmap()
-        elif generation == self.generation:
+        self.blocks -= 1
+        if not self.foreign:
             loan = &self.loans[number]
-            self.blocks -= 1
             self.held -= loan.size
             if self.over:
                 shared_drop(self.memory.base, loan.start, loan.start + loan.size)
-            else:
+            elif not loan.kept:
                 self.give(number)
             loan.size = 0
-        # Else a process that was forked meanwhile may still look at it: nobody may write there.
         unlock(&self.busy)
 
     cdef void give(self, uint32_t number) noexcept:
@@ -527,36 +534,78 @@ cdef class Loans:
             shared_drop(self.memory.base, stop, start)
             stop = start + size
 
-    cdef void fork(self) noexcept:
-        """Prepare for a fork: what is held now is never given back."""
-        self.generation += 1
+    cdef void before_fork(self) noexcept:
+        """Copy what is held: a child gets the copies, as it does of all other memory."""
+        cdef uint64_t page = page_size(), stop = 0
+        cdef Py_ssize_t number
+        cdef Loan* loan
+        self.copies_start = self.memory.size
+        for number in range(self.capacity):
+            loan = &self.loans[number]
+            if loan.size > 0:
+                self.copies_start = min(self.copies_start, loan.start // page * page)
+                stop = max(stop, round_up(loan.start + loan.size, page))
+        if stop == 0:
+            return
+        self.copies_size = stop - self.copies_start
+        self.copies = private_map(self.copies_size)
+        for number in range(self.capacity):
+            loan = &self.loans[number]
+            if loan.size == 0:
+                continue
+            if self.copies is NULL:
+                loan.kept = True
+            else:
+                memcpy(self.copies + (loan.start - self.copies_start),
+                       self.memory.base + loan.start, loan.size)
 
-    cdef void abandon(self) noexcept:
+    cdef void after_fork_in_parent(self) noexcept:
+        if self.copies is not NULL:
+            shared_unmap(self.copies, self.copies_size)
+            self.copies = NULL
+
+    cdef void after_fork_in_child(self) noexcept:
         """Leave everything to the process that this one was forked from."""
         self.busy = 0
+        if self.foreign:
+            return
         self.foreign = True
+        private_cover(self.memory.base, HEAP_AT, False)
         if self.blocks == 0:
-            self.memory.unmap()
+            private_cover(self.memory.base + HEAP_AT, self.memory.size - HEAP_AT, True)
+        elif self.copies is not NULL:
+            private_move(self.copies, self.copies_size, self.memory.base + self.copies_start)
+        self.copies = NULL
 
 
 def before_fork():
     cdef PyObject* loans = first_loans
     while loans is not NULL:
-        (<Loans>loans).fork()
+        if not (<Loans>loans).foreign:
+            (<Loans>loans).before_fork()
+        loans = (<Loans>loans).next
+
+
+def after_fork_in_parent():
+    cdef PyObject* loans = first_loans
+    while loans is not NULL:
+        (<Loans>loans).after_fork_in_parent()
         loans = (<Loans>loans).next
 
 
 def after_fork_in_child():
-    global loans_busy
+    global loans_busy, forks
     cdef PyObject* loans = first_loans
     loans_busy = 0
+    forks += 1
     while loans is not NULL:
-        (<Loans>loans).abandon()
+        (<Loans>loans).after_fork_in_child()
         loans = (<Loans>loans).next
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=before_fork, after_in_child=after_fork_in_child)
+    os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent,
+                        after_in_child=after_fork_in_child)
 
 
 @cython.final
@@ -567,11 +616,10 @@ cdef class Block:
 
     cdef Loans loans
     cdef uint32_t number
-    cdef uint64_t generation
 
     def __dealloc__(self):
         if self.loans is not None:
-            self.loans.settle(self.number, self.generation)
+            self.loans.settle(self.number)
 
 
 # ----------------------------------------------------------------------------------- schemas
@@ -659,8 +707,8 @@ cdef class Writer:
     schema_of : function of an item
         Return the `Schema` of an item; raise DataError if it cannot be sent.
     wait : function
-        Wait until the consumer rings, or a moment; return whether it wants more.
-    ring : function
+        Wait until the consumer wakes us, or a moment; return whether it wants more.
+    wake : function
         Wake the consumer.
     send_elsewhere : function of an item
         Send an item another way; return whether the consumer wanted it. Called when nothing else is
@@ -670,9 +718,9 @@ cdef class Writer:
     cdef Memory memory
     cdef Control* control
     cdef char* records
-    cdef char* heap_base
     cdef Heap heap
-    cdef object schema_of, wait, ring, send_elsewhere
+    cdef object schema_of, wait, wake, send_elsewhere
+    cdef uint64_t forks                # in the process that writes
     cdef dict known                    # code -> Schema, of those that the consumer has got
     cdef int64_t n_known
     cdef list recent                   # some of them, the last one first
@@ -683,18 +731,17 @@ cdef class Writer:
     cdef uint64_t tail                 # as last seen
     cdef uint64_t returned             # how many returned blocks were taken back
     cdef uint64_t reserved             # how much of the heap has its pages
-    cdef uint64_t elsewhere            # bytes that went another way and were not read yet
     cdef readonly int64_t sent         # items
 
-    def __cinit__(self, Memory memory not None, schema_of, wait, ring, send_elsewhere):
+    def __cinit__(self, Memory memory not None, schema_of, wait, wake, send_elsewhere):
         self.memory = memory
+        self.forks = forks
         self.control = <Control*>memory.base
         self.records = memory.base + RECORDS_AT
-        self.heap_base = memory.base + HEAP_AT
         self.heap = Heap(memory.size - HEAP_AT)
         self.schema_of = schema_of
         self.wait = wait
-        self.ring = ring
+        self.wake = wake
         self.send_elsewhere = send_elsewhere
         self.known = {}
         self.recent = []
@@ -704,7 +751,10 @@ cdef class Writer:
         PyMem_Free(self.blocks)
 
     def send_all(self, stream):
-        """Send the items of an iterable, until its end or until the consumer wants no more."""
+        """Send the items of an iterable, until its end or until the consumer wants no more.
+
+        In a process that the iterable has forked, nothing is sent.
+        """
         cdef PyObject* item
         stream = iter(stream)
         while not load(&self.control.stop):
@@ -715,18 +765,15 @@ cdef class Writer:
 
     cdef bint send(self, object item) except -1:
         """Send an item, as soon as there is room; tell whether the consumer wanted it."""
+        if self.forks != forks:
+            return False
+        item = as_dict(item)
         cdef Schema schema = self.find_schema(item)
-        cdef int outcome
+        cdef int outcome = FULL
         cdef bint waits = False, armed = False
         while True:
             outcome = self.put(schema)
-            if outcome == DONE:
-                break
-            if outcome == ALONE:
-                self.arrays.clear()
-                if not self.send_elsewhere(item):
-                    return False
-                self.put_elsewhere(item)
+            if outcome != FULL:
                 break
             # Half of what is there is to be read before it is worth while to go on.
             store(&self.control.wake_at, self.tail + (self.head - self.tail + 1) // 2)
@@ -738,20 +785,20 @@ cdef class Writer:
         self.arrays.clear()
         if waits:
             store(&self.control.wake_at, 0)
+        if outcome == ALONE and not self.send_elsewhere(item):
+            return False
         self.sent += 1
         # After the store to head: either we see that it sleeps, or it sees the record.
         if load(&self.control.asleep) and exchange(&self.control.asleep, 0):
-            self.ring()
+            self.wake()
         return True
 
     cdef Schema find_schema(self, object item):
         """The schema of an item, its arrays in `arrays`."""
         cdef Schema schema
-        if isinstance(item, dict):
-            # A subclass may have its own order.
-            plain = item if type(item) is dict else dict(item.items())
+        if type(item) is dict:
             for schema in self.recent:
-                if schema.fits(<dict>plain, self.arrays):
+                if schema.fits(<dict>item, self.arrays):
                     return schema
         schema = self.schema_of(item)
         schema = self.known.get(schema.code, schema)
@@ -821,21 +868,21 @@ cdef class Writer:
         cdef uint64_t pending = self.head - self.tail
         if pending + length > RECORDS:
             return False
-        return pending + self.elsewhere + self.heap.used + length + in_heap <= (
-            <uint64_t>self.memory.max_bytes)
+        return pending + self.heap.used + length + in_heap <= <uint64_t>self.memory.max_bytes
 
     cdef void look(self) noexcept:
         """See how far the consumer is."""
         self.tail = load(&self.control.tail)
-        if self.tail == self.head:
-            self.elsewhere = 0
         self.take_back()
 
     cdef void take_back(self) noexcept:
         cdef uint32_t* returns = <uint32_t*>(self.memory.base + RETURNS_AT)
         cdef uint64_t returned = load(&self.control.returned)
+        cdef uint32_t number
         while self.returned != returned:
-            self.heap.give(<int32_t>returns[self.returned % BLOCKS])
+            number = returns[self.returned % BLOCKS]
+            if number < <uint32_t>self.heap.n_nodes and self.heap.nodes[number].used:
+                self.heap.give(<int32_t>number)
             self.returned += 1
 
     cdef int no_room(self) noexcept:
@@ -902,6 +949,7 @@ cdef class Writer:
     cdef int write_item(self, char* record, uint64_t length, int64_t schema,
                         Py_ssize_t n) except -1:
         cdef uint64_t* word = <uint64_t*>record
+        cdef uint64_t* end = <uint64_t*>(record + length)
         cdef uint64_t size
         cdef Py_ssize_t i
         cdef int axis, ndim, flags
@@ -917,6 +965,10 @@ cdef class Writer:
             flags = PyArray_FLAGS(array)
             size = PyArray_NBYTES(array)
             fortran = flags & NPY_ARRAY_F_CONTIGUOUS and not flags & NPY_ARRAY_C_CONTIGUOUS
+            # Other threads run during long copies, and may give an array another shape.
+            if (word + 1 + ndim + (1 if self.blocks[i] >= 0 else (size + 7) // 8) > end
+                    or self.blocks[i] >= 0 and size > self.heap.nodes[self.blocks[i]].size):
+                raise PescadorError("an array of an item changed its shape while it was sent")
             word[0] = ndim | <uint64_t>fortran << 8
             for axis in range(ndim):
                 word[1 + axis] = PyArray_DIMS(array)[axis]
@@ -936,13 +988,28 @@ cdef class Writer:
                 copy_strided(data, array)
         return 0
 
-    cdef int put_elsewhere(self, item) except -1:
-        # Nothing is on its way, so there is room, but maybe not up to the end of the ring.
-        write_head(self.records + self.head % RECORDS, 8, ELSEWHERE)
-        self.elsewhere = sum([array.nbytes for array in item.values()])
-        self.head += 8
-        store(&self.control.head, self.head)
-        return 0
+
+cdef object as_dict(object item):
+    """The item, read once: some make their values anew for each look."""
+    if type(item) is dict or not isinstance(item, Mapping):
+        return item
+    return dict(item.items())
+
+
+# More bytes than there are addresses for.
+cdef uint64_t MOST = <uint64_t>1 << 48
+
+
+cdef object damaged(str what, uint64_t value):
+    return PescadorError(f"the memory shared with a worker is damaged: {what} is {value}")
+
+
+cdef bint is_empty(uint64_t* shape, int ndim) noexcept:
+    cdef int axis
+    for axis in range(ndim):
+        if shape[axis] == 0:
+            return True
+    return False
 
 
 cdef inline void write_head(char* record, uint64_t length, uint64_t kind) noexcept:
@@ -986,7 +1053,9 @@ cdef int copy_strided(char* into, PyArrayObject* array) except -1:
 
 @cython.final
 cdef class Reader:
-    """The consumer's end: an iterator over the items.
+    """The consumer's end: an iterator over the items that are there now.
+
+    It stops when there is none, and goes on when there is one again.
 
     Parameters
     ----------
@@ -994,13 +1063,8 @@ cdef class Reader:
         Of the memory to read from.
     schema_from : function of bytes
         Return the `Schema` that a code stands for.
-    wait : function of the reader
-        Wait until there is a record, or until the end, as `sleep` and `received` tell; return
-        whether there is one.
-    ring : function
+    wake : function
         Wake the worker.
-    receive_elsewhere : function of the reader
-        Return the item that comes another way.
     copy : bool
         Whether all arrays are to own their memory.
     """
@@ -1009,23 +1073,20 @@ cdef class Reader:
     cdef Loans loans
     cdef Control* control
     cdef char* records
-    cdef object schema_from, wait, ring, receive_elsewhere
+    cdef object schema_from, wake
     cdef bint copy
     cdef list schemas
     cdef uint64_t tail
     cdef uint64_t head                 # as last seen
     cdef readonly int64_t received     # items
 
-    def __cinit__(self, Loans loans not None, schema_from, wait, ring, receive_elsewhere,
-                  bint copy):
+    def __cinit__(self, Loans loans not None, schema_from, wake, bint copy):
         self.memory = loans.memory
         self.loans = loans
         self.control = loans.control
         self.records = self.memory.base + RECORDS_AT
         self.schema_from = schema_from
-        self.wait = wait
-        self.ring = ring
-        self.receive_elsewhere = receive_elsewhere
+        self.wake = wake
         self.copy = copy
         self.schemas = []
 
@@ -1034,32 +1095,31 @@ cdef class Reader:
 
     def __next__(self):
         cdef char* record
-        cdef uint64_t word, length
+        cdef uint64_t kind, length, there
         if self.loans.foreign:
             raise PescadorError(FORKED)
         while True:
             if self.tail == self.head:
                 self.head = load(&self.control.head)
                 if self.tail == self.head:
-                    if not self.wait(self):
-                        raise StopIteration
-                    continue
+                    raise StopIteration
             record = self.records + self.tail % RECORDS
-            word = (<uint64_t*>record)[0]
-            length = word & <uint64_t>0xffffffff
-            word >>= 32
-            if word == ITEM:
-                item = self.read_item(<uint64_t*>record)
-            elif word == ELSEWHERE:
-                item = self.receive_elsewhere(self)
-            else:
-                if word == SCHEMA:
-                    self.read_schema(<uint64_t*>record)
+            kind = (<uint64_t*>record)[0]
+            length = kind & <uint64_t>0xffffffff
+            kind >>= 32
+            there = min(self.head - self.tail, RECORDS - self.tail % RECORDS)
+            if length < 8 or length > there or length % 8 or self.head - self.tail > RECORDS:
+                raise damaged("a record", length)
+            if kind == ITEM:
+                item = self.read_item(<uint64_t*>record, <uint64_t*>(record + length))
+                self.received += 1
                 self.advance(length)
-                continue
-            self.received += 1
+                return item
+            if kind == SCHEMA:
+                self.read_schema(<uint64_t*>record, length)
+            elif kind != PADDING:
+                raise damaged("the kind of a record", kind)
             self.advance(length)
-            return item
 
     cdef int advance(self, uint64_t length) except -1:
         cdef uint64_t wake_at
@@ -1068,61 +1128,85 @@ cdef class Reader:
         # After the store to tail: either we see that the worker waits, or it sees the room.
         wake_at = load(&self.control.wake_at)
         if wake_at != 0 and self.tail >= wake_at:
-            self.wake()
+            self.wake_worker()
         return 0
 
-    cdef int wake(self) except -1:
+    cdef int wake_worker(self) except -1:
         if exchange(&self.control.wake_at, 0):
-            self.ring()
+            self.wake()
         return 0
 
     def sleep(self):
         """Ask to be woken at the next record; tell whether there is none yet."""
+        if self.loans.foreign:
+            raise PescadorError(FORKED)
         store(&self.control.asleep, 1)
         if load(&self.control.head) != self.tail:
             store(&self.control.asleep, 0)
             return False
         # Blocks may have come back since it began to wait.
         if load(&self.control.wake_at):
-            self.wake()
+            self.wake_worker()
         return True
 
-    cdef int read_schema(self, uint64_t* word) except -1:
-        cdef uint64_t size = word[1] & <uint64_t>0xffffffff
-        if word[1] >> 32 == 0:
+    cdef int read_schema(self, uint64_t* word, uint64_t length) except -1:
+        cdef uint64_t size, number
+        if length < 16:
+            raise damaged("a schema", length)
+        size = word[1] & <uint64_t>0xffffffff
+        number = word[1] >> 32
+        if size > length - 16:
+            raise damaged("a schema", size)
+        schema = self.schema_from((<char*>(word + 2))[:size])
+        if number == 0:
             self.schemas.clear()
-        self.schemas.append(self.schema_from((<char*>(word + 2))[:size]))
+        if number != <uint64_t>len(self.schemas):
+            raise damaged("the number of a schema", number)
+        self.schemas.append(schema)
         return 0
 
-    cdef dict read_item(self, uint64_t* word):
-        cdef Schema schema = self.schemas[<Py_ssize_t>word[1]]
+    cdef dict read_item(self, uint64_t* word, uint64_t* end):
+        """The item of a record; nothing in it is used before it was checked."""
         cdef npy_intp[NPY_MAXDIMS] shape
-        cdef uint64_t size, head
+        cdef uint64_t size, head, element
         cdef Py_ssize_t i
         cdef int axis, ndim
-        cdef bint fortran
+        cdef bint fortran, is_large
         cdef PyArray_Descr* dtype
         cdef dict item = {}
+        if end - word < 2 or word[1] >= <uint64_t>len(self.schemas):
+            raise damaged("the schema of an item", 0 if end - word < 2 else word[1])
+        cdef Schema schema = self.schemas[<Py_ssize_t>word[1]]
         word += 2
         for i in range(schema.n):
             dtype = <PyArray_Descr*>schema.dtypes[i]
+            if word >= end:
+                raise damaged("the number of arrays", i)
             head = word[0]
             ndim = head & 0xff
             fortran = head >> 8 & 1
+            is_large = head >> 9 & 1
             word += 1
-            size = PyDataType_ELSIZE(dtype)
+            if ndim > NPY_MAXDIMS or end - word < ndim + is_large:
+                raise damaged("a number of dimensions", ndim)
+            element = size = PyDataType_ELSIZE(dtype)
             for axis in range(ndim):
+                # Only an array without elements may have a shape that no memory holds.
+                if size > 0 and word[axis] > MOST // size and not is_empty(word, ndim):
+                    raise damaged("the length of an axis", word[axis])
                 shape[axis] = word[axis]
                 size *= word[axis]
             word += ndim
-            if head >> 9 & 1:
+            if is_large:
                 array = self.large(head >> 32, word[0], size, dtype, ndim, shape, fortran)
                 word += 1
-            elif PyDataType_ELSIZE(dtype) == 0:
+            elif element == 0:
                 # Of itself, NumPy would make room for one character.
                 field = np.dtype([("", <object>dtype)])
                 array = np.empty([shape[axis] for axis in range(ndim)], field)["f0"]
             else:
+                if size > <uint64_t>(<char*>end - <char*>word):
+                    raise damaged("the size of an array", size)
                 array = new_array(dtype, ndim, shape, NULL, fortran)
                 pescador_copy(<char*>PyArray_DATA(<PyArrayObject*>array), <char*>word, size, False)
                 word += (size + 7) // 8
@@ -1133,9 +1217,13 @@ cdef class Reader:
                       int ndim, npy_intp* shape, bint fortran):
         """An array in a block: a view of it, or a copy where too much is held already."""
         cdef Loans loans = self.loans
-        cdef char* data = self.memory.base + start
         cdef uint64_t taken = round_up(size, LINE)
         cdef Block block
+        if (start < HEAP_AT or start % LINE or start > self.memory.size
+                or taken > self.memory.size - start or number > 2 * BLOCKS + 1
+                or PyDataType_ELSIZE(dtype) == 0):
+            raise damaged("the place of an array", start)
+        cdef char* data = self.memory.base + start
         if (self.copy or loans.blocks >= BLOCKS // 2
                 or loans.held + taken > <uint64_t>self.memory.max_bytes // 2):
             array = new_array(dtype, ndim, shape, NULL, fortran)
@@ -1147,7 +1235,6 @@ cdef class Reader:
         array = new_array(dtype, ndim, shape, data, fortran)
         block = Block.__new__(Block)
         block.number = number
-        block.generation = loans.generation
         loans.lend(number, start, taken)
         block.loans = loans
         Py_INCREF(block)

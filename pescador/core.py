@@ -18,6 +18,8 @@ Subclasses may override ``iterate``, or ``_activate`` to set ``stream_`` on the 
 import copy
 import functools
 import inspect
+import operator
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from types import FunctionType, TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, cast
@@ -37,6 +39,27 @@ def _can_stream(source: Any) -> bool:
     if type(source) is FunctionType and source.__code__.co_flags & inspect.CO_GENERATOR:
         return True
     return inspect.isgeneratorfunction(source) or isinstance(source, Iterable)
+
+
+class _Wrapped:
+    """A function that is found by the name of another, which wraps it; pickled as that one's."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper = wrapper
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.attrgetter("__wrapped__"), (self.wrapper,)
+
+
+def _by_name(source: Any) -> Any:
+    """Return what to pickle in the place of a source: a decorator may have taken its name."""
+    if type(source) is FunctionType:
+        named: Any = sys.modules.get(source.__module__)
+        for name in source.__qualname__.split("."):
+            named = getattr(named, name, None)
+        if named is not source and getattr(named, "__wrapped__", None) is source:
+            return _Wrapped(named)
+    return source
 
 
 class Streamer(Generic[T]):
@@ -123,6 +146,12 @@ class Streamer(Generic[T]):
         for name, value in self.__dict__.items():
             result.__dict__[name] = _core.isolate(value, memo)
         return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if "streamer" in state:
+            state["streamer"] = _by_name(state["streamer"])
+        return state
 
     def __enter__(self, *args: Any, **kwargs: Any) -> Self:
         """Activate: return a copy that is ready to be read from.

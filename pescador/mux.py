@@ -208,7 +208,7 @@ class BaseMux(Streamer[T]):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state = super().__getstate__()
         if state.get("rng") is np.random:
             # A module cannot be pickled; its name can.
             state["rng"] = "numpy.random"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import pescador
+from pescador._channel import process
 
 # Not tests: read by mypy, and run by tests.
 collect_ignore_glob = ["typing/*", "parity/help/*", "parity/fetch.py", "on_every_python.py"]
@@ -45,6 +46,13 @@ class Classes:
 def muxes(request):
     """The mux classes: a promise is kept by the engines and by the hook methods alike."""
     return Classes(with_hooks if request.param == "hooks" else lambda cls: cls)
+
+
+@pytest.fixture(params=[m for m in ("fork", "forkserver") if m in process.METHODS])
+def start_method(request, monkeypatch):
+    """The start method of workers where a test names none: promises are kept under each."""
+    monkeypatch.setattr(process, "default_method", lambda: request.param)
+    return request.param
 
 
 @pytest.fixture(autouse=True)

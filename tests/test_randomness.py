@@ -7,7 +7,8 @@ import peers
 import pytest
 
 import pescador
-from pescador import Streamer, ZMQStreamer, _randomness
+from pescador import Streamer, ZMQStreamer
+from pescador._channel import random_states
 from streams import data, draws
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -18,7 +19,7 @@ METHODS = ["fork", "spawn", "forkserver"]
 @pytest.fixture(autouse=True)
 def nothing_started(monkeypatch):
     """As in a process that has not started any worker."""
-    monkeypatch.setattr(_randomness, "_started", type(_randomness._started)())
+    monkeypatch.setattr(random_states, "_started", type(random_states._started)())
 
 
 def seed(number):
@@ -32,7 +33,7 @@ def drawn(stream):
 
 def epochs(n, **kwargs):
     """What n workers draw that are started one after the other from one seed."""
-    _randomness._started.clear()
+    random_states._started.clear()
     seed(7)
     np.random.standard_normal()  # leaves a second one to be given out next time
     streamer = ZMQStreamer(Streamer(draws, 3), **kwargs)
@@ -87,7 +88,7 @@ def test_another_bit_generator_is_inherited_too():
     try:
         np.random.mtrand.set_bit_generator(np.random.PCG64(5))
         for method in ("fork", "spawn"):
-            _randomness._started.clear()
+            random_states._started.clear()
             np.random.mtrand.get_bit_generator().state = np.random.PCG64(5).state
             streamer = ZMQStreamer(Streamer(draws, 2), start_method=method)
             first, second = drawn(streamer), drawn(streamer)
@@ -106,14 +107,14 @@ def test_a_mux_with_a_state_of_its_own_draws_the_same_in_each_epoch():
 
 
 def test_only_the_states_seen_last_are_remembered(monkeypatch):
-    monkeypatch.setattr(_randomness, "_LIMIT", 3)
+    monkeypatch.setattr(random_states, "_LIMIT", 3)
     for number in range(10):
         seed(number)
-        _randomness.for_next_worker()
-    assert len(_randomness._started) == 3
-    assert _randomness.for_next_worker().python != random.getstate()
+        random_states.for_next_worker()
+    assert len(random_states._started) == 3
+    assert random_states.for_next_worker().python != random.getstate()
     seed(0)
-    assert _randomness.for_next_worker().python == random.getstate()
+    assert random_states.for_next_worker().python == random.getstate()
 
 
 def test_one_state_that_moves_on_does_not_take_the_other_back():

@@ -1,7 +1,7 @@
 """What an item may be that goes to another process, and how it is written down.
 
 An item is ``{key: ndarray}``. Its keys and dtypes are written as JSON, its arrays as their bytes:
-in the frames of a ZeroMQ message here, in shared memory by `_transport`.
+in the frames of a message here, in shared memory by `_transport`.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._transport import Schema, is_masked
-from .exceptions import DataError
+from .._transport import Schema, is_masked
+from ..exceptions import DataError
 
 __all__ = ["decode", "empty", "encode", "receive", "schema_from", "schema_of"]
 
@@ -124,6 +124,9 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any], order: Any) -> npt.NDArr
 
 def encode(data: Any) -> list[Any]:
     """Return the frames of a message that carries a data object: two headers, then the arrays."""
+    if isinstance(data, Mapping):
+        # Read once: some make their values anew for each look.
+        data = dict(data.items())
     schema = schema_of(data)
     layout, payload = [], []
     for array in data.values():

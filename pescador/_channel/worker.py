@@ -1,0 +1,188 @@
+"""The worker's end of a channel: stream, say how it ended, and end with the consumer."""
+
+import os
+import pickle
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+
+from .._transport import Memory, Writer
+from . import process
+from .protocol import HEARTBEAT, NAP, STOP, WAKE, Report, send_end, send_item, write_item
+from .schema import schema_of
+
+__all__ = ["describe", "work"]
+
+
+class _Consumer:
+    """What the worker knows of its consumer: the other end of a pipe.
+
+    A pipe and not a `multiprocessing.Event`: an Event is never free of a process that was killed
+    while it waited.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.stopped = False
+
+    def wait(self, timeout: float | None = NAP) -> bool:
+        """Wait until it wakes us, or for some seconds; tell whether it still wants something."""
+        try:
+            while not self.stopped and self.pipe.poll(timeout):
+                self.stopped = self.pipe.recv_bytes() == STOP
+                timeout = 0
+        except (OSError, EOFError):
+            self.stopped = True
+        return not self.stopped
+
+    def wake(self) -> None:
+        # A consumer that has gone will not read it.
+        with suppress(OSError):
+            self.pipe.send_bytes(WAKE)
+
+    def send(self, item: Any) -> bool:
+        """Send an item over the pipe; tell whether it still wants something."""
+        try:
+            send_item(self.pipe, write_item(item))
+        except OSError:
+            self.stopped = True
+        return not self.stopped
+
+    def end(self, count: int, error: Report | None) -> None:
+        with suppress(OSError):
+            send_end(self.pipe, count, error)
+
+
+class _Queue:
+    """Items on their way over a pipe, less than `max_bytes` at a time; a thread sends them.
+
+    For systems without shared memory.
+    """
+
+    def __init__(self, consumer: _Consumer, max_bytes: int) -> None:
+        self.consumer = consumer
+        self.max_bytes = max_bytes
+        self.sent = 0
+        self.size = 0
+        self.items: deque[bytes | None] = deque()
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._send, daemon=True)
+        with process.needs_thread():
+            self.thread.start()
+
+    def send_all(self, stream: Iterable[Any]) -> None:
+        """Send the items of a stream, until its end or until the consumer wants no more."""
+        owner = os.getpid()
+        for item in stream:
+            if os.getpid() != owner or not self._put(write_item(item)):
+                return
+            self.sent += 1
+
+    def _put(self, written: bytes | None) -> bool:
+        size = len(written or b"")
+        with self.changed:
+            # There is always room for one.
+            while self.size and self.size + size > self.max_bytes and self.consumer.wait(0):
+                self.changed.wait(HEARTBEAT)
+            self.items.append(written)
+            self.size += size
+            self.changed.notify_all()
+        return self.consumer.wait(0)
+
+    def _send(self) -> None:
+        while True:
+            with self.changed:
+                while not self.items:
+                    self.changed.wait()
+                written = self.items.popleft()
+            if written is None:
+                return
+            with suppress(OSError):
+                send_item(self.consumer.pipe, written)
+            with self.changed:
+                self.size -= len(written)
+                self.changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all items are sent, or nobody wants them."""
+        self._put(None)
+        while self.thread.is_alive() and self.consumer.wait(0):
+            self.thread.join(HEARTBEAT)
+
+
+def work(
+    parcel: process.Parcel,
+    max_iter: float | None,
+    max_bytes: int,
+    pipe: Connection,
+    consumer_end: Connection | None,
+) -> None:
+    """Be the worker process.
+
+    Parameters
+    ----------
+    parcel : Parcel
+        Of the streamer, the memory to share or None, and the `random_states` to start from.
+    max_iter : number or None
+        What the streamer is called with.
+    max_bytes : int
+        How much may be on its way.
+    pipe : Connection
+        To the consumer; see `protocol`.
+    consumer_end : Connection or None
+        The other end of it, where this process inherited that.
+    """
+    owner = os.getpid()
+    if consumer_end is not None:
+        consumer_end.close()
+    consumer = _Consumer(pipe)
+    way: Writer | _Queue | None = None
+    error = None
+    try:
+        process.become_worker(forked=consumer_end is not None)
+        streamer, memory, states = parcel.open()
+        states.install()
+        way = _way(consumer, memory, max_bytes)
+        stream = streamer(max_iter=max_iter)
+        way.send_all(stream)
+        # That of a subclass may be any iterable.
+        getattr(stream, "close", lambda: None)()
+    except BaseException as raised:
+        # A process that the stream has forked is none of the consumer's business.
+        if os.getpid() != owner:
+            raise
+        error = describe(raised, by_value=consumer_end is None)
+    if os.getpid() == owner:
+        if isinstance(way, _Queue):
+            way.flush()
+        consumer.end(way.sent if way is not None else 0, error)
+
+
+def _way(consumer: _Consumer, memory: Memory | None, max_bytes: int) -> Writer | _Queue:
+    """Return the way that items take to the consumer."""
+    if memory is None:
+        return _Queue(consumer, max_bytes)
+    return Writer(memory, schema_of, consumer.wait, consumer.wake, consumer.send)
+
+
+def describe(error: BaseException, by_value: bool) -> Report:
+    """Return an exception as (pickle or None, one line, traceback), for another process.
+
+    A class of the script comes to a new Python `by_value`, and goes back as the class that it was.
+    """
+    text = "".join(traceback.format_exception(error))
+    summary = "".join(traceback.format_exception_only(error)).strip()
+    if isinstance(error, Exception):
+        for dumps in (pickle.dumps, cloudpickle.dumps) if by_value else (pickle.dumps,):
+            with suppress(Exception):
+                pickled = dumps(error)
+                # Some exceptions can be pickled, but not loaded again.
+                if type(pickle.loads(pickled)) is type(error):
+                    return pickled, summary, text
+    return None, summary, text

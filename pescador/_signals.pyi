@@ -1,0 +1,9 @@
+from collections.abc import Callable
+from typing import Literal, Self
+
+class Guard:
+    def __init__(
+        self, begin: Callable[[], object], wait: Callable[[], object], end: Callable[[], object]
+    ) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> Literal[False]: ...
