@@ -98,7 +98,7 @@ def test_every_picture_can_be_heard(path):
 def test_what_the_pages_on_the_inside_name_is_in_the_code():
     code = "".join(
         path.read_text()
-        for folder, pattern in (("pescador", "*"), ("tests", "**/*.py"), (".", "Makefile"))
+        for folder, pattern in (("pescador", "**/*"), ("tests", "**/*.py"), (".", "Makefile"))
         for path in (ROOT / folder).glob(pattern)
         if path.suffix in (".py", ".pyx", ".pxd", ".h", "")
         if path.is_file()
