@@ -1,10 +1,13 @@
-"""Turn the raw rounds of a run into a table and charts.
+"""Turn the raw rounds of a run into a summary, a table and charts.
 
     python bench/report.py bench/results/latest.json [--figures FOLDER] [--no-charts]
     python bench/report.py bench/results/latest.json --publish
 
-The table is written next to the results, as table.md, and shown. Published, the results with table
-and charts go to docs/benchmarks, and their main figures into the README.
+The table is written next to the results, as table.md, and shown. Published, the summary, the table
+and one chart go to docs/benchmarks, and the main figures into the README; raw rounds stay here. All
+that is shown is made from the summary, so that a published one can be shown in another way:
+
+    python bench/report.py docs/benchmarks/summary.json --publish
 """
 
 import argparse
@@ -19,6 +22,8 @@ from contestants import BENCH, CONTESTANTS, ROOT
 
 PUBLISHED = ROOT / "docs" / "benchmarks"
 README = ROOT / "README.md"
+# The chart that is published.
+CHART = "shuffled_n"
 # The part of the README that is written from the published results.
 BEGIN, END = "<!-- make publish writes what follows -->\n", "<!-- to here -->"
 
@@ -55,7 +60,7 @@ def quartiles(values):
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
-class Figures:
+class Rounds:
     """What was measured, by case and contestant."""
 
     def __init__(self, data):
@@ -63,10 +68,6 @@ class Figures:
         for result in data["results"]:
             if result["rounds"]:
                 self.results.setdefault(result["case"], {})[result["contestant"]] = result
-
-    def median(self, case, contestant):
-        result = self.results.get(case, {}).get(contestant)
-        return None if result is None else statistics.median(times(result))
 
     def ratio(self, slow, fast):
         """The median of the ratios in each round, of two that are given as (case, contestant).
@@ -76,11 +77,79 @@ class Figures:
         a, b = (self.results.get(case, {}).get(contestant) for case, contestant in (slow, fast))
         if a is None or b is None:
             return None
-        return statistics.median(x / y for x, y in zip(times(a), times(b), strict=False))
+        return short(statistics.median(x / y for x, y in zip(times(a), times(b), strict=False)))
 
-    def against_ours(self, case, contestant):
-        """How many times as long as ours another takes."""
-        return self.ratio((case, contestant), (case, "ours"))
+
+def short(value):
+    """Six digits: more than are shown, or repeat from one run to the next."""
+    return float(f"{value:.6g}")
+
+
+def compared(goal):
+    return f"{' '.join(goal.slow)} / {' '.join(goal.fast)}"
+
+
+def summary_of(data):
+    """What is shown and published of a run; a summary is returned as it is.
+
+    cases: by case, its section, unit, parameters and bytes, and by contestant the seconds per unit
+    (first quartile, median, third) and the ratio to ours. goals: the ratio that each has reached.
+    """
+    if "cases" in data:
+        return data
+    rounds = Rounds(data)
+    cases = {}
+    for case, found in rounds.results.items():
+        first = next(iter(found.values()))
+        cases[case] = {key: first[key] for key in ("name", "params", "section", "unit", "bytes")}
+        cases[case]["by"] = {
+            contestant: {
+                "seconds": [short(value) for value in quartiles(times(result))],
+                "ratio": rounds.ratio((case, contestant), (case, "ours")),
+            }
+            for contestant, result in found.items()
+        }
+    who = {
+        name: {"note": CONTESTANTS[name].note, "versions": versions}
+        for name, versions in data["versions"].items()
+    }
+    about = {key: data[key] for key in ("date", "make", "commit", "machine")}
+    goals = {compared(goal): rounds.ratio(goal.slow, goal.fast) for goal in GOALS}
+    skipped = {}
+    for entry in data["skipped"]:
+        skipped.setdefault(entry["contestant"], {}).setdefault(entry["reason"], []).append(
+            entry["case"]
+        )
+    memory = {}
+    for entry in data["memory"]:
+        used = entry["peak"] - entry["before"], entry["children"]
+        memory.setdefault(entry["case"], {})[entry["contestant"]] = used
+    return about | {
+        "who": who,
+        "cases": cases,
+        "goals": goals,
+        "memory": memory,
+        "skipped": skipped,
+    }
+
+
+def written(summary):
+    """A summary as JSON with a line for each case: a change of one shows as one."""
+    parts = []
+    for key, value in summary.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, dict) and key != "machine":
+            lines = [
+                f" {json.dumps(name)}: {json.dumps(entry, ensure_ascii=False)}"
+                for name, entry in value.items()
+            ]
+            text = "{\n" + ",\n".join(lines) + "\n}" if lines else "{}"
+        parts.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def median(entry):
+    return entry["seconds"][1]
 
 
 def in_units(seconds):
@@ -103,14 +172,14 @@ def times_as(ratio):
 # -------------------------------------------------------------------------------------- table
 
 
-def cell(result):
+def cell(entry, n_bytes):
     """The median, half the distance between the quartiles, and bytes a second if they count."""
-    if result is None:
+    if entry is None:
         return ""
-    low, middle, high = quartiles(times(result))
+    low, middle, high = entry["seconds"]
     text = f"{in_units(middle)} ±{(high - low) / 2 / middle:.0%}"
-    if result["bytes"]:
-        text += f", {in_bytes(result['bytes'] / middle)}"
+    if n_bytes:
+        text += f", {in_bytes(n_bytes / middle)}"
     return text
 
 
@@ -119,32 +188,33 @@ def rows(header, lines):
     return head + [f"| {' | '.join(line)} |" for line in lines]
 
 
-def section_tables(figures):
+def section_tables(summary):
     sections = {}
-    for case, found in figures.results.items():
-        sections.setdefault(next(iter(found.values()))["section"], []).append(case)
+    for case, found in summary["cases"].items():
+        sections.setdefault(found["section"], {})[case] = found
     for section, cases in sections.items():
         header = ["case", "per", "limit", "ours", "peer", "hand", "peer / ours", "hand / ours"]
         header.append("ours / limit")
         lines = []
-        for case in cases:
-            found = figures.results[case]
-            line = [f"`{case}`", next(iter(found.values()))["unit"]]
-            line += [cell(found.get(name)) for name in ("limit", "ours", "peer", "hand")]
-            line += [times_as(figures.against_ours(case, name)) for name in ("peer", "hand")]
-            line.append(times_as(figures.ratio((case, "ours"), (case, "limit"))))
+        for case, found in cases.items():
+            by, n_bytes = found["by"], found["bytes"]
+            line = [f"`{case}`", found["unit"]]
+            line += [cell(by.get(name), n_bytes) for name in ("limit", "ours", "peer", "hand")]
+            line += [times_as(by.get(name, {}).get("ratio")) for name in ("peer", "hand")]
+            limit = by.get("limit", {}).get("ratio")
+            line.append(times_as(limit and 1 / limit))
             lines.append(line)
         yield f"## {section}", rows(header, lines)
-        others = [n for n in OTHERS if any(n in figures.results[case] for case in cases)]
+        others = [n for n in OTHERS if any(n in found["by"] for found in cases.values())]
         if others:
             lines = []
-            for case in cases:
-                found = figures.results[case]
-                if any(name in found for name in others):
-                    line = [f"`{case}`", cell(found.get("ours"))]
+            for case, found in cases.items():
+                by, n_bytes = found["by"], found["bytes"]
+                if any(name in by for name in others):
+                    line = [f"`{case}`", cell(by.get("ours"), n_bytes)]
                     for name in others:
-                        ratio = times_as(figures.against_ours(case, name))
-                        line.append(f"{cell(found.get(name))} ({ratio})" if ratio else "")
+                        ratio = times_as(by.get(name, {}).get("ratio"))
+                        line.append(f"{cell(by.get(name), n_bytes)} ({ratio})" if ratio else "")
                     lines.append(line)
             yield (
                 f"### {section}: others, and how many times as long as ours",
@@ -152,10 +222,10 @@ def section_tables(figures):
             )
 
 
-def goal_table(figures):
+def goal_table(summary):
     lines = []
     for goal in GOALS:
-        ratio = figures.ratio(goal.slow, goal.fast)
+        ratio = summary["goals"].get(compared(goal))
         if ratio is None:
             continue
         met = ratio <= goal.ratio if goal.most else ratio >= goal.ratio
@@ -171,58 +241,58 @@ def goal_table(figures):
     return rows(["case", "ratio", "goal", "measured", "met"], lines) if lines else []
 
 
-def slower_table(figures):
-    """Where somebody else is faster."""
+def slower(summary):
+    """Yield (case, contestant, how many times as fast as ours) where somebody else is faster."""
+    for case, found in summary["cases"].items():
+        for name, entry in found["by"].items():
+            if name not in ("ours", "limit") and entry["ratio"] is not None and entry["ratio"] < 1:
+                yield case, name, 1 / entry["ratio"]
+
+
+def slower_table(summary):
     lines = []
-    for case, found in figures.results.items():
-        for name in found:
-            ratio = figures.against_ours(case, name)
-            if name not in ("ours", "limit") and ratio is not None and ratio < 1:
-                lines.append(
-                    [f"`{case}`", name, cell(found[name]), cell(found["ours"]), times_as(1 / ratio)]
-                )
+    for case, name, factor in slower(summary):
+        found = summary["cases"][case]
+        line = [cell(found["by"][who], found["bytes"]) for who in (name, "ours")]
+        lines.append([f"`{case}`", name, *line, times_as(factor)])
     return rows(["case", "faster", "theirs", "ours", "by"], lines) if lines else []
 
 
-def memory_table(data):
-    found = {}
-    for entry in data["memory"]:
-        found.setdefault(entry["case"], {})[entry["contestant"]] = entry
+def memory_table(summary):
+    found = summary["memory"]
     names = [name for name in CONTESTANTS if any(name in entries for entries in found.values())]
     lines = []
     for case, entries in found.items():
         line = [f"`{case}`"]
         for name in names:
-            entry = entries.get(name)
-            text = ""
-            if entry:
-                text = f"{(entry['peak'] - entry['before']) / 1e6:,.0f}"
-                if entry["children"]:
-                    text += f" + {entry['children'] / 1e6:,.0f}"
+            own, children = entries.get(name, (None, 0))
+            text = "" if own is None else f"{own / 1e6:,.0f}"
+            if children:
+                text += f" + {children / 1e6:,.0f}"
             line.append(text)
         lines.append(line)
     return rows(["case", *names], lines) if lines else []
 
 
-def skipped_table(data):
-    lines = {}
-    for entry in data["skipped"]:
-        lines.setdefault((entry["contestant"], entry["reason"]), []).append(entry["case"])
+def skipped_table(summary):
     return rows(
         ["contestant", "why", "cases"],
-        [[name, why.replace("|", "/"), ", ".join(cases)] for (name, why), cases in lines.items()],
+        [
+            [name, why.replace("|", "/"), ", ".join(cases)]
+            for name, reasons in summary["skipped"].items()
+            for why, cases in reasons.items()
+        ],
     )
 
 
-def table(data):
+def table(summary):
     """The report as lines of Markdown."""
-    figures = Figures(data)
-    machine = data["machine"]
-    ours = data["versions"].get("ours", {})
+    machine = summary["machine"]
+    ours = summary["who"].get("ours", {}).get("versions", {})
     out = [
         "# Side by side",
         "",
-        f"`{data['make']}` on {data['date'][:10]}, commit {data['commit'] or 'unknown'}, "
+        f"`{summary['make']}` on {summary['date'][:10]}, commit {summary['commit'] or 'unknown'}, "
         f"Python {ours.get('python', '?')}, {machine['cpu']}, {machine['processors']} processors, "
         f"{machine['memory_gb']} GB, {machine['system']}.",
         "",
@@ -232,62 +302,56 @@ def table(data):
         "each round, in which all contestants took turns; above 1x, ours takes less time.",
         "",
     ]
-    goals = goal_table(figures)
+    goals = goal_table(summary)
     if goals:
         out += ["## Goals", "", *goals, ""]
-    for title, lines in section_tables(figures):
+    for title, lines in section_tables(summary):
         out += [title, "", *lines, ""]
-    slower = slower_table(figures)
-    if slower:
-        out += ["## Where another is faster", "", *slower, ""]
-    memory = memory_table(data)
+    faster = slower_table(summary)
+    if faster:
+        out += ["## Where another is faster", "", *faster, ""]
+    memory = memory_table(summary)
     if memory:
         out += ["## Peak memory", "", "MB more than after importing", ""]
         out[-2] += ", and MB of the largest process that was started:"
         out += [*memory, ""]
     out += ["## Who took part", ""]
-    for name, versions in data["versions"].items():
-        of = ", ".join(f"{package} {version}" for package, version in versions.items())
-        note = CONTESTANTS[name].note
-        out.append(f"- {name}: {note + '; ' if note else ''}{of}")
+    for name, it in summary["who"].items():
+        of = [f"{package} {version}" for package, version in it["versions"].items()]
+        out.append(f"- {name}: {it['note'] + '; ' if it['note'] else ''}{', '.join(of)}")
     out.append("")
-    if data["skipped"]:
-        out += ["## Skipped", "", *skipped_table(data), ""]
+    if summary["skipped"]:
+        out += ["## Skipped", "", *skipped_table(summary), ""]
     return out
 
 
-def readme_part(data):
+def readme_part(summary):
     """The main figures, as lines of Markdown for the README."""
-    figures = Figures(data)
-    machine, ours = data["machine"], data["versions"]["ours"]
-    peer = data["versions"].get("peer", {})
-    date = datetime.datetime.fromisoformat(data["date"])
+    machine, ours = summary["machine"], summary["who"]["ours"]["versions"]
+    peer = summary["who"].get("peer", {}).get("versions", {})
+    date = datetime.datetime.fromisoformat(summary["date"])
     lines = []
     for case, what in MAIN.items():
-        found = figures.results.get(case)
+        found = summary["cases"].get(case)
         if found is None:
             continue
-        line = [what, next(iter(found.values()))["unit"]]
+        by = found["by"]
+        line = [what, found["unit"]]
         for name in ("ours", "peer", "hand", "limit"):
-            median = figures.median(case, name)
-            line.append("" if median is None else in_units(median))
-        best = min(
-            ((figures.median(case, name), name) for name in OTHERS if name in found), default=None
-        )
+            line.append(in_units(median(by[name])) if name in by else "")
+        best = min(((median(by[name]), name) for name in OTHERS if name in by), default=None)
         line.append("" if best is None else f"{in_units(best[0])} ({best[1]})")
-        line.append(times_as(figures.against_ours(case, "peer")))
+        line.append(times_as(by.get("peer", {}).get("ratio")))
         lines.append(line)
-    slower = [
-        f"{name} on {MAIN[case]} ({times_as(1 / ratio)})"
-        for case, found in figures.results.items()
+    faster = [
+        f"{name} on {MAIN[case]} ({times_as(factor)})"
+        for case, name, factor in slower(summary)
         if case in MAIN
-        for name in found
-        if name not in ("ours", "limit") and (ratio := figures.against_ours(case, name)) < 1
     ]
     header = ["", "per", "ours", "pescador", "by hand", "limit", "fastest other", "pescador / ours"]
     return [
         "",
-        f"`{data['make']}` on {date:%d %B %Y}: medians of one run on {machine['cpu']}, "
+        f"`{summary['make']}` on {date:%d %B %Y}: medians of one run on {machine['cpu']}, "
         f"{machine['processors']} cores, {machine['system']}, Python {ours['python']}, "
         f"NumPy {ours['numpy']}; pescador is {peer.get('pescador', 'not there')} with "
         f"NumPy {peer.get('numpy', '?')}.",
@@ -297,11 +361,11 @@ def readme_part(data):
         "*By hand* is the loop that one would write in Python without a library, which isolates "
         "and restarts nothing. The *limit* is the `next` of a bare generator or, for what moves "
         "bytes, `memcpy` into a warm buffer. Ratios are medians of those in each round.",
-        f"Faster than ours: {'; '.join(slower)}." if slower else "Nothing in this table is faster.",
+        f"Faster than ours: {'; '.join(faster)}." if faster else "Nothing in this table is faster.",
         "Every case, and every one where something else is faster, is in "
         "[docs/benchmarks/table.md](docs/benchmarks/table.md).",
         "",
-        "![Cost per sample against the number of streams](docs/benchmarks/shuffled_n.svg)",
+        f"![Cost per sample against the number of streams](docs/benchmarks/{CHART}.svg)",
         "",
     ]
 
@@ -315,33 +379,35 @@ def with_part(text, part):
     return head + BEGIN + "\n".join(part) + "\n" + END + tail
 
 
-def publish(data):
+def publish(summary):
     PUBLISHED.mkdir(parents=True, exist_ok=True)
-    (PUBLISHED / "results.json").write_text(json.dumps(data, indent=1) + "\n")
-    (PUBLISHED / "table.md").write_text("\n".join(table(data)), encoding="utf-8")
+    (PUBLISHED / "summary.json").write_text(written(summary), encoding="utf-8")
+    (PUBLISHED / "table.md").write_text("\n".join(table(summary)), encoding="utf-8")
     text = README.read_text(encoding="utf-8")
-    README.write_text(with_part(text, readme_part(data)), encoding="utf-8")
+    README.write_text(with_part(text, readme_part(summary)), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------- charts
 
 
-def series(data, name, x, fixed=()):
-    """Points (x, result) by contestant: `name` with no parameter but `x` and those fixed."""
+def series(summary, name, x, fixed):
+    """Points (x, bytes, seconds) of `name` by contestant; of its parameters, only `x` may vary."""
     lines = {}
-    for result in data["results"]:
-        params = dict(result["params"])
+    for found in summary["cases"].values():
+        params = dict(found["params"])
         value = params.pop(x, None)
-        if result["name"] == name and value is not None and result["rounds"] and fixed(params):
-            lines.setdefault(result["contestant"], []).append((value, result))
-    return {key: sorted(points, key=lambda p: p[0]) for key, points in lines.items()}
+        if found["name"] == name and value is not None and fixed(params):
+            for contestant, entry in found["by"].items():
+                points = lines.setdefault(contestant, [])
+                points.append((value, found["bytes"], entry["seconds"]))
+    return {key: sorted(points) for key, points in lines.items()}
 
 
-def draw(plt, lines, value, title, x, y, path, limit):
+def draw(plt, lines, value, title, x, y, path, limit, suffixes):
     fig, ax = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     for name, points in lines.items():
         xs = [point[0] for point in points]
-        spread = [quartiles([value(p[1], t) for t in times(p[1])]) for p in points]
+        spread = [[value(n_bytes, t) for t in seconds] for _, n_bytes, seconds in points]
         low, middle, high = zip(*spread, strict=True)
         if name == "limit":
             ax.plot(xs, middle, color=LIMIT, linestyle="--", linewidth=1.2, label=limit)
@@ -358,7 +424,7 @@ def draw(plt, lines, value, title, x, y, path, limit):
         ax.spines[side].set_visible(False)
     handles, labels = ax.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right upper", frameon=False)
-    for suffix in ("png", "svg"):
+    for suffix in suffixes:
         fig.savefig(
             path.with_suffix(f".{suffix}"),
             dpi=150,
@@ -367,8 +433,8 @@ def draw(plt, lines, value, title, x, y, path, limit):
     plt.close(fig)
 
 
-def charts(data, folder):
-    """Draw what there are at least two points for."""
+def charts(summary, folder, only=None, suffixes=("png", "svg")):
+    """Draw what there are at least two points for, or `only` one of these."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -380,11 +446,11 @@ def charts(data, folder):
     def plain(params):
         return not params
 
-    def nanoseconds(result, seconds):
+    def nanoseconds(n_bytes, seconds):
         return seconds * 1e9
 
-    def rate(result, seconds):
-        return result["bytes"] / seconds / 1e9
+    def rate(n_bytes, seconds):
+        return n_bytes / seconds / 1e9
 
     next_line, memcpy = "limit: bare generator", "limit: memcpy"
     per_sample, speed = "nanoseconds per sample", "GB per second"
@@ -403,9 +469,9 @@ def charts(data, folder):
     ]  # fmt: skip
     drawn = []
     for file, name, x, fixed, value, limit, unit, title, label in wanted:
-        lines = series(data, name, x, fixed)
-        if any(len(points) > 1 for points in lines.values()):
-            draw(plt, lines, value, title, label, unit, folder / file, limit)
+        lines = series(summary, name, x, fixed)
+        if only in (None, file) and any(len(points) > 1 for points in lines.values()):
+            draw(plt, lines, value, title, label, unit, folder / file, limit, suffixes)
             drawn.append(file)
     return drawn
 
@@ -415,19 +481,21 @@ def main():
     parser.add_argument("results", type=pathlib.Path)
     parser.add_argument("--figures", type=pathlib.Path, default=BENCH / "figures")
     parser.add_argument("--no-charts", action="store_true")
-    parser.add_argument("--publish", action="store_true", help="update docs/benchmarks and README")
+    parser.add_argument("--publish", action="store_true", help="to docs/benchmarks and README")
     args = parser.parse_args()
-    data = json.loads(args.results.read_text())
-    text = "\n".join(table(data))
+    summary = summary_of(json.loads(args.results.read_text(encoding="utf-8")))
+    text = "\n".join(table(summary))
     path = args.results.parent / "table.md"
     path.write_text(text, encoding="utf-8")
     print(text)
     print(f"written: {path}", file=sys.stderr)
     if args.publish:
-        publish(data)
+        publish(summary)
     if not args.no_charts:
+        # On the site, one chart says it; the tables hold the numbers of all.
+        only = {"only": CHART, "suffixes": ["svg"]} if args.publish else {}
         folder = PUBLISHED if args.publish else args.figures
-        drawn = charts(data, folder)
+        drawn = charts(summary, folder, **only)
         print(f"drawn in {folder}: {', '.join(drawn) or 'nothing'}", file=sys.stderr)
 
 

@@ -1,14 +1,9 @@
 """How the site is built: `make docs`, with warnings as errors and without a network."""
 
-import pathlib
-
 from docutils import nodes
 from docutils.utils.math import latex2mathml
-from sphinx.util.docutils import SphinxDirective
 
 import pescador
-
-DOCS = pathlib.Path(__file__).parent
 
 project = "pescador, compiled"
 author = "the authors of pescador, compiled"
@@ -124,39 +119,6 @@ def write_display(writer, node):
     raise nodes.SkipNode
 
 
-class Results(SphinxDirective):
-    """The charts and tables of a benchmark run that is in the tree, or how to get some."""
-
-    captions = {  # noqa: RUF012
-        "shuffled_n": "Cost per sample of mixing all of n streams, against n.",
-        "stochastic_n": "Cost per sample of a StochasticMux, against the size of the pool.",
-        "stochastic_n_active": "The same against the number of streams that are open.",
-        "batches_size": "Bytes a second into batches of 64 items, against the size of an item.",
-        "transport_size": "Bytes a second between two processes, against the size of an item.",
-    }
-
-    def run(self):
-        """Return the figures, and a link to the tables."""
-        folder = DOCS / "benchmarks"
-        found = {path.stem: path.name for path in sorted(folder.glob("*.svg"))}
-        lines = []
-        for name in dict.fromkeys([*self.captions, *found]):
-            if name in found:
-                caption = self.captions.get(name, name.replace("_", " "))
-                lines += [f".. figure:: /benchmarks/{found[name]}", f"   :alt: {caption}", ""]
-                lines += [f"   {caption}", ""]
-        if (folder / "table.md").exists():
-            lines += ["All figures of this run:", ""]
-            lines += [".. toctree::", "   :maxdepth: 1", "", "   benchmarks/table", ""]
-        if not lines:
-            lines = [
-                "This copy of the site was built without results. ``make bench`` measures; its "
-                "table and charts, copied to ``docs/benchmarks``, are shown here."
-            ]
-        return self.parse_text_to_nodes("\n".join(lines))
-
-
 def setup(app):
     """Add what the pages use beyond Sphinx."""
     app.add_html_math_renderer("mathml", (write_inline, None), (write_display, None))
-    app.add_directive("results", Results)

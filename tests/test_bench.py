@@ -145,7 +145,8 @@ def test_ratios_are_of_what_was_measured_in_the_same_round():
         measured("bound", "ours", [1e-8, 1e-8, 2e-8, 2e-8, 2e-8]),
         measured("bound", "peer", [3e-8, 3e-8]),
     ]
-    assert report.Figures({"results": both}).against_ours("bound", "peer") == pytest.approx(3)
+    ratio = report.Rounds({"results": both}).ratio(("bound", "peer"), ("bound", "ours"))
+    assert ratio == pytest.approx(3)
 
 
 def measured(case, contestant, seconds):
@@ -183,7 +184,7 @@ def results():
 
 
 def test_the_table_says_ratios_goals_losses_and_who_is_missing(results):
-    text = "\n".join(report.table(results))
+    text = "\n".join(report.table(report.summary_of(results)))
     assert "50 ns ±10%" in text
     assert "| peer / ours | at least 120x | 140x | yes |" in text
     assert "| hand / ours | at least 2x | 0.80x | **no** |" in text
@@ -193,14 +194,25 @@ def test_the_table_says_ratios_goals_losses_and_who_is_missing(results):
 
 
 def test_the_readme_says_what_is_faster_than_ours(results):
-    text = "\n".join(report.readme_part(results))
+    text = "\n".join(report.readme_part(report.summary_of(results)))
     assert "| `ShuffledMux`, 10 streams | sample | 50 ns | 7 µs | 40 ns | 10 ns |" in text
     assert "Faster than ours: hand on `ShuffledMux`, 10 streams (1.25x)." in text
 
 
-def test_the_readme_shows_the_published_results():
-    data = json.loads((report.PUBLISHED / "results.json").read_text())
+def test_a_summary_is_read_back_as_it_was_written(results):
+    summary = report.summary_of(results)
+    assert report.summary_of(json.loads(report.written(summary))) == json.loads(json.dumps(summary))
+
+
+def test_readme_and_table_show_the_published_summary():
+    summary = json.loads((report.PUBLISHED / "summary.json").read_text(encoding="utf-8"))
     readme = report.README.read_text(encoding="utf-8")
-    assert report.with_part(readme, report.readme_part(data)) == readme
+    assert report.with_part(readme, report.readme_part(summary)) == readme
     table = (report.PUBLISHED / "table.md").read_text(encoding="utf-8")
-    assert table == "\n".join(report.table(data))
+    assert table == "\n".join(report.table(summary))
+
+
+def test_what_is_published_is_a_table_a_chart_and_a_short_summary():
+    sizes = {path.name: path.stat().st_size for path in report.PUBLISHED.iterdir()}
+    assert set(sizes) == {"summary.json", "table.md", f"{report.CHART}.svg"}
+    assert sizes["summary.json"] <= 50_000

@@ -69,7 +69,9 @@ def test_every_page_can_be_reached_from_the_first():
         for tree in re.findall(r"^\.\. toctree::\n((?:[ ]{3}.*\n|\n)*)", text, re.M):
             for entry in re.findall(r"^[ ]{3}([\w/-]+)$", tree, re.M):
                 child = (pathlib.PurePosixPath(page).parent / entry).as_posix()
-                if child.split("/")[0] not in GENERATED and child not in reached:
+                # The table of a benchmark is the one page in Markdown, and leads nowhere.
+                leaf = child.split("/")[0] in GENERATED or (DOCS / f"{child}.md").is_file()
+                if not leaf and child not in reached:
                     ahead.append(child)
     assert reached == set(NAMES)
 
