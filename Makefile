@@ -59,7 +59,7 @@ test-debug: $(VENV)/dev $(PEERS)/done
 		tests/test_isolation.py tests/test_batches.py tests/test_native.py tests/test_leaks.py \
 		tests/test_transport.py
 
-# Side by side with the reference release and others (bench/README.md): five minutes, and an hour.
+# Side by side with the reference release and others (bench/README.md): under ten minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"
 bench:
 	$(PYTHON) bench/run.py $(BENCH)

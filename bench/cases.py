@@ -14,6 +14,7 @@ import itertools
 import multiprocessing
 import pathlib
 import random
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,13 +42,15 @@ class Case:
     parallel: bool
     same: bool
     builders: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    ways: dict[str, str] = field(default_factory=dict)
 
-    def by(self, *contestants):
-        """Say how `contestants` do this work."""
+    def by(self, *contestants, way=""):
+        """Say how `contestants` do this work; `way` is what the table says of it."""
 
         def register(builder):
             for name in contestants:
                 self.builders[name] = builder
+                self.ways[name] = way
             return builder
 
         return register
@@ -244,7 +247,42 @@ def np_free_random():
 shuffled.by("limit")(bare)
 
 
-@shuffled.by("more-itertools")
+# Others: each in the fastest way that its documentation has for mixing endless streams, found by
+# measuring the candidates side by side. Libraries that pay for each item that crosses to Python
+# have a way to make batches, and are asked for their samples in batches of this many.
+BLOCK = 1_024
+
+
+def unpacked(batches):
+    """The items of batches of `BLOCK`; a round takes whole ones, as what is left of one is free."""
+    return Items(itertools.chain.from_iterable(batches), block=BLOCK)
+
+
+def choices_of(n, weighted=False, size=2**16):
+    """Streams drawn beforehand, as a list: for those whose choices come from a table."""
+    p = np.array(weights_of(n)) / sum(weights_of(n)) if weighted else None
+    return np.random.default_rng(0).choice(n, size=size, p=p).tolist()
+
+
+@shuffled.by("hand-blocks", way="map(next, ...) over choices that NumPy draws 1,024 at a time")
+def _(n, weighted=False):
+    g = [forever(i) for i in range(n)]
+    rng = np.random.default_rng(0)
+    cumulative = np.cumsum(weights_of(n)) if weighted else None
+
+    def choices():
+        while True:
+            if weighted:
+                places = rng.random(BLOCK) * cumulative[-1]
+                yield cumulative.searchsorted(places, side="right").tolist()
+            else:
+                yield rng.integers(n, size=BLOCK).tolist()
+
+    drawn = itertools.chain.from_iterable(choices())
+    return Items(map(next, map(g.__getitem__, drawn)), block=BLOCK)
+
+
+@shuffled.by("more-itertools", way="interleave_randomly")
 def _(n, weighted=False):
     from more_itertools import interleave_randomly
 
@@ -253,18 +291,18 @@ def _(n, weighted=False):
     return Items(interleave_randomly(*[forever(i) for i in range(n)]))
 
 
-@shuffled.by("torchdata")
+@shuffled.by("torchdata", way="MultiNodeWeightedSampler, CYCLE_FOREVER, over IterableWrapper")
 def _(n, weighted=False):
-    from torchdata.nodes import IterableWrapper, MultiNodeWeightedSampler
+    from torchdata.nodes import IterableWrapper, MultiNodeWeightedSampler, StopCriteria
 
     nodes = {str(i): IterableWrapper(forever(i)) for i in range(n)}
-    weights = weights_of(n) if weighted else [1.0] * n
-    return Items(
-        iter(MultiNodeWeightedSampler(nodes, dict(zip(nodes, weights, strict=True)), seed=0))
-    )
+    weights = dict(zip(nodes, weights_of(n) if weighted else [1.0] * n, strict=True))
+    # The other criteria look through the streams that have ended, for each sample.
+    criterion = StopCriteria.CYCLE_FOREVER
+    return Items(iter(MultiNodeWeightedSampler(nodes, weights, stop_criteria=criterion, seed=0)))
 
 
-@shuffled.by("lhotse")
+@shuffled.by("lhotse", way="CutSet.mux")
 def _(n, weighted=False):
     from lhotse import CutSet
 
@@ -272,27 +310,84 @@ def _(n, weighted=False):
     return Items(iter(CutSet.mux(*[CutSet(forever(i)) for i in range(n)], weights=weights, seed=0)))
 
 
-@shuffled.by("lhotse-infinite")
+@shuffled.by("lhotse-infinite", way="CutSet.infinite_mux, max_open_streams=n")
 def _(n, weighted=False):
     from lhotse import CutSet
 
     weights = weights_of(n) if weighted else None
     streams = [CutSet(forever(i)) for i in range(n)]
-    # All streams open, as elsewhere here.
+    # As many open as elsewhere here.
     return Items(iter(CutSet.infinite_mux(*streams, weights=weights, seed=0, max_open_streams=n)))
 
 
-@shuffled.by("grain")
+def grain_streams(make, count):
+    """Streams of grain over iterators: an IterDataset each."""
+    import grain
+
+    class Stream(grain.DatasetIterator):
+        def __init__(self, iterator):
+            super().__init__()
+            self.iterator = iterator
+
+        def __next__(self):
+            return next(self.iterator)
+
+        def get_state(self):
+            return {}
+
+        def set_state(self, state):
+            pass
+
+    class Source(grain.IterDataset):
+        def __init__(self, i):
+            super().__init__()
+            self.i = i
+
+        def __iter__(self):
+            return Stream(make(self.i))
+
+        def set_slice(self, sl, sequential_slice=False):
+            """Called in a worker process: one of them reads all."""
+
+    return [Source(i) for i in range(count)]
+
+
+@shuffled.by("grain", way="IterDataset.mix over iterators, batch(1,024, batch_fn=list), unpacked")
 def _(n, weighted=False):
     import grain
 
-    # Mixes in fixed proportions rather than at random, and takes tables rather than streams.
-    sources = [grain.MapDataset.source([i]).repeat() for i in range(n)]
     weights = weights_of(n) if weighted else None
-    return Items(iter(grain.MapDataset.mix(sources, weights=weights)))
+    mixed = grain.IterDataset.mix(grain_streams(forever, n), weights=weights)
+    return unpacked(mixed.batch(BLOCK, batch_fn=list))
 
 
-@shuffled.by("webdataset")
+def grain_selected(n, select):
+    """Samples from n tables of one row; `select` gives the table of a sample by its number."""
+    import grain
+
+    class Selected(grain.transforms.DatasetSelectionMap):
+        def __len__(self):
+            return sys.maxsize
+
+        def __getitem__(self, k):
+            return select(k), k
+
+    tables = [grain.MapDataset.source([i]) for i in range(n)]
+    mixed = grain.MapDataset.select_from_datasets(tables, Selected()).batch(BLOCK, batch_fn=list)
+    # By index: iterated, they would go through a pool of threads.
+    return unpacked(map(mixed.__getitem__, itertools.count()))
+
+
+@shuffled.by(
+    "grain-select",
+    way="MapDataset.select_from_datasets, 65,536 choices drawn before, batch(1,024), by index",
+)
+def _(n, weighted=False):
+    choices = choices_of(n, weighted)
+    return grain_selected(n, lambda k: choices[k & 65_535])
+
+
+@shuffled.by("webdataset", way="RandomMix")
 def _(n, weighted=False):
     from webdataset.mix import RandomMix
 
@@ -300,18 +395,126 @@ def _(n, weighted=False):
     return Items(iter(RandomMix([forever(i) for i in range(n)], probs)))
 
 
-@shuffled.by("datasets")
-def _(n, weighted=False):
-    from datasets import IterableDataset, interleave_datasets
+def records(i):
+    while True:
+        yield {"i": i}
 
-    def records(i):
-        while True:
-            yield {"i": i}
 
-    sources = [IterableDataset.from_generator(records, gen_kwargs={"i": i}) for i in range(n)]
+def datasets_streams(n):
+    from datasets import IterableDataset
+
+    return [IterableDataset.from_generator(records, gen_kwargs={"i": i}) for i in range(n)]
+
+
+def probabilities(n, weighted):
     weights = np.array(weights_of(n) if weighted else [1.0] * n)
-    mixed = interleave_datasets(sources, probabilities=list(weights / weights.sum()), seed=0)
+    return list(weights / weights.sum())
+
+
+@shuffled.by("datasets", way="interleave_datasets of IterableDatasets")
+def _(n, weighted=False):
+    from datasets import interleave_datasets
+
+    mixed = interleave_datasets(
+        datasets_streams(n), probabilities=probabilities(n, weighted), seed=0
+    )
     return Items(record["i"] for record in mixed)
+
+
+@shuffled.by(
+    "datasets-map",
+    way="interleave_datasets of tables, whole order drawn before, iter(1,024), unpacked, repeated",
+)
+def _(n, weighted=False):
+    from datasets import Dataset, interleave_datasets
+
+    tables = [Dataset.from_dict({"i": [i] * 1_000}) for i in range(n)]
+    mixed = interleave_datasets(tables, probabilities=probabilities(n, weighted), seed=0)
+    passes = (batch["i"] for _ in itertools.repeat(None) for batch in mixed.iter(BLOCK))
+    return unpacked(passes)
+
+
+def tf_streams(n):
+    from tensorflow.data import Dataset
+
+    return [Dataset.from_tensors(i).repeat() for i in range(n)]
+
+
+def tf_samples(mixed):
+    import tensorflow
+
+    # Autotuning costs ten times as much as the mix.
+    options = tensorflow.data.Options()
+    options.autotune.enabled = False
+    batches = mixed.batch(BLOCK).with_options(options).as_numpy_iterator()
+    return unpacked(batch.tolist() for batch in batches)
+
+
+@shuffled.by("tf.data", way="sample_from_datasets, autotune off, batch(1,024), unpacked")
+def _(n, weighted=False):
+    from tensorflow.data import Dataset
+
+    weights = weights_of(n) if weighted else None
+    return tf_samples(Dataset.sample_from_datasets(tf_streams(n), weights=weights, seed=0))
+
+
+@shuffled.by(
+    "tf.data-choose",
+    way="choose_from_datasets, choices by 1,024, autotune off, batch(1,024), unpacked",
+)
+def _(n, weighted=False):
+    import tensorflow
+    from tensorflow.data import Dataset
+
+    if weighted:
+        cumulative = tensorflow.constant(np.cumsum(weights_of(n)) / sum(weights_of(n)))
+
+        def pick(numbers):
+            numbers = tensorflow.cast(numbers, tensorflow.float64) / 2**32
+            found = tensorflow.searchsorted(cumulative, numbers, side="right")
+            return tensorflow.cast(found, tensorflow.int64)
+
+    else:
+
+        def pick(numbers):
+            return numbers % n
+
+    choices = Dataset.random(seed=0).batch(BLOCK).map(pick).unbatch()
+    return tf_samples(Dataset.choose_from_datasets(tf_streams(n), choices))
+
+
+def fairseq2_streams(n, native):
+    from fairseq2.data.data_pipeline import read_iterator, read_sequence
+
+    if native:
+        return [read_sequence([i]).repeat().and_return() for i in range(n)]
+
+    # A generator cannot be pickled, which only saving its state would need.
+    def read(stream):
+        return read_iterator(stream, lambda it: it, infinite=True, skip_pickling_check=True)
+
+    return [read(forever(i)).and_return() for i in range(n)]
+
+
+def fairseq2_sampled(n, weighted, native):
+    from fairseq2.data.data_pipeline import DataPipeline
+
+    weights = weights_of(n) if weighted else None
+    mixed = DataPipeline.sample(fairseq2_streams(n, native), weights=weights, seed=0)
+    return unpacked(mixed.bucket(BLOCK).and_return())
+
+
+@shuffled.by("fairseq2", way="DataPipeline.sample over read_iterator, bucket(1,024), unpacked")
+def _(n, weighted=False):
+    return fairseq2_sampled(n, weighted, native=False)
+
+
+@shuffled.by(
+    "fairseq2-native",
+    way="DataPipeline.sample over read_sequence([i]).repeat(), bucket(1,024), unpacked",
+)
+def _(n, weighted=False):
+    return fairseq2_sampled(n, weighted, native=True)
 
 
 @case(
@@ -332,6 +535,62 @@ def round_robin(pescador, n):
 @round_robin.by("hand")
 def _(n):
     return Items(next(stream) for stream in itertools.cycle([forever(i) for i in range(n)]))
+
+
+@round_robin.by("hand-blocks", way="map(next, itertools.cycle(...))")
+def _(n):
+    return Items(map(next, itertools.cycle([forever(i) for i in range(n)])))
+
+
+@round_robin.by("more-itertools", way="roundrobin")
+def _(n):
+    from more_itertools import roundrobin
+
+    return Items(roundrobin(*[forever(i) for i in range(n)]))
+
+
+@round_robin.by("webdataset", way="RoundRobin")
+def _(n):
+    from webdataset.mix import RoundRobin
+
+    return Items(iter(RoundRobin([forever(i) for i in range(n)])))
+
+
+@round_robin.by("grain-select", way="MapDataset.select_from_datasets, batch(1,024), by index")
+def _(n):
+    return grain_selected(n, lambda k: k % n)
+
+
+@round_robin.by("datasets", way="interleave_datasets of IterableDatasets")
+def _(n):
+    from datasets import interleave_datasets
+
+    return Items(record["i"] for record in interleave_datasets(datasets_streams(n)))
+
+
+@round_robin.by("tf.data-choose", way="choose_from_datasets, autotune off, batch(1,024), unpacked")
+def _(n):
+    from tensorflow.data import Dataset
+
+    turns = Dataset.range(n).repeat()
+    return tf_samples(Dataset.choose_from_datasets(tf_streams(n), turns))
+
+
+def fairseq2_in_turn(n, native):
+    from fairseq2.data.data_pipeline import DataPipeline
+
+    mixed = DataPipeline.round_robin(fairseq2_streams(n, native))
+    return unpacked(mixed.bucket(BLOCK).and_return())
+
+
+@round_robin.by("fairseq2", way="DataPipeline.round_robin over read_iterator, bucket(1,024)")
+def _(n):
+    return fairseq2_in_turn(n, native=False)
+
+
+@round_robin.by("fairseq2-native", way="DataPipeline.round_robin over read_sequence, bucket(1,024)")
+def _(n):
+    return fairseq2_in_turn(n, native=True)
 
 
 round_robin.by("limit")(bare)
@@ -898,7 +1157,7 @@ def passes(size):
     warm=lambda **params: 1,
 )
 def transport(pescador, size):
-    """ZMQStreamer; by hand, a multiprocessing.Queue; torch, a DataLoader with one worker."""
+    """ZMQStreamer; by hand, a multiprocessing.Queue."""
     background = pescador.ZMQStreamer(pescador.Streamer(sends, size))
 
     def opened():
@@ -952,7 +1211,45 @@ def _(size):
     return Fresh(opened, first=passes(size))
 
 
-@transport.by("torch")
+def joined(size):
+    """How many items others send as one array, to be unpacked: 512 KB, or 1,024 small ones."""
+    return max(1, min(BLOCK, 2**19 // size))
+
+
+def stacked(items):
+    return {key: np.stack([item[key] for item in items]) for key in items[0]}
+
+
+def rows_apart(batches):
+    for batch in batches:
+        for row in batch["x"]:
+            yield {"x": row}
+
+
+@transport.by("hand-blocks", way="multiprocessing.Queue; up to 256 KB, items stacked to 512 KB")
+def _(size):
+    n = joined(size)
+
+    def put_stacked(put, size):
+        stream = sends(size)
+        while True:
+            put(stacked(list(itertools.islice(stream, n))))
+
+    def opened():
+        if n == 1:
+            stream = from_process(put_all, size, depth=2)
+            return touching(stream, size, stream.close)
+        stream = from_process(put_stacked, size)
+        return touching(rows_apart(stream), size, stream.close)
+
+    return Fresh(opened, first=max(n, passes(size)), block=n)
+
+
+@transport.by(
+    "torch",
+    way="DataLoader, one worker; up to 256 KB, NumPy arrays stacked to 512 KB by collate_fn, "
+    "else tensors in shared memory",
+)
 def _(size):
     from torch.utils.data import DataLoader, IterableDataset
 
@@ -960,12 +1257,34 @@ def _(size):
         def __iter__(self):
             return sends(size)
 
+    n = joined(size)
+    how = {"batch_size": n, "collate_fn": stacked} if n > 1 else {"batch_size": None}
+
     def opened():
         # Closing is letting go of the loader's iterator, which ends its worker.
-        loader = iter(DataLoader(Source(), batch_size=None, num_workers=1))
-        return touching(loader, size, getattr(loader, "_shutdown_workers", lambda: None))
+        loader = iter(DataLoader(Source(), num_workers=1, **how))
+        close = getattr(loader, "_shutdown_workers", lambda: None)
+        return touching(rows_apart(loader) if n > 1 else loader, size, close)
 
-    return Fresh(opened, first=passes(size))
+    return Fresh(opened, first=max(n, passes(size)), block=n)
+
+
+@transport.by(
+    "grain", way="IterDataset.mp_prefetch, one worker; up to 256 KB, batches of 512 KB, unpacked"
+)
+def _(size):
+    import grain
+
+    n = joined(size)
+    [source] = grain_streams(lambda _: sends(size), 1)
+    batches = source.batch(n) if n > 1 else source
+    options = grain.MultiprocessingOptions(num_workers=1, per_worker_buffer_size=2)
+
+    def opened():
+        loader = iter(batches.mp_prefetch(options))
+        return touching(rows_apart(loader) if n > 1 else loader, size, loader.close)
+
+    return Fresh(opened, first=max(n, passes(size)), block=n)
 
 
 @transport.by("limit")

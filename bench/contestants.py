@@ -59,6 +59,9 @@ ENV = {
     # lhotse imports urllib3 without asking for it.
     "lhotse": Env((TORCH, "lhotse", "urllib3", "numpy"), light=False),
     "datasets": Env(("datasets", "numpy"), light=False),
+    "tensorflow": Env(("tensorflow-cpu", "numpy"), light=False),
+    # fairseq2n names its release of torch, of which the package index has the CUDA build only.
+    "fairseq2": Env(("fairseq2", "numpy"), light=False),
     # Not a contestant: where the charts are drawn.
     "report": Env(("matplotlib>=3.8",)),
 }
@@ -68,30 +71,34 @@ CONTESTANTS = {
     "ours": Contestant("ours", ("pescador",), ("pescador", "numpy", "pyzmq")),
     "peer": Contestant("peer", ("pescador",), ("pescador", "numpy", "pyzmq")),
     "hand": Contestant("ours", note="the loop that one would write in Python without a library"),
+    "hand-blocks": Contestant("ours", note="by hand as well, by those who count nanoseconds"),
     "more-itertools": Contestant(
-        "more-itertools",
-        ("more_itertools",),
-        ("more-itertools",),
-        "interleave_randomly; uniform only",
+        "more-itertools", ("more_itertools",), ("more-itertools",), "has no weights"
     ),
-    "torchdata": Contestant(
-        "torch",
-        ("torchdata.nodes",),
-        ("torchdata", "torch"),
-        "MultiNodeWeightedSampler",
+    "torchdata": Contestant("torch", ("torchdata.nodes",), ("torchdata", "torch")),
+    "lhotse": Contestant("lhotse", ("lhotse",), ("lhotse",)),
+    "lhotse-infinite": Contestant(
+        "lhotse", ("lhotse",), ("lhotse",), "opens streams with replacement: some twice, some not"
     ),
-    "lhotse": Contestant("lhotse", ("lhotse",), ("lhotse",), "CutSet.mux"),
-    "lhotse-infinite": Contestant("lhotse", ("lhotse",), ("lhotse",), "CutSet.infinite_mux"),
-    "grain": Contestant(
-        "grain", ("grain",), ("grain",), "MapDataset.mix; in fixed proportions, not at random"
+    "grain": Contestant("grain", ("grain",), ("grain",), "in fixed proportions, not at random"),
+    "grain-select": Contestant("grain", ("grain",), ("grain",), "tables, not streams"),
+    "webdataset": Contestant("webdataset", ("webdataset",), ("webdataset",)),
+    "datasets": Contestant("datasets", ("datasets",), ("datasets",), "of Hugging Face"),
+    "datasets-map": Contestant("datasets", ("datasets",), ("datasets",), "tables, not streams"),
+    "tf.data": Contestant(
+        "tensorflow", ("tensorflow",), ("tensorflow_cpu",), "streams that run no Python"
     ),
-    "webdataset": Contestant("webdataset", ("webdataset",), ("webdataset",), "RandomMix"),
-    "datasets": Contestant(
-        "datasets", ("datasets",), ("datasets",), "Hugging Face interleave_datasets"
+    "tf.data-choose": Contestant(
+        "tensorflow", ("tensorflow",), ("tensorflow_cpu",), "streams that run no Python"
     ),
-    "torch": Contestant(
-        "torch", ("torch",), ("torch", "numpy"), "DataLoader with one worker (transport only)"
+    "fairseq2": Contestant("fairseq2", ("fairseq2.data.data_pipeline",), ("fairseq2n", "torch")),
+    "fairseq2-native": Contestant(
+        "fairseq2",
+        ("fairseq2.data.data_pipeline",),
+        ("fairseq2n", "torch"),
+        "streams that run no Python",
     ),
+    "torch": Contestant("torch", ("torch",), ("torch", "numpy"), "transport only"),
 }
 
 # Nobody is measured without these.

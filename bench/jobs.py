@@ -89,13 +89,12 @@ class Fresh:
 
     Left open between rounds, they would work ahead: the next round would find items ready, and
     the rounds of other contestants would find the processors busy. The first item waits for the
-    start of a process, which is a case of its own; `first` are not timed.
+    start of a process, which is a case of its own; `first` are not timed. A round is whole blocks.
     """
 
-    block = 1
-
-    def __init__(self, opener, per=1, close=lambda: None, first=1):
+    def __init__(self, opener, per=1, close=lambda: None, first=1, block=1):
         self.opener, self.per, self.close, self.first = opener, per, close, first
+        self.block = block
 
     def take(self, count):
         n = -(-count // self.per)

@@ -32,15 +32,24 @@ STYLES = {
     "ours": ("#0072B2", "o"),
     "peer": ("#D55E00", "s"),
     "hand": ("#009E73", "^"),
+    "hand-blocks": ("#009E73", "v"),
     "more-itertools": ("#CC79A7", "D"),
     "torchdata": ("#E69F00", "v"),
     "lhotse": ("#56B4E9", "P"),
     "lhotse-infinite": ("#56B4E9", "p"),
     "grain": ("#F0E442", "X"),
+    "grain-select": ("#F0E442", "d"),
     "webdataset": ("#999999", "h"),
     "datasets": ("#7F3C8D", "*"),
-    "torch": ("#E69F00", "v"),
+    "datasets-map": ("#7F3C8D", "8"),
+    "tf.data": ("#A52A2A", "<"),
+    "tf.data-choose": ("#A52A2A", ">"),
+    "fairseq2": ("#1B4D3E", "H"),
+    "fairseq2-native": ("#1B4D3E", "1"),
+    "torch": ("#000080", "P"),
 }
+# Second ways of one library or hand.
+DOTTED = {name for name in STYLES if "-" in name} - {"more-itertools"}
 LIMIT = "#000000"
 OTHERS = [name for name in CONTESTANTS if name not in ("limit", "ours", "peer", "hand")]
 
@@ -107,6 +116,7 @@ def summary_of(data):
                 "seconds": [short(value) for value in quartiles(times(result))],
                 "ratio": rounds.ratio((case, contestant), (case, "ours")),
             }
+            | ({"way": result["way"]} if result["way"] else {})
             for contestant, result in found.items()
         }
     who = {
@@ -205,20 +215,18 @@ def section_tables(summary):
             line.append(times_as(limit and 1 / limit))
             lines.append(line)
         yield f"## {section}", rows(header, lines)
-        others = [n for n in OTHERS if any(n in found["by"] for found in cases.values())]
-        if others:
-            lines = []
-            for case, found in cases.items():
-                by, n_bytes = found["by"], found["bytes"]
-                if any(name in by for name in others):
-                    line = [f"`{case}`", cell(by.get("ours"), n_bytes)]
-                    for name in others:
-                        ratio = times_as(by.get(name, {}).get("ratio"))
-                        line.append(f"{cell(by.get(name), n_bytes)} ({ratio})" if ratio else "")
-                    lines.append(line)
+        lines = []
+        for case, found in cases.items():
+            by, n_bytes = found["by"], found["bytes"]
+            for name in OTHERS:
+                if name in by:
+                    line = [f"`{case}`", cell(by.get("ours"), n_bytes), name]
+                    line += [cell(by[name], n_bytes), times_as(by[name]["ratio"])]
+                    lines.append([*line, by[name]["way"]])
+        if lines:
             yield (
-                f"### {section}: others, and how many times as long as ours",
-                rows(["case", "ours", *others], lines),
+                f"### {section}: others, and how they do it",
+                rows(["case", "ours", "other", "theirs", "other / ours", "how"], lines),
             )
 
 
@@ -414,7 +422,7 @@ def draw(plt, lines, value, title, x, y, path, limit, suffixes):
             continue
         color, marker = STYLES[name]
         width = 2.4 if name == "ours" else 1.4
-        line = ":" if name == "lhotse-infinite" else "-"
+        line = ":" if name in DOTTED else "-"
         ax.plot(xs, middle, line, color=color, marker=marker, linewidth=width, label=name)
         ax.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
     ax.set(xscale="log", yscale="log", title=title, xlabel=x, ylabel=y)

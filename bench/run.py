@@ -1,6 +1,6 @@
 """Measure pescador, its peer and others on the same work, in one run.
 
-    python bench/run.py                              the short profile: five minutes
+    python bench/run.py                              the short profile: under ten minutes
     python bench/run.py --profile full               under an hour
     python bench/run.py --only 'shuffled*' --against peer,hand --rounds 9
     python bench/run.py --list                       what there is
@@ -40,6 +40,7 @@ OTHERS_ON = {
     "shuffled/n=10",
     "shuffled/n=1000",
     "shuffled/n=1000/weighted=True",
+    "round_robin/n=1000",
     "transport/size=64",
     "transport/size=40000000",
 }
@@ -76,7 +77,7 @@ MEMORY = [
     "batches/size=602112",
 ]
 
-FAST = {"limit", "ours", "hand", "more-itertools"}
+FAST = {"limit", "ours", "hand", "hand-blocks", "more-itertools"}
 
 # Whose peak memory is measured on every case.
 MEASURED = {"ours", "peer", "hand"}
@@ -364,6 +365,7 @@ class Run:
                     "unit": it.unit,
                     "bytes": size,
                     "contestant": name,
+                    "way": it.ways.get(name, ""),
                     "rounds": rounds[name, place],
                 }
                 for name in work.names
@@ -534,7 +536,10 @@ def show_list(args):
         print(f"{it.name}: {it.doc}")
         for profile, grid in (("short", it.short), ("full", it.full)):
             print(f"    {profile}: {', '.join(it.identifier(params) for params in grid) or '-'}")
-        print(f"    done by: ours, peer, {', '.join(n for n in it.builders if n != 'pescador')}")
+        print("    done by: ours, peer")
+        for name in it.builders:
+            if name != "pescador":
+                print(f"        {name}{': ' if it.ways[name] else ''}{it.ways[name]}")
     print("contestants:")
     for name, it in CONTESTANTS.items():
         made = "made" if contestants.is_made(it.env) else "not made"
