@@ -12,6 +12,23 @@ cdef extern from "_native.h":
 
 
 @cython.final
+cdef class Sums:
+    cdef const double* values          # the weights; the caller keeps them
+    cdef Py_ssize_t n
+    cdef Py_ssize_t part, n_parts      # in which np.sum takes them
+    cdef double* cells                 # of each part: root at 1, children of node i at 2 i, 2 i + 1
+    cdef Py_ssize_t width              # cells of a part
+
+    cdef double take(self, const double* values) noexcept nogil
+    cdef Py_ssize_t size_of(self, Py_ssize_t j) noexcept nogil
+    cdef double fill(self, double* cells, Py_ssize_t node, const double* values,
+                     Py_ssize_t size) noexcept nogil
+    cdef double total(self) noexcept nogil
+    cdef double update(self, Py_ssize_t i) noexcept nogil
+    cdef Py_ssize_t find(self, double u) noexcept nogil
+
+
+@cython.final
 cdef class Uniform:
     cdef readonly object generator     # what it draws for: np.random, a RandomState or a Generator
     cdef object bit_generator          # owns `bits`
@@ -193,5 +210,4 @@ cdef class Pool:
     cdef int put_back(self, Py_ssize_t i) except -1
 
 
-cdef double pairwise_sum(const double* values, Py_ssize_t n) noexcept nogil
 cdef void* address(object array) except NULL

@@ -23,7 +23,7 @@ from pescador._core cimport (
     as_bound, gives, is_plain, next_item, runs_out, start, steal,
 )
 from pescador._draws cimport (
-    AT, Categorical, Counts, Pool, Uniform, address, choose, draw, glance, guess, pairwise_sum,
+    AT, Categorical, Counts, Pool, Sums, Uniform, address, choose, draw, glance, guess,
 )
 
 
@@ -37,6 +37,8 @@ cdef enum:
     # With more slots than this, their streams are in no cache, and what is fetched for a new one
     # has left it again before its turn.
     MANY_SLOTS = 1 << 11
+    # Draws, and as many as a sixteenth of the slots, that weights should last to be worth a pass.
+    PATIENT = 16
 
 
 cdef struct Slot:
@@ -229,39 +231,57 @@ cdef class WeightedEngine(Engine):
     cdef Uniform uniform
     cdef object weights                # float64[k], the memory behind `w`
     cdef double* w                     # the weight of each slot, 0 where it is out
-    cdef double norm                   # their sum
+    cdef Sums sums                     # of them
+    cdef double norm                   # of all of them
     cdef Categorical chooser
-    cdef bint norm_is_stale            # weights have changed since norm was taken
-    cdef bint chooser_is_stale         # weights have changed since the chooser saw them
+    cdef bint is_stale                 # weights have changed since the chooser saw them
+    cdef Py_ssize_t since              # draws since then
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.weights = np.zeros(k)
         self.w = <double*>address(self.weights)
+        self.sums = Sums(k)
+        self.sums.take(self.w)
         self.chooser = Categorical(k)
-        self.norm_is_stale = self.chooser_is_stale = True
 
-    cdef inline int set_weight(self, Py_ssize_t slot, double weight) except -1:
+    cdef void take_weights(self) noexcept:
+        """Note that all weights were set, and are expected to stay a while."""
+        self.norm = self.sums.take(self.w)
+        self.is_stale = True
+        self.since = self.k + PATIENT
+
+    cdef inline void set_weight(self, Py_ssize_t slot, double weight) noexcept:
         if self.w[AT(slot, self.k)] != weight:
             self.w[slot] = weight
-            self.norm_is_stale = self.chooser_is_stale = True
-        return 0
-
-    cdef inline double weight_norm(self) noexcept nogil:
-        """The sum of the weights of all slots."""
-        if self.norm_is_stale:
-            self.norm = pairwise_sum(self.w, self.k)
-            self.norm_is_stale = False
-        return self.norm
+            self.norm = self.sums.update(slot)
+            self.is_stale = True
+            self.since = 0
 
     cdef inline Py_ssize_t next_slot(self) except -1:
         """The slot that the next sample comes from."""
-        if self.chooser_is_stale:
-            self.chooser.set_weights(self.w, self.weight_norm())
-            self.chooser_is_stale = False
-        cdef Py_ssize_t slot = choose(self.chooser, draw(self.uniform))
+        cdef double u = draw(self.uniform)
+        if self.is_stale:
+            return self.choose_anew(u)
+        cdef Py_ssize_t slot = choose(self.chooser, u)
         if self.k > MANY_SLOTS:
             self.fetch_next()
         return slot
+
+    cdef Py_ssize_t choose_anew(self, double u) except -1:
+        """The slot that a draw picks, with weights that the chooser has not seen.
+
+        To show it many weights takes a pass over them. As long as they change every few draws, the
+        sums know the answer, too, unless rounding decides it.
+        """
+        cdef Py_ssize_t slot
+        if self.k > 128 and self.since < PATIENT + self.k // 16:
+            self.since += 1
+            slot = self.sums.find(u)
+            if slot >= 0:
+                return slot
+        self.chooser.set_weights(self.w, self.norm)
+        self.is_stale = False
+        return choose(self.chooser, u)
 
     cdef void fetch_next(self) noexcept:
         """Have the streams of the samples to come on their way to the cache.
@@ -299,6 +319,7 @@ cdef class ShuffledEngine(WeightedEngine):
         super().__init__(mux, scope, k)
         self.uniform = Uniform(self.rng)
         self.weights[:] = mux.weights
+        self.take_weights()
         cdef Py_ssize_t slot
         for slot in range(k):
             if self.w[slot] != 0.0:
@@ -308,7 +329,7 @@ cdef class ShuffledEngine(WeightedEngine):
     cdef PyObject* advance(self) except? NULL:
         cdef Py_ssize_t slot
         cdef PyObject* item
-        while self.weight_norm() > 0.0:
+        while self.norm > 0.0:
             slot = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
@@ -375,16 +396,20 @@ cdef class StochasticEngine(WeightedEngine):
         initial = mux._initial_weights(generator)
         if initial is not None:
             self.weights[:] = initial
+            self.take_weights()
         cdef Py_ssize_t slot
         for slot in range(k):
             if self.available.m == 0:
                 break
             self.new_stream(slot)
+            if slot % MANY_SLOTS == 0:
+                PyErr_CheckSignals()
+        self.take_weights()
 
     cdef PyObject* advance(self) except? NULL:
         cdef Py_ssize_t slot
         cdef PyObject* item
-        while self.n_valid > 0 and self.weight_norm() > 0.0:
+        while self.n_valid > 0 and self.norm > 0.0:
             slot = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
@@ -448,7 +473,7 @@ cdef class StochasticEngine(WeightedEngine):
             return self.constant
         if self.binomial:
             # The chance that a sample comes from this stream, once it is in the active set.
-            others = self.weight_norm() - self.w[slot] + weight
+            others = self.norm - self.w[slot] + weight
             p = weight / others
             if not (isnan(p) or p > 0.9999):
                 return 1 + self.counts.binomial((self.rate - 1.0) / (1.0 - p), 1.0 - p)
