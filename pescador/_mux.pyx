@@ -335,6 +335,7 @@ cdef class ShuffledEngine(WeightedEngine):
             if item is not NULL:
                 return item
             if self.slots[slot].count == 0:
+                PyErr_CheckSignals()
                 self.set_weight(slot, 0.0)
                 self.vacate(slot)
             else:
@@ -570,6 +571,7 @@ cdef class RoundRobinEngine(Engine):
                 if self.ended_barren(slot):
                     self.out[self.which[slot]] = True
                     self.n_out += 1
+            PyErr_CheckSignals()
             self.vacate(slot)
             self.before = before
             self.following[AT(before, self.k)] = self.at
@@ -629,6 +631,7 @@ cdef class ChainEngine(Engine):
         cdef PyObject* item
         cdef Ending ending = STOP
         while True:
+            PyErr_CheckSignals()
             if self.source is None:
                 if self.ended:
                     return False
