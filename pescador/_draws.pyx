@@ -6,13 +6,18 @@ answer without the sums. Where a draw comes so close to an edge that rounding de
 sums are taken.
 """
 
+import operator
+import types
+
 import numpy as np
+from numpy.random import mtrand
 
 from pescador._core import mersenne_is_known
 from pescador.exceptions import PescadorError
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport INFINITY, ceil, exp, floor, frexp, ldexp, log, sqrt
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
@@ -305,24 +310,68 @@ find_part()
 # ------------------------------------------------------------------------------------ draws
 
 
+cdef extern from "Python.h":
+    ctypedef struct PyGetSetDef:
+        object (*get)(object instance, void* closure)
+        void* closure
+    ctypedef struct PyGetSetDescrObject:
+        PyGetSetDef* d_getset
+
+
+# A generator of these types draws doubles below 1, of which none repeats for ever.
+cdef frozenset KNOWN = frozenset({
+    np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64,
+})
+
+# How the bit generator of a RandomState is read, without looking up the name.
+cdef PyGetSetDef* BIT_GENERATOR = NULL
+if type(np.random.RandomState._bit_generator) is types.GetSetDescriptorType:
+    BIT_GENERATOR = (<PyGetSetDescrObject*><PyObject*>np.random.RandomState._bit_generator).d_getset
+
+
 cdef class Uniform:
     """The doubles in [0, 1) that ``generator.random_sample()`` would give, in its order.
 
-    The bit generator is looked up once, here: make a new `Uniform` at each activation.
+    Parameters
+    ----------
+    generator : np.random, RandomState or Generator
+        What to draw for.
+    shared : bool
+        Whether others hold this RandomState. They may be drawing from it in another thread, or
+        give it another bit generator. Of ``np.random``, it is always so.
     """
 
-    def __cinit__(self, generator):
+    def __cinit__(self, generator, bint shared=False):
         self.generator = generator
-        if generator is np.random:
-            self.bit_generator = np.random.get_bit_generator()
-            self.lock = self.bit_generator.lock
+        if generator is np.random or shared:
+            self.owner = mtrand._rand if generator is np.random else generator
+            self.take(self.owner._bit_generator)
         elif isinstance(generator, np.random.RandomState):
-            self.bit_generator = generator._bit_generator
+            self.take(generator._bit_generator)
         else:
-            self.bit_generator = generator.bit_generator
-        self.bits = <bitgen_t*>PyCapsule_GetPointer(self.bit_generator.capsule, "BitGenerator")
-        if type(self.bit_generator) is np.random.MT19937 and mersenne_is_known():
+            self.take(generator.bit_generator)
+
+    cdef int take(self, bit_generator) except -1:
+        """Draw from a bit generator from now on."""
+        self.bits = <bitgen_t*>PyCapsule_GetPointer(bit_generator.capsule, "BitGenerator")
+        self.bit_generator = bit_generator
+        self.lock = None if self.owner is None else bit_generator.lock
+        self.is_known = type(bit_generator) in KNOWN
+        self.words = NULL
+        if type(bit_generator) is np.random.MT19937 and mersenne_is_known():
             self.words = <Mersenne*>self.bits.state
+        self.needs_care = self.owner is not None or not self.is_known
+        return 0
+
+    cdef int look(self) except -1:
+        """Take the bit generator that the owner has now."""
+        if BIT_GENERATOR is NULL:
+            bit_generator = self.owner._bit_generator
+        else:
+            bit_generator = BIT_GENERATOR.get(self.owner, BIT_GENERATOR.closure)
+        if bit_generator is not self.bit_generator:
+            self.take(bit_generator)
+        return 0
 
 
 def glances_at(generator, n_draws, later):
@@ -335,9 +384,46 @@ def glances_at(generator, n_draws, later):
     return result
 
 
-cdef double draw_locked(Uniform uniform) except? -1.0:
-    with uniform.lock:
-        return uniform.bits.next_double(uniform.bits.state)
+cdef double draw_with_care(Uniform uniform) except? -1.0:
+    cdef double u = 0.0
+    if uniform.owner is not None:
+        uniform.look()
+    # Another thread may be filling an array from the same state, without the GIL and holding the
+    # lock. Alone, nobody is.
+    if uniform.lock is not None and pescador_threaded():
+        with uniform.lock:
+            u = uniform.bits.next_double(uniform.bits.state)
+    else:
+        u = uniform.bits.next_double(uniform.bits.state)
+    if not (uniform.is_known or 0.0 <= u < 1.0):
+        raise PescadorError(f"the bit generator {uniform.bit_generator!r} gave the double {u!r}; "
+                            "it must be at least 0 and below 1")
+    return u
+
+
+cpdef Py_ssize_t as_index(value, Py_ssize_t n, method) except -1:
+    """What a generator's method gave for a choice of n, if it is an index."""
+    try:
+        i = operator.index(value)
+    except TypeError:
+        i = -1
+    if 0 <= i < n:
+        return i
+    raise PescadorError(f"{method!r} of a random generator gave {value!r} where it had to choose a "
+                        f"whole number from 0 to {n - 1}")
+
+
+cpdef int64_t drawn_count(method, tuple args) except -1:
+    """The count that a generator's method draws, if it is one."""
+    try:
+        count = method(*args)
+    except (ValueError, OverflowError) as error:
+        raise PescadorError(f"rate is too large, or a weight no share: {method!r}{args} cannot be "
+                            f"drawn: {error}") from error
+    if isinstance(count, (int, np.integer)) and 0 <= count < INT64_MAX:
+        return count
+    raise PescadorError(f"{method!r} of a random generator gave {count!r} where it had to draw a "
+                        "whole number, 0 or more")
 
 
 cdef class Counts:
@@ -365,8 +451,8 @@ cdef class Counts:
     cdef int64_t poisson(self) except -1:
         cdef int64_t count = 0
         cdef double product
-        if self.mean >= 10.0:
-            return self.poisson_method(lam=self.mean)
+        if self.mean >= 10.0 or not is_known(self.uniform):
+            return drawn_count(self.poisson_method, (self.mean,))
         if self.mean == 0.0:
             return 0
         product = draw(self.uniform)
@@ -379,8 +465,9 @@ cdef class Counts:
         """A binomial count; n is rounded down."""
         cdef int64_t count = 0
         cdef double u
-        if not self.own_binomial or n * min(p, 1.0 - p) > 29.0 or n > 1e15:
-            return self.binomial_method(int(n), p)
+        if not (self.own_binomial and 0.0 <= p <= 1.0 and 0.0 <= n <= 1e15
+                and n * min(p, 1.0 - p) <= 29.0 and is_known(self.uniform)):
+            return drawn_count(self.binomial_method, (int(n), p))
         if self.n != <int64_t>n or self.p != p:
             self.set_binomial(<int64_t>n, p)
         u = draw(self.uniform)
