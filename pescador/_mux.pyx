@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 
+from pescador.exceptions import PescadorError
+
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
@@ -47,11 +49,32 @@ cdef struct Slot:
     int64_t bound                      # how many it may give
 
 
+cdef class Shown:
+    """The memory of an array that can be read and not written: NumPy makes no views of it that can.
+    """
+
+    cdef object array
+
+    def __cinit__(self, array):
+        self.array = array
+
+    @property
+    def __array_interface__(self):
+        interface = self.array.__array_interface__
+        return {**interface, "data": (interface["data"][0], True)}
+
+
 def read_only(array):
     """Return a view that follows the engine's array and cannot be written."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    return np.asarray(Shown(array))
+
+
+cpdef list vacant(n):
+    """Return a list of n vacant slots."""
+    try:
+        return [None] * n
+    except (MemoryError, OverflowError):
+        raise PescadorError(f"n_active={n} open streams are more than memory can hold") from None
 
 
 cdef class Engine:
@@ -83,7 +106,7 @@ cdef class Engine:
         self.scope = Scope(scope, own, mux._shared_generators())
         self.inner = self.scope
         self.copies = {}
-        self.streams = [None] * k
+        self.streams = vacant(k)
         self.table = np.zeros((k, 2), dtype=np.int64)
         self.slots = <Slot*>address(self.table)
         self.indices = np.full(k, -1, dtype=np.int64)
@@ -152,7 +175,13 @@ cdef class Engine:
 
     cdef inline int begin(self, Py_ssize_t slot) except -1:
         """Start the stream of a slot: nothing of a streamer is touched before its first sample."""
-        streamer = self.pool[AT(self.which[slot], self.n)]
+        cdef Py_ssize_t i = self.which[slot]
+        if not 0 <= i < len(self.pool):
+            raise SystemError(f"slot {slot} of a mux of {self.n} streams has stream {i}")
+        streamer = self.pool[i]
+        if not is_plain(streamer):
+            # It may have been put into the pool after construction.
+            streamer = self.mux._as_streamer(streamer)
         self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
                                    &self.endings[slot], self.copies)
         if self.endings[slot] == ENDS_ITSELF:
@@ -204,6 +233,8 @@ cdef class SlotStream:
     cdef Py_ssize_t slot
 
     def __cinit__(self, Engine engine, Py_ssize_t slot):
+        if not 0 <= slot < engine.k:
+            raise IndexError(f"slot={slot} must be from 0 to {engine.k - 1}")
         self.engine = engine
         self.slot = slot
 
