@@ -768,8 +768,9 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
         return UNBOUNDED
     if isinstance(max_iter, np.ndarray) and max_iter.ndim == 0:
         max_iter = max_iter.item()
-    if isinstance(max_iter, numbers.Real) and not math.isnan(max_iter) and max_iter >= 0:
-        if math.isinf(max_iter):
+    # NaN is not 0 or more; math.isinf would make a float of it first.
+    if isinstance(max_iter, numbers.Real) and max_iter >= 0:
+        if max_iter >= UNBOUNDED:
             return UNBOUNDED
         return min(math.ceil(max_iter) if round_up else math.floor(max_iter), UNBOUNDED)
     raise PescadorError(f"max_iter={max_iter!r} must be None or a number of samples, 0 or more")

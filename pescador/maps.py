@@ -14,7 +14,7 @@ import numpy.typing as npt
 from . import _batches, _core, _maps
 from .exceptions import DataError as DataError
 from .exceptions import PescadorError
-from .util import Seed, as_count, get_rng
+from .util import Seed, as_count, get_rng, is_number
 
 __all__ = ["buffer_stream", "cache", "keras_tuples", "tuples"]
 
@@ -258,7 +258,7 @@ def cache(
     [0, 1, 0, 0, 1, 1, 2, 2, 3, 1, 4, 5, 5, 4]
     """
     size = as_count("n_cache", n_cache)
-    if not (isinstance(prob, int | float | np.number) and 0 < prob <= 1):
+    if not (is_number(prob) and 0 < prob <= 1):
         raise PescadorError(f"prob={prob!r} must be a number above 0 and at most 1")
     rng = get_rng(random_state)
     with _opened(stream) as items:
