@@ -97,6 +97,7 @@ cdef class Engine:
     cdef int64_t left                  # how many samples it may give yet
     cdef bint running
     cdef bint barren                   # it ended because no stream gave a sample any more
+    cdef public bint is_shown          # an activated copy shows it, and may go on after an error
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.mux = mux
@@ -136,10 +137,16 @@ cdef class Engine:
         if self.left == 0:
             raise StopIteration
         cdef PyObject* item
+        cdef bint failed = True
         self.running = True
         try:
             item = self.advance()
+            failed = False
         finally:
+            # Whoever keeps the error keeps the engine, by way of the traceback.
+            if failed and not self.is_shown:
+                self.left = 0
+                self.let_go()
             self.running = False
         if item is NULL:
             raise StopIteration
@@ -149,6 +156,14 @@ cdef class Engine:
     cdef PyObject* advance(self) except? NULL:
         """The next sample of the mux, or NULL when it is over."""
         raise NotImplementedError
+
+    cdef int let_go(self) except -1:
+        """Drop all streams; there will be no other sample."""
+        cdef Py_ssize_t slot
+        self.copies = {}
+        for slot in range(self.k):
+            self.vacate(slot)
+        return 0
 
     cdef inline PyObject* pull(self, Py_ssize_t slot) except? NULL:
         """The next sample of the stream in a slot, or NULL when that stream is over."""
@@ -656,6 +671,11 @@ cdef class ChainEngine(Engine):
                 self.out.add(id(self.pool[0]))
             self.vacate(0)
         return NULL
+
+    cdef int let_go(self) except -1:
+        self.source = None
+        self.pool[0] = None
+        return Engine.let_go(self)
 
     cdef int next_streamer(self) except -1:
         """Put the next streamer in the slot, which is vacant; False when there is none."""

@@ -125,7 +125,10 @@ def buffer_stream(
         raise PescadorError(
             f"allocator={allocator!r} must be None or a callable (shape, dtype) -> ndarray"
         )
-    with _opened(stream) as items:
+    opened = _opened(stream)
+    # Who keeps an error keeps this frame, and would keep the stream open.
+    del stream
+    with opened as items:
         yield from _batches.Batches(
             items, size, partial, axis, reuse=bool(reuse), allocator=allocator
         )
@@ -162,7 +165,10 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
     """
     if not keys:
         raise PescadorError("keys=() is empty; tuples needs at least one key")
-    with _opened(stream) as items:
+    opened = _opened(stream)
+    # Who keeps an error keeps this frame, and would keep the stream open.
+    del stream
+    with opened as items:
         yield from _maps.Tuples(items, keys)
 
 
@@ -216,7 +222,10 @@ def keras_tuples(
         raise PescadorError(
             f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
         )
-    with _opened(stream) as items:
+    opened = _opened(stream)
+    # Who keeps an error keeps this frame, and would keep the stream open.
+    del stream
+    with opened as items:
         yield from _maps.InputsOutputs(items, x, y)
 
 
@@ -261,7 +270,10 @@ def cache(
     if not (is_number(prob) and 0 < prob <= 1):
         raise PescadorError(f"prob={prob!r} must be a number above 0 and at most 1")
     rng = get_rng(random_state)
-    with _opened(stream) as items:
+    opened = _opened(stream)
+    # Who keeps an error keeps this frame, and would keep the stream open.
+    del stream
+    with opened as items:
         yield from _maps.Cached(items, size, prob, rng)
 
 

@@ -309,6 +309,7 @@ class BaseMux(Streamer[T]):
         engine = self._engine(None)
         active = copy.copy(self)
         active.rng = engine.rng
+        engine.is_shown = True
         active._running = engine
         self.active_count_ += 1
         return active
@@ -395,13 +396,20 @@ class BaseMux(Streamer[T]):
             try:
                 yield from samples
             finally:
+                # Whoever keeps an error keeps this frame, by way of the traceback.
+                del samples
                 self.active_count_ -= 1
             return
         with self as active:
-            if "_running" in active.__dict__:
-                yield from _core.Bounded(active._running, max_iter, False)
-            else:
-                yield from _mux.HookLoop(active, max_iter)
+            try:
+                if "_running" in active.__dict__:
+                    yield from _core.Bounded(active._running, max_iter, False)
+                else:
+                    yield from _mux.HookLoop(active, max_iter)
+            finally:
+                if active is not self:
+                    for name in ("_running", "streams_", "stream_generator_"):
+                        active.__dict__.pop(name, None)
 
     def _reset(self) -> None:
         """Set the attributes of an activation to what they are before one."""
