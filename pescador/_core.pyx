@@ -119,10 +119,13 @@ cdef class Scope:
         What the mux draws from; None for the global state, which is never copied.
     shared : list of generators
         Those in the mux's tree that the caller may draw from, too.
+    seen : dict of {id: mux}
+        The muxes of the tree in which these were looked for.
     """
 
-    def __cinit__(self, Scope parent, own, list shared):
+    def __cinit__(self, Scope parent, own, list shared, dict seen):
         self.parent = parent
+        self.seen = seen
         self.copies = {}
         self.live = []
         self.shares = bool(shared) if parent is None else parent.shares or bool(shared)
@@ -151,6 +154,15 @@ cdef class Scope:
             origin = generator if origin is None else origin
             self.copies[id(generator)] = (generator, isolate(origin, {}))
         return 0
+
+    def has_seen(self, mux):
+        """Tell whether the generators of a mux were looked for here or further out."""
+        cdef Scope scope = self
+        while scope is not None:
+            if id(mux) in scope.seen:
+                return True
+            scope = scope.parent
+        return False
 
     cpdef object find(self, object key):
         """Return the copy that stands for the generator of this id, or None."""

@@ -104,7 +104,8 @@ cdef class Engine:
         self.k = k
         self.left = UNBOUNDED
         own = None if mux.rng is np.random else mux.rng
-        self.scope = Scope(scope, own, mux._shared_generators())
+        cdef dict seen = {}
+        self.scope = Scope(scope, own, mux._shared_generators(scope, seen), seen)
         self.inner = self.scope
         self.copies = {}
         self.streams = vacant(k)

@@ -332,15 +332,21 @@ class BaseMux(Streamer[T]):
     def _open(self, scope: _core.Scope | None) -> Iterator[T] | None:
         return self._engine(scope) if self._is_compiled() else None
 
-    def _shared_generators(self) -> list[Any]:
-        """Return the generators in this tree of muxes that others may hold, each once."""
-        pool = self.streamers if isinstance(self.streamers, list) else []
-        nested = [mux for mux in _core.not_plain(pool) if isinstance(mux, BaseMux)]
-        shared = [mux._shared_generators() for mux in nested]
-        found = list({id(rng): rng for rngs in shared for rng in rngs}.values())
-        if self.rng is np.random or self.rng is getattr(self, "_private_rng", None):
-            return found
-        return [self.rng, *(rng for rng in found if rng is not self.rng)]
+    def _shared_generators(self, scope: _core.Scope | None, seen: dict[int, Any]) -> list[Any]:
+        """Return the generators in this tree of muxes that others may hold, each once.
+
+        Muxes that were `seen` here, or in the scopes around, are not looked into again.
+        """
+        found = {}
+        to_do: list[BaseMux[Any]] = [self]
+        for mux in to_do:
+            if mux.rng is not np.random and mux.rng is not getattr(mux, "_private_rng", None):
+                found[id(mux.rng)] = mux.rng
+            if id(mux) in seen or (scope is not None and scope.has_seen(mux)):
+                continue
+            seen[id(mux)] = mux
+            to_do += [below for below in _not_plain(mux) if isinstance(below, BaseMux)]
+        return list(found.values())
 
     @property
     def is_activated_copy(self) -> bool:
