@@ -1073,14 +1073,14 @@ def interrupted(iteration):
     def on_alarm(*_):
         raise Alarm
 
-    before = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    before = signal.signal(signal.SIGVTALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
     try:
         with pytest.raises(Alarm):
             list(iteration)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def with_pool(mux, n):
@@ -1102,7 +1102,7 @@ def test_looking_for_a_stream_with_samples_can_be_interrupted():
         assert active.valid_streams_.any()
     with with_pool(pescador.RoundRobinMux(["a"]), n) as active:
         interrupted(active.iterate())
-        assert max(active.stream_idxs_) >= 0
+        assert active.stream_idxs_.max() >= 0
     with with_pool(pescador.ChainMux(["a"]), n) as active:
         interrupted(active.iterate())
         assert active.stream_generator_.__length_hint__() > 0
@@ -1111,14 +1111,11 @@ def test_looking_for_a_stream_with_samples_can_be_interrupted():
 @pytest.mark.parametrize("weights", ["alike", "mixed"])
 def test_a_large_pool_of_empty_streams_is_no_quadratic_search(weights):
     n = 200_000
-    for mux in (pescador.ShuffledMux(["a"]), pescador.StochasticMux(["a"], n, None)):
-        with_pool(mux, n)
-        if weights == "mixed":
-            mux.weights = np.random.RandomState(0).uniform(1, 2, n)
-        if isinstance(mux, pescador.StochasticMux):
-            mux.mode = "exhaustive"
-        # Squared, this would be hours under the time limit of tests.
-        assert list(mux) == []
+    mux = with_pool(pescador.ShuffledMux(["a"]), n)
+    if weights == "mixed":
+        mux.weights = np.random.RandomState(0).uniform(1, 2, n)
+    # A pass over all of them for each would take longer than a test may.
+    assert list(mux) == []
 
 
 def test_muxes_that_share_muxes_are_each_looked_at_once():
