@@ -13,6 +13,7 @@ from pescador.exceptions import DataError, PescadorError
 cimport cython
 cimport numpy as cnp
 from cpython.complex cimport PyComplex_ImagAsDouble, PyComplex_RealAsDouble
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
@@ -681,6 +682,9 @@ cdef class Batches:
                 item = None
                 n += 1
                 self.position += 1
+                # Sources in C look for no signals. Items may be large, so this is not seldom.
+                if n % 64 == 0:
+                    PyErr_CheckSignals()
         except StopIteration as error:
             raise stopped(self.position) from error
         if n < self.size and (n == 0 or not self.partial):

@@ -119,10 +119,13 @@ cdef class Scope:
         What the mux draws from; None for the global state, which is never copied.
     shared : list of generators
         Those in the mux's tree that the caller may draw from, too.
+    seen : dict of {id: mux}
+        The muxes of the tree in which these were looked for.
     """
 
-    def __cinit__(self, Scope parent, own, list shared):
+    def __cinit__(self, Scope parent, own, list shared, dict seen):
         self.parent = parent
+        self.seen = seen
         self.copies = {}
         self.live = []
         self.shares = bool(shared) if parent is None else parent.shares or bool(shared)
@@ -151,6 +154,15 @@ cdef class Scope:
             origin = generator if origin is None else origin
             self.copies[id(generator)] = (generator, isolate(origin, {}))
         return 0
+
+    def has_seen(self, mux):
+        """Tell whether the generators of a mux were looked for here or further out."""
+        cdef Scope scope = self
+        while scope is not None:
+            if id(mux) in scope.seen:
+                return True
+            scope = scope.parent
+        return False
 
     cpdef object find(self, object key):
         """Return the copy that stands for the generator of this id, or None."""
@@ -768,8 +780,9 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
         return UNBOUNDED
     if isinstance(max_iter, np.ndarray) and max_iter.ndim == 0:
         max_iter = max_iter.item()
-    if isinstance(max_iter, numbers.Real) and not math.isnan(max_iter) and max_iter >= 0:
-        if math.isinf(max_iter):
+    # NaN is not 0 or more; math.isinf would make a float of it first.
+    if isinstance(max_iter, numbers.Real) and max_iter >= 0:
+        if max_iter >= UNBOUNDED:
             return UNBOUNDED
         return min(math.ceil(max_iter) if round_up else math.floor(max_iter), UNBOUNDED)
     raise PescadorError(f"max_iter={max_iter!r} must be None or a number of samples, 0 or more")
@@ -832,7 +845,8 @@ cdef class Opened:
         return self
 
     def __exit__(self, *exc):
-        self.source = None
+        # Who keeps an error keeps us, by way of its traceback.
+        self.source = self.stream = None
         if self.counted is not None:
             self.counted.active_count_ -= 1
             self.counted = None

@@ -12,24 +12,56 @@ cdef extern from "_native.h":
 
 
 @cython.final
+cdef class Sums:
+    cdef const double* values          # the weights; the caller keeps them
+    cdef Py_ssize_t n
+    cdef Py_ssize_t part, n_parts      # in which np.sum takes them
+    cdef double* cells                 # of each part: root at 1, children of node i at 2 i, 2 i + 1
+    cdef Py_ssize_t width              # cells of a part
+
+    cdef double take(self, const double* values) noexcept nogil
+    cdef Py_ssize_t size_of(self, Py_ssize_t j) noexcept nogil
+    cdef double fill(self, double* cells, Py_ssize_t node, const double* values,
+                     Py_ssize_t size) noexcept nogil
+    cdef double total(self) noexcept nogil
+    cdef double update(self, Py_ssize_t i) noexcept nogil
+    cdef Py_ssize_t find(self, double u) noexcept nogil
+
+
+@cython.final
 cdef class Uniform:
     cdef readonly object generator     # what it draws for: np.random, a RandomState or a Generator
+    cdef object owner                  # a RandomState that others hold, too; None for one of ours
     cdef object bit_generator          # owns `bits`
     cdef object lock                   # None where nobody else can hold the generator
     cdef bitgen_t* bits
     cdef Mersenne* words               # what they are made from, where that is known; or NULL
+    cdef bint is_known                 # whether the bit generator is NumPy's own
+    cdef bint needs_care               # whether a draw is more than a call of `bits`
+
+    cdef int take(self, bit_generator) except -1
+    cdef int look(self) except -1
 
 
-cdef double draw_locked(Uniform uniform) except? -1.0
+cdef double draw_with_care(Uniform uniform) except? -1.0
 
 
 cdef inline double draw(Uniform uniform) except? -1.0:
     """The next double in [0, 1)."""
-    # Another thread may be filling an array from the global state, without the GIL and holding
-    # the lock. Alone, nobody is.
-    if uniform.lock is not None and pescador_threaded():
-        return draw_locked(uniform)
+    if uniform.needs_care:
+        return draw_with_care(uniform)
     return uniform.bits.next_double(uniform.bits.state)
+
+
+cdef inline bint is_known(Uniform uniform) except -1:
+    """Whether the next draws come from a bit generator of NumPy's own."""
+    if uniform.owner is not None:
+        uniform.look()
+    return uniform.is_known
+
+
+cpdef Py_ssize_t as_index(value, Py_ssize_t n, method) except -1
+cpdef int64_t drawn_count(method, tuple args) except -1
 
 
 cdef inline double glance(Uniform uniform, int later) noexcept nogil:
@@ -193,5 +225,4 @@ cdef class Pool:
     cdef int put_back(self, Py_ssize_t i) except -1
 
 
-cdef double pairwise_sum(const double* values, Py_ssize_t n) noexcept nogil
 cdef void* address(object array) except NULL

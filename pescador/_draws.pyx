@@ -6,16 +6,21 @@ answer without the sums. Where a draw comes so close to an edge that rounding de
 sums are taken.
 """
 
+import operator
+import types
+
 import numpy as np
+from numpy.random import mtrand
 
 from pescador._core import mersenne_is_known
 from pescador.exceptions import PescadorError
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.math cimport ceil, exp, floor, frexp, ldexp, log, sqrt
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.math cimport INFINITY, ceil, exp, floor, frexp, ldexp, log, sqrt
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 cdef extern from "Python.h":
@@ -32,6 +37,11 @@ cdef extern from "_native.h":
 # np.sum rounds pairwise within parts of this size, and adds up the parts in order. It is the buffer
 # size in NumPy's older releases, and no limit in newer ones.
 cdef Py_ssize_t PART = PY_SSIZE_T_MAX
+
+
+cdef inline Py_ssize_t first_half(Py_ssize_t n) noexcept nogil:
+    """How many of n > 128 terms np.sum adds up first."""
+    return n // 2 - n // 2 % 8
 
 
 cdef double pairwise_part(const double* values, Py_ssize_t n) noexcept nogil:
@@ -54,19 +64,128 @@ cdef double pairwise_part(const double* values, Py_ssize_t n) noexcept nogil:
         for i in range(n - n % 8, n):
             total += values[i]
         return total
-    half = n // 2
-    half -= half % 8
+    half = first_half(n)
     return pairwise_part(values, half) + pairwise_part(values + half, n - half)
 
 
-cdef double pairwise_sum(const double* values, Py_ssize_t n) noexcept nogil:
-    """The sum as np.sum rounds it: pairwise, in blocks of 128 that run in eight lanes."""
-    cdef double total = 0.0
-    while n > PART:
-        total += pairwise_part(values, PART)
-        values += PART
-        n -= PART
-    return total + pairwise_part(values, n)
+cdef class Sums:
+    """The sum of n weights, of which one changes now and then, as np.sum rounds it.
+
+    A binary tree over the weights, split where np.sum splits them. A change adds up one leaf, of
+    at most 128 weights, and the nodes above it.
+    """
+
+    def __cinit__(self, Py_ssize_t n):
+        cdef Py_ssize_t size
+        self.n = n
+        self.part = max(min(n, PART), 1)
+        self.n_parts = max((n - 1) // self.part + 1, 1)
+        # The second half is never the smaller one.
+        self.width = 2
+        size = self.part
+        while size > 128:
+            size -= first_half(size)
+            self.width *= 2
+        self.cells = <double*>PyMem_Calloc(self.n_parts * self.width, sizeof(double))
+        if self.cells is NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        PyMem_Free(self.cells)
+
+    cdef double take(self, const double* values) noexcept nogil:
+        """Note where the weights are, from now on; return their sum."""
+        cdef Py_ssize_t j
+        self.values = values
+        for j in range(self.n_parts):
+            self.fill(self.cells + j * self.width, 1, values + j * self.part, self.size_of(j))
+        return self.total()
+
+    cdef inline Py_ssize_t size_of(self, Py_ssize_t j) noexcept nogil:
+        return min(self.part, self.n - j * self.part)
+
+    cdef double fill(self, double* cells, Py_ssize_t node, const double* values,
+                     Py_ssize_t size) noexcept nogil:
+        cdef Py_ssize_t half
+        if size > 128:
+            half = first_half(size)
+            cells[node] = (self.fill(cells, 2 * node, values, half)
+                           + self.fill(cells, 2 * node + 1, values + half, size - half))
+        else:
+            cells[node] = pairwise_part(values, size)
+        return cells[node]
+
+    cdef double total(self) noexcept nogil:
+        cdef double total = 0.0
+        cdef Py_ssize_t j
+        for j in range(self.n_parts):
+            total += self.cells[j * self.width + 1]
+        return total
+
+    cdef double update(self, Py_ssize_t i) noexcept nogil:
+        """Note that weight i has changed; return the sum."""
+        cdef Py_ssize_t j = i // self.part, node = 1, half
+        cdef Py_ssize_t start = j * self.part, size = self.size_of(j)
+        cdef double* cells = self.cells + j * self.width
+        while size > 128:
+            half = first_half(size)
+            node *= 2
+            if i < start + half:
+                size = half
+            else:
+                node += 1
+                start += half
+                size -= half
+        cells[node] = pairwise_part(self.values + start, size)
+        while node > 1:
+            node //= 2
+            cells[node] = cells[2 * node] + cells[2 * node + 1]
+        return self.total()
+
+    cdef Py_ssize_t find(self, double u) noexcept nogil:
+        """The weight that a draw picks, or -1 where rounding may decide it.
+
+        The exact edges are sums of n rounded shares, added in order and divided by the last: each
+        is within (2 n + 3) units of 2**-53 of its place. The sums of the tree are closer to theirs.
+        """
+        cdef double total = self.total(), x = u * total
+        cdef double slack = (self.n + 512.0) * 2.220446049250313e-16 * total
+        cdef double* cells = self.cells
+        cdef Py_ssize_t j = 0, node = 1, half, start, size, i
+        while j < self.n_parts - 1 and x >= cells[1]:
+            x -= cells[1]
+            cells += self.width
+            j += 1
+        start = j * self.part
+        size = self.size_of(j)
+        while size > 128:
+            half = first_half(size)
+            node *= 2
+            if x < cells[node]:
+                size = half
+            else:
+                x -= cells[node]
+                node += 1
+                start += half
+                size -= half
+        for i in range(start, start + size):
+            if x < self.values[AT(i, self.n)]:
+                return i if slack < x < self.values[i] - slack else -1
+            x -= self.values[i]
+        return -1
+
+
+def sums_of(values, changes, draws):
+    """Return ``(sum, picks)`` after each change (i, value), for tests that hold them to NumPy."""
+    values = np.array(values, np.float64)
+    sums = Sums(len(values))
+    cdef double* weights = <double*>address(values)
+    sums.take(weights)
+    result = []
+    for i, value in changes:
+        values[i] = value
+        result.append((sums.update(i), [sums.find(u) for u in draws]))
+    return result
 
 
 cdef void* address(object array) except NULL:
@@ -156,7 +275,28 @@ def find_part():
 def sum_of(values):
     """Return the pairwise sum of a float64 vector, for tests that hold it against np.sum."""
     values = np.require(values, np.float64, ["C", "W"])
-    return pairwise_sum(<const double*>address(values), len(values)) if len(values) else 0.0
+    return Sums(len(values)).take(<const double*>address(values)) if len(values) else 0.0
+
+
+def are_weights(values, Py_ssize_t n):
+    """Tell whether this is a float64[n] of finite numbers, 0 or more, of a positive, finite sum.
+
+    False may also mean that it takes longer to tell.
+    """
+    cdef Py_buffer view
+    cdef Py_ssize_t i
+    cdef double total = 0.0
+    cdef bint good = True
+    if not (type(values) is np.ndarray and values.dtype == np.float64 and values.shape == (n,)
+            and values.flags.c_contiguous):
+        return False
+    PyObject_GetBuffer(values, &view, PyBUF_SIMPLE)
+    for i in range(n):
+        # False for NaN, too.
+        good = good and 0.0 <= (<double*>view.buf)[i]
+        total += (<double*>view.buf)[i]
+    PyBuffer_Release(&view)
+    return good and 0.0 < total < INFINITY
 
 
 def repeated_sum_of(double v, int64_t n):
@@ -170,24 +310,68 @@ find_part()
 # ------------------------------------------------------------------------------------ draws
 
 
+cdef extern from "Python.h":
+    ctypedef struct PyGetSetDef:
+        object (*get)(object instance, void* closure)
+        void* closure
+    ctypedef struct PyGetSetDescrObject:
+        PyGetSetDef* d_getset
+
+
+# A generator of these types draws doubles below 1, of which none repeats for ever.
+cdef frozenset KNOWN = frozenset({
+    np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64,
+})
+
+# How the bit generator of a RandomState is read, without looking up the name.
+cdef PyGetSetDef* BIT_GENERATOR = NULL
+if type(np.random.RandomState._bit_generator) is types.GetSetDescriptorType:
+    BIT_GENERATOR = (<PyGetSetDescrObject*><PyObject*>np.random.RandomState._bit_generator).d_getset
+
+
 cdef class Uniform:
     """The doubles in [0, 1) that ``generator.random_sample()`` would give, in its order.
 
-    The bit generator is looked up once, here: make a new `Uniform` at each activation.
+    Parameters
+    ----------
+    generator : np.random, RandomState or Generator
+        What to draw for.
+    shared : bool
+        Whether others hold this RandomState. They may be drawing from it in another thread, or
+        give it another bit generator. Of ``np.random``, it is always so.
     """
 
-    def __cinit__(self, generator):
+    def __cinit__(self, generator, bint shared=False):
         self.generator = generator
-        if generator is np.random:
-            self.bit_generator = np.random.get_bit_generator()
-            self.lock = self.bit_generator.lock
+        if generator is np.random or shared:
+            self.owner = mtrand._rand if generator is np.random else generator
+            self.take(self.owner._bit_generator)
         elif isinstance(generator, np.random.RandomState):
-            self.bit_generator = generator._bit_generator
+            self.take(generator._bit_generator)
         else:
-            self.bit_generator = generator.bit_generator
-        self.bits = <bitgen_t*>PyCapsule_GetPointer(self.bit_generator.capsule, "BitGenerator")
-        if type(self.bit_generator) is np.random.MT19937 and mersenne_is_known():
+            self.take(generator.bit_generator)
+
+    cdef int take(self, bit_generator) except -1:
+        """Draw from a bit generator from now on."""
+        self.bits = <bitgen_t*>PyCapsule_GetPointer(bit_generator.capsule, "BitGenerator")
+        self.bit_generator = bit_generator
+        self.lock = None if self.owner is None else bit_generator.lock
+        self.is_known = type(bit_generator) in KNOWN
+        self.words = NULL
+        if type(bit_generator) is np.random.MT19937 and mersenne_is_known():
             self.words = <Mersenne*>self.bits.state
+        self.needs_care = self.owner is not None or not self.is_known
+        return 0
+
+    cdef int look(self) except -1:
+        """Take the bit generator that the owner has now."""
+        if BIT_GENERATOR is NULL:
+            bit_generator = self.owner._bit_generator
+        else:
+            bit_generator = BIT_GENERATOR.get(self.owner, BIT_GENERATOR.closure)
+        if bit_generator is not self.bit_generator:
+            self.take(bit_generator)
+        return 0
 
 
 def glances_at(generator, n_draws, later):
@@ -200,9 +384,46 @@ def glances_at(generator, n_draws, later):
     return result
 
 
-cdef double draw_locked(Uniform uniform) except? -1.0:
-    with uniform.lock:
-        return uniform.bits.next_double(uniform.bits.state)
+cdef double draw_with_care(Uniform uniform) except? -1.0:
+    cdef double u = 0.0
+    if uniform.owner is not None:
+        uniform.look()
+    # Another thread may be filling an array from the same state, without the GIL and holding the
+    # lock. Alone, nobody is.
+    if uniform.lock is not None and pescador_threaded():
+        with uniform.lock:
+            u = uniform.bits.next_double(uniform.bits.state)
+    else:
+        u = uniform.bits.next_double(uniform.bits.state)
+    if not (uniform.is_known or 0.0 <= u < 1.0):
+        raise PescadorError(f"the bit generator {uniform.bit_generator!r} gave the double {u!r}; "
+                            "it must be at least 0 and below 1")
+    return u
+
+
+cpdef Py_ssize_t as_index(value, Py_ssize_t n, method) except -1:
+    """What a generator's method gave for a choice of n, if it is an index."""
+    try:
+        i = operator.index(value)
+    except TypeError:
+        i = -1
+    if 0 <= i < n:
+        return i
+    raise PescadorError(f"{method!r} of a random generator gave {value!r} where it had to choose a "
+                        f"whole number from 0 to {n - 1}")
+
+
+cpdef int64_t drawn_count(method, tuple args) except -1:
+    """The count that a generator's method draws, if it is one."""
+    try:
+        count = method(*args)
+    except (ValueError, OverflowError) as error:
+        raise PescadorError(f"rate is too large, or a weight no share: {method!r}{args} cannot be "
+                            f"drawn: {error}") from error
+    if isinstance(count, (int, np.integer)) and 0 <= count < INT64_MAX:
+        return count
+    raise PescadorError(f"{method!r} of a random generator gave {count!r} where it had to draw a "
+                        "whole number, 0 or more")
 
 
 cdef class Counts:
@@ -230,8 +451,8 @@ cdef class Counts:
     cdef int64_t poisson(self) except -1:
         cdef int64_t count = 0
         cdef double product
-        if self.mean >= 10.0:
-            return self.poisson_method(lam=self.mean)
+        if self.mean >= 10.0 or not is_known(self.uniform):
+            return drawn_count(self.poisson_method, (self.mean,))
         if self.mean == 0.0:
             return 0
         product = draw(self.uniform)
@@ -244,8 +465,9 @@ cdef class Counts:
         """A binomial count; n is rounded down."""
         cdef int64_t count = 0
         cdef double u
-        if not self.own_binomial or n * min(p, 1.0 - p) > 29.0 or n > 1e15:
-            return self.binomial_method(int(n), p)
+        if not (self.own_binomial and 0.0 <= p <= 1.0 and 0.0 <= n <= 1e15
+                and n * min(p, 1.0 - p) <= 29.0 and is_known(self.uniform)):
+            return drawn_count(self.binomial_method, (int(n), p))
         if self.n != <int64_t>n or self.p != p:
             self.set_binomial(<int64_t>n, p)
         u = draw(self.uniform)
@@ -388,8 +610,7 @@ cdef class Pool:
         for i in range(self.n_kinds):
             self.kinds[i].left = self.kinds[i].right = -1
             if self.kinds[i].size > 128:
-                half = self.kinds[i].size // 2
-                half -= half % 8
+                half = first_half(self.kinds[i].size)
                 self.kinds[i].left = self.kind_of(half)
                 self.kinds[i].right = self.kind_of(self.kinds[i].size - half)
         self.part_kind = self.kind_of(size)
@@ -406,7 +627,6 @@ cdef class Pool:
     cdef int add_kinds(self, Py_ssize_t size) except -1:
         """Note a size of parts, and those of its halves, by falling size."""
         cdef int32_t i = 0, j
-        cdef Py_ssize_t half = size // 2
         cdef Kind* kinds
         while i < self.n_kinds and self.kinds[i].size > size:
             i += 1
@@ -421,9 +641,8 @@ cdef class Pool:
         kinds[i].size = size
         self.n_kinds += 1
         if size > 128:
-            half -= half % 8
-            self.add_kinds(half)
-            self.add_kinds(size - half)
+            self.add_kinds(first_half(size))
+            self.add_kinds(size - first_half(size))
         return 0
 
     cdef int32_t kind_of(self, Py_ssize_t size) noexcept nogil:
@@ -471,8 +690,7 @@ cdef class Pool:
         self.nodes[node].kind = self.kind_of(size)
         self.nodes[node].left = self.nodes[node].right = -1
         if size > 128:
-            half = size // 2
-            half -= half % 8
+            half = first_half(size)
             self.nodes[node].left = self.add_node(start, half, node)
             self.nodes[node].right = self.add_node(start + half, size - half, node)
         else:

@@ -8,7 +8,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport UINT32_MAX, uint32_t
 
 from pescador._core cimport next_item, steal
-from pescador._draws cimport Uniform, draw, pescador_threaded
+from pescador._draws cimport Uniform, as_index, draw, is_known, pescador_threaded
 
 
 cdef object describe(object item):
@@ -102,7 +102,7 @@ cdef class Cached:
     cdef double prob
     cdef Uniform uniform               # what the draws are made from, where it is NumPy's own
     cdef uint32_t mask                 # the least 2**j - 1 that is not below size - 1
-    cdef object pick, toss             # otherwise the generator's own methods
+    cdef object pick, toss             # the generator's own methods, for others
     cdef list kept
 
     def __cinit__(self, source, Py_ssize_t size, double prob, rng):
@@ -111,11 +111,10 @@ cdef class Cached:
         self.prob = prob
         self.kept = []
         if size < UINT32_MAX and (rng is np.random or type(rng) is np.random.RandomState):
-            self.uniform = Uniform(rng)
             # It is not a copy of ours: others may draw from it.
-            self.uniform.lock = self.uniform.bit_generator.lock
+            self.uniform = Uniform(rng, shared=True)
             self.mask = (1 << int(size - 1).bit_length()) - 1
-        elif isinstance(rng, np.random.Generator):
+        if isinstance(rng, np.random.Generator):
             self.pick, self.toss = rng.integers, rng.random
         else:
             self.pick, self.toss = rng.randint, rng.rand
@@ -134,12 +133,12 @@ cdef class Cached:
             result = steal(item)
             self.kept.append(result)
             return result
-        if self.uniform is None:
-            i = self.pick(0, self.size)
-            toss = self.toss()
-        else:
+        if self.uniform is not None and is_known(self.uniform):
             i = self.place()
             toss = draw(self.uniform)
+        else:
+            i = as_index(self.pick(0, self.size), self.size, self.pick)
+            toss = self.toss()
         if toss <= self.prob:
             item = next_item(self.source)
             if item is NULL:

@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 
+from pescador.exceptions import PescadorError
+
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
@@ -23,7 +25,7 @@ from pescador._core cimport (
     as_bound, gives, is_plain, next_item, runs_out, start, steal,
 )
 from pescador._draws cimport (
-    AT, Categorical, Counts, Pool, Uniform, address, choose, draw, glance, guess, pairwise_sum,
+    AT, Categorical, Counts, Pool, Sums, Uniform, address, choose, draw, glance, guess,
 )
 
 
@@ -37,6 +39,8 @@ cdef enum:
     # With more slots than this, their streams are in no cache, and what is fetched for a new one
     # has left it again before its turn.
     MANY_SLOTS = 1 << 11
+    # Draws, and as many as a sixteenth of the slots, that weights should last to be worth a pass.
+    PATIENT = 16
 
 
 cdef struct Slot:
@@ -45,11 +49,32 @@ cdef struct Slot:
     int64_t bound                      # how many it may give
 
 
+cdef class Shown:
+    """The memory of an array that can be read and not written: NumPy makes no views of it that can.
+    """
+
+    cdef object array
+
+    def __cinit__(self, array):
+        self.array = array
+
+    @property
+    def __array_interface__(self):
+        interface = self.array.__array_interface__
+        return {**interface, "data": (interface["data"][0], True)}
+
+
 def read_only(array):
     """Return a view that follows the engine's array and cannot be written."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    return np.asarray(Shown(array))
+
+
+cpdef list vacant(n):
+    """Return a list of n vacant slots."""
+    try:
+        return [None] * n
+    except (MemoryError, OverflowError):
+        raise PescadorError(f"n_active={n} open streams are more than memory can hold") from None
 
 
 cdef class Engine:
@@ -72,16 +97,18 @@ cdef class Engine:
     cdef int64_t left                  # how many samples it may give yet
     cdef bint running
     cdef bint barren                   # it ended because no stream gave a sample any more
+    cdef public bint is_shown          # an activated copy shows it, and may go on after an error
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.mux = mux
         self.k = k
         self.left = UNBOUNDED
         own = None if mux.rng is np.random else mux.rng
-        self.scope = Scope(scope, own, mux._shared_generators())
+        cdef dict seen = {}
+        self.scope = Scope(scope, own, mux._shared_generators(scope, seen), seen)
         self.inner = self.scope
         self.copies = {}
-        self.streams = [None] * k
+        self.streams = vacant(k)
         self.table = np.zeros((k, 2), dtype=np.int64)
         self.slots = <Slot*>address(self.table)
         self.indices = np.full(k, -1, dtype=np.int64)
@@ -111,10 +138,16 @@ cdef class Engine:
         if self.left == 0:
             raise StopIteration
         cdef PyObject* item
+        cdef bint failed = True
         self.running = True
         try:
             item = self.advance()
+            failed = False
         finally:
+            # Whoever keeps the error keeps the engine, by way of the traceback.
+            if failed and not self.is_shown:
+                self.left = 0
+                self.let_go()
             self.running = False
         if item is NULL:
             raise StopIteration
@@ -124,6 +157,14 @@ cdef class Engine:
     cdef PyObject* advance(self) except? NULL:
         """The next sample of the mux, or NULL when it is over."""
         raise NotImplementedError
+
+    cdef int let_go(self) except -1:
+        """Drop all streams; there will be no other sample."""
+        cdef Py_ssize_t slot
+        self.copies = {}
+        for slot in range(self.k):
+            self.vacate(slot)
+        return 0
 
     cdef inline PyObject* pull(self, Py_ssize_t slot) except? NULL:
         """The next sample of the stream in a slot, or NULL when that stream is over."""
@@ -150,7 +191,13 @@ cdef class Engine:
 
     cdef inline int begin(self, Py_ssize_t slot) except -1:
         """Start the stream of a slot: nothing of a streamer is touched before its first sample."""
-        streamer = self.pool[AT(self.which[slot], self.n)]
+        cdef Py_ssize_t i = self.which[slot]
+        if not 0 <= i < len(self.pool):
+            raise SystemError(f"slot {slot} of a mux of {self.n} streams has stream {i}")
+        streamer = self.pool[i]
+        if not is_plain(streamer):
+            # It may have been put into the pool after construction.
+            streamer = self.mux._as_streamer(streamer)
         self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
                                    &self.endings[slot], self.copies)
         if self.endings[slot] == ENDS_ITSELF:
@@ -202,6 +249,8 @@ cdef class SlotStream:
     cdef Py_ssize_t slot
 
     def __cinit__(self, Engine engine, Py_ssize_t slot):
+        if not 0 <= slot < engine.k:
+            raise IndexError(f"slot={slot} must be from 0 to {engine.k - 1}")
         self.engine = engine
         self.slot = slot
 
@@ -229,39 +278,57 @@ cdef class WeightedEngine(Engine):
     cdef Uniform uniform
     cdef object weights                # float64[k], the memory behind `w`
     cdef double* w                     # the weight of each slot, 0 where it is out
-    cdef double norm                   # their sum
+    cdef Sums sums                     # of them
+    cdef double norm                   # of all of them
     cdef Categorical chooser
-    cdef bint norm_is_stale            # weights have changed since norm was taken
-    cdef bint chooser_is_stale         # weights have changed since the chooser saw them
+    cdef bint is_stale                 # weights have changed since the chooser saw them
+    cdef Py_ssize_t since              # draws since then
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.weights = np.zeros(k)
         self.w = <double*>address(self.weights)
+        self.sums = Sums(k)
+        self.sums.take(self.w)
         self.chooser = Categorical(k)
-        self.norm_is_stale = self.chooser_is_stale = True
 
-    cdef inline int set_weight(self, Py_ssize_t slot, double weight) except -1:
+    cdef void take_weights(self) noexcept:
+        """Note that all weights were set, and are expected to stay a while."""
+        self.norm = self.sums.take(self.w)
+        self.is_stale = True
+        self.since = self.k + PATIENT
+
+    cdef inline void set_weight(self, Py_ssize_t slot, double weight) noexcept:
         if self.w[AT(slot, self.k)] != weight:
             self.w[slot] = weight
-            self.norm_is_stale = self.chooser_is_stale = True
-        return 0
-
-    cdef inline double weight_norm(self) noexcept nogil:
-        """The sum of the weights of all slots."""
-        if self.norm_is_stale:
-            self.norm = pairwise_sum(self.w, self.k)
-            self.norm_is_stale = False
-        return self.norm
+            self.norm = self.sums.update(slot)
+            self.is_stale = True
+            self.since = 0
 
     cdef inline Py_ssize_t next_slot(self) except -1:
         """The slot that the next sample comes from."""
-        if self.chooser_is_stale:
-            self.chooser.set_weights(self.w, self.weight_norm())
-            self.chooser_is_stale = False
-        cdef Py_ssize_t slot = choose(self.chooser, draw(self.uniform))
+        cdef double u = draw(self.uniform)
+        if self.is_stale:
+            return self.choose_anew(u)
+        cdef Py_ssize_t slot = choose(self.chooser, u)
         if self.k > MANY_SLOTS:
             self.fetch_next()
         return slot
+
+    cdef Py_ssize_t choose_anew(self, double u) except -1:
+        """The slot that a draw picks, with weights that the chooser has not seen.
+
+        To show it many weights takes a pass over them. As long as they change every few draws, the
+        sums know the answer, too, unless rounding decides it.
+        """
+        cdef Py_ssize_t slot
+        if self.k > 128 and self.since < PATIENT + self.k // 16:
+            self.since += 1
+            slot = self.sums.find(u)
+            if slot >= 0:
+                return slot
+        self.chooser.set_weights(self.w, self.norm)
+        self.is_stale = False
+        return choose(self.chooser, u)
 
     cdef void fetch_next(self) noexcept:
         """Have the streams of the samples to come on their way to the cache.
@@ -299,6 +366,7 @@ cdef class ShuffledEngine(WeightedEngine):
         super().__init__(mux, scope, k)
         self.uniform = Uniform(self.rng)
         self.weights[:] = mux.weights
+        self.take_weights()
         cdef Py_ssize_t slot
         for slot in range(k):
             if self.w[slot] != 0.0:
@@ -308,12 +376,13 @@ cdef class ShuffledEngine(WeightedEngine):
     cdef PyObject* advance(self) except? NULL:
         cdef Py_ssize_t slot
         cdef PyObject* item
-        while self.weight_norm() > 0.0:
+        while self.norm > 0.0:
             slot = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
                 return item
             if self.slots[slot].count == 0:
+                PyErr_CheckSignals()
                 self.set_weight(slot, 0.0)
                 self.vacate(slot)
             else:
@@ -375,16 +444,20 @@ cdef class StochasticEngine(WeightedEngine):
         initial = mux._initial_weights(generator)
         if initial is not None:
             self.weights[:] = initial
+            self.take_weights()
         cdef Py_ssize_t slot
         for slot in range(k):
             if self.available.m == 0:
                 break
             self.new_stream(slot)
+            if slot % MANY_SLOTS == 0:
+                PyErr_CheckSignals()
+        self.take_weights()
 
     cdef PyObject* advance(self) except? NULL:
         cdef Py_ssize_t slot
         cdef PyObject* item
-        while self.n_valid > 0 and self.weight_norm() > 0.0:
+        while self.n_valid > 0 and self.norm > 0.0:
             slot = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
@@ -448,7 +521,7 @@ cdef class StochasticEngine(WeightedEngine):
             return self.constant
         if self.binomial:
             # The chance that a sample comes from this stream, once it is in the active set.
-            others = self.weight_norm() - self.w[slot] + weight
+            others = self.norm - self.w[slot] + weight
             p = weight / others
             if not (isnan(p) or p > 0.9999):
                 return 1 + self.counts.binomial((self.rate - 1.0) / (1.0 - p), 1.0 - p)
@@ -545,6 +618,7 @@ cdef class RoundRobinEngine(Engine):
                 if self.ended_barren(slot):
                     self.out[self.which[slot]] = True
                     self.n_out += 1
+            PyErr_CheckSignals()
             self.vacate(slot)
             self.before = before
             self.following[AT(before, self.k)] = self.at
@@ -599,11 +673,17 @@ cdef class ChainEngine(Engine):
             self.vacate(0)
         return NULL
 
+    cdef int let_go(self) except -1:
+        self.source = None
+        self.pool[0] = None
+        return Engine.let_go(self)
+
     cdef int next_streamer(self) except -1:
         """Put the next streamer in the slot, which is vacant; False when there is none."""
         cdef PyObject* item
         cdef Ending ending = STOP
         while True:
+            PyErr_CheckSignals()
             if self.source is None:
                 if self.ended:
                     return False

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from . import _batches, _core, _maps
 from .exceptions import DataError as DataError
 from .exceptions import PescadorError
-from .util import Seed, as_count, get_rng
+from .util import Seed, as_count, get_rng, is_number
 
 __all__ = ["buffer_stream", "cache", "keras_tuples", "tuples"]
 
@@ -125,7 +125,10 @@ def buffer_stream(
         raise PescadorError(
             f"allocator={allocator!r} must be None or a callable (shape, dtype) -> ndarray"
         )
-    with _opened(stream) as items:
+    opened = _opened(stream)
+    # Who keeps an error keeps this frame, and would keep the stream open.
+    del stream
+    with opened as items:
         yield from _batches.Batches(
             items, size, partial, axis, reuse=bool(reuse), allocator=allocator
         )
@@ -162,7 +165,10 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
     """
     if not keys:
         raise PescadorError("keys=() is empty; tuples needs at least one key")
-    with _opened(stream) as items:
+    opened = _opened(stream)
+    # Who keeps an error keeps this frame, and would keep the stream open.
+    del stream
+    with opened as items:
         yield from _maps.Tuples(items, keys)
 
 
@@ -216,7 +222,10 @@ def keras_tuples(
         raise PescadorError(
             f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
         )
-    with _opened(stream) as items:
+    opened = _opened(stream)
+    # Who keeps an error keeps this frame, and would keep the stream open.
+    del stream
+    with opened as items:
         yield from _maps.InputsOutputs(items, x, y)
 
 
@@ -258,10 +267,13 @@ def cache(
     [0, 1, 0, 0, 1, 1, 2, 2, 3, 1, 4, 5, 5, 4]
     """
     size = as_count("n_cache", n_cache)
-    if not (isinstance(prob, int | float | np.number) and 0 < prob <= 1):
+    if not (is_number(prob) and 0 < prob <= 1):
         raise PescadorError(f"prob={prob!r} must be a number above 0 and at most 1")
     rng = get_rng(random_state)
-    with _opened(stream) as items:
+    opened = _opened(stream)
+    # Who keeps an error keeps this frame, and would keep the stream open.
+    del stream
+    with opened as items:
         yield from _maps.Cached(items, size, prob, rng)
 
 

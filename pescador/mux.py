@@ -37,16 +37,16 @@ engines do.
 
 import copy
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, _mux
+from . import _core, _draws, _mux
 from .core import Streamer
 from .exceptions import PescadorError
-from .util import Seed, as_choice, as_count, get_rng
+from .util import Seed, as_bool, as_choice, as_count, get_rng, is_number
 
 __all__ = ["BaseMux", "ChainMux", "Mux", "RoundRobinMux", "ShuffledMux", "StochasticMux"]
 
@@ -98,11 +98,19 @@ class _State:
         mux.__dict__[self.name] = value
 
 
-def _as_weights(weights: Weights, n: int, dtype: Any = None) -> npt.NDArray[Any]:
-    """Return normalised weights of n streamers, in `dtype` or the caller's if it is a float."""
-    if weights is None:
-        # Normalised below, too: six sixths do not add up to one.
-        weights = 1.0 / n * np.ones(n)
+# What follows is asked when a mux is made, and again when it is activated: attributes may have been
+# assigned, and arrays written to, in between.
+
+
+def _checked_weights(weights: Any, n: int, dtype: Any = None) -> Any:
+    """Return weights of n streamers as a vector in `dtype`, or in the caller's if it is a float."""
+    if _draws.are_weights(weights, n):
+        return weights
+    if isinstance(weights, np.ma.MaskedArray):
+        raise PescadorError(
+            f"weights={weights!r} is a masked array; fill in what is masked, as "
+            "weights.filled(0) does"
+        )
     try:
         array = np.array(weights, ndmin=1)
         if np.issubdtype(array.dtype, np.complexfloating):
@@ -127,8 +135,87 @@ def _as_weights(weights: Weights, n: int, dtype: Any = None) -> npt.NDArray[Any]
             f"weights add up to {total!r}; they must have a positive, finite sum, and so need at "
             "least one positive value"
         )
-    array /= total
     return array
+
+
+def _as_weights(weights: Weights, n: int, dtype: Any = None) -> npt.NDArray[Any]:
+    """Return the same normalised, as an array of our own; all the same for None."""
+    if weights is None:
+        # Normalised below, too: six sixths do not add up to one.
+        weights = 1.0 / n * np.ones(n)
+    array = np.array(_checked_weights(weights, n, dtype))
+    array /= np.sum(array)
+    return array
+
+
+def _check_rate(rate: Any, least: float) -> None:
+    # Counts are drawn as 64-bit integers.
+    most = 2.0**63 if least else np.inf
+    if rate is None or (
+        is_number(rate) and rate > 0 and rate >= least and (rate < most or not least)
+    ):
+        return
+    bound = "a number from 1 to 2**63" if least else "a number above 0"
+    raise PescadorError(f"rate={rate!r} must be None or {bound}")
+
+
+def _check_sampling(mux: "StochasticMux[Any]") -> None:
+    """Check what a StochasticMux samples by, but for its weights."""
+    exact = isinstance(mux, Mux)
+    if isinstance(mux, Mux):
+        mux.n_active = as_count("k", mux.k)
+        switches = (
+            as_bool("with_replacement", mux.with_replacement),
+            as_bool("revive", mux.revive),
+        )
+        mux.mode = mux._AS_MODE[switches]
+    n_active = as_count("n_active", mux.n_active)
+    as_choice("mode", mux.mode, mux._MODES)
+    as_choice("dist", mux.dist, mux._DISTS)
+    _check_rate(mux.rate, least=0.0 if exact or mux.dist == "constant" else 1.0)
+    as_bool("prune_empty_streams", mux.prune_empty_streams)
+    # Without replacement, a pool smaller than the active set left slots empty in 2.0.
+    if not exact and mux.mode != "with_replacement" and n_active > mux.n_streams:
+        raise PescadorError(
+            f"n_active={n_active} must be at most the number of streamers, "
+            f"{mux.n_streams}, with mode={mux.mode!r}"
+        )
+
+
+def _not_plain(mux: "BaseMux[Any]") -> list[Any]:
+    """Return those in the pool that are no plain Streamers; refuse what can be made none."""
+    pool = mux.streamers if isinstance(mux.streamers, list) else []
+    others = _core.not_plain(pool)
+    if not all(isinstance(streamer, Streamer) for streamer in others):
+        mux._as_pool(pool)
+    return others
+
+
+def _check(mux: "BaseMux[Any]") -> None:
+    """Check all that may have been assigned since a mux was made, but for what is in its pool."""
+    if isinstance(mux, ChainMux):
+        if not isinstance(mux.streamers, Iterable):
+            mux._as_pool(mux.streamers)
+    elif not isinstance(mux.streamers, Sized) or not isinstance(mux.streamers, Iterable):
+        raise PescadorError(f"streamers={mux.streamers!r} must be a list of streamers or iterables")
+    if isinstance(mux, StochasticMux):
+        _check_sampling(mux)
+    elif isinstance(mux, RoundRobinMux | ChainMux):
+        as_choice("mode", mux.mode, mux._MODES)
+    drawn_by = "shuffle" if getattr(mux, "mode", "") == "permuted_cycle" else ""
+    if isinstance(mux, StochasticMux | ShuffledMux):
+        dtype = np.float64 if isinstance(mux, ShuffledMux) else None
+        _checked_weights(mux.weights, mux.n_streams, dtype)
+        drawn_by = "choice"
+    if drawn_by and not callable(getattr(mux.rng, drawn_by, None)):
+        raise PescadorError(
+            f"rng={mux.rng!r} must be a random generator, such as util.get_rng(seed)"
+        )
+
+
+def _drawn_index(rng: Any, n: int, p: npt.NDArray[Any]) -> int:
+    """Draw one of n with these probabilities."""
+    return _draws.as_index(rng.choice(n, p=p), n, rng.choice)
 
 
 class BaseMux(Streamer[T]):
@@ -201,12 +288,6 @@ class BaseMux(Streamer[T]):
         self._private_rng = None
         return super().__copy__()
 
-    def _require_weights(self) -> None:
-        if len(self.weights) != self.n_streams:
-            raise PescadorError(
-                f"weights has {len(self.weights)} numbers for {self.n_streams} streamers"
-            )
-
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if state.get("rng") is np.random:
@@ -228,6 +309,7 @@ class BaseMux(Streamer[T]):
         engine = self._engine(None)
         active = copy.copy(self)
         active.rng = engine.rng
+        engine.is_shown = True
         active._running = engine
         self.active_count_ += 1
         return active
@@ -250,15 +332,21 @@ class BaseMux(Streamer[T]):
     def _open(self, scope: _core.Scope | None) -> Iterator[T] | None:
         return self._engine(scope) if self._is_compiled() else None
 
-    def _shared_generators(self) -> list[Any]:
-        """Return the generators in this tree of muxes that others may hold, each once."""
-        pool = self.streamers if isinstance(self.streamers, list) else []
-        nested = [mux for mux in _core.not_plain(pool) if isinstance(mux, BaseMux)]
-        shared = [mux._shared_generators() for mux in nested]
-        found = list({id(rng): rng for rngs in shared for rng in rngs}.values())
-        if self.rng is np.random or self.rng is getattr(self, "_private_rng", None):
-            return found
-        return [self.rng, *(rng for rng in found if rng is not self.rng)]
+    def _shared_generators(self, scope: _core.Scope | None, seen: dict[int, Any]) -> list[Any]:
+        """Return the generators in this tree of muxes that others may hold, each once.
+
+        Muxes that were `seen` here, or in the scopes around, are not looked into again.
+        """
+        found = {}
+        to_do: list[BaseMux[Any]] = [self]
+        for mux in to_do:
+            if mux.rng is not np.random and mux.rng is not getattr(mux, "_private_rng", None):
+                found[id(mux.rng)] = mux.rng
+            if id(mux) in seen or (scope is not None and scope.has_seen(mux)):
+                continue
+            seen[id(mux)] = mux
+            to_do += [below for below in _not_plain(mux) if isinstance(below, BaseMux)]
+        return list(found.values())
 
     @property
     def is_activated_copy(self) -> bool:
@@ -314,13 +402,20 @@ class BaseMux(Streamer[T]):
             try:
                 yield from samples
             finally:
+                # Whoever keeps an error keeps this frame, by way of the traceback.
+                del samples
                 self.active_count_ -= 1
             return
         with self as active:
-            if "_running" in active.__dict__:
-                yield from _core.Bounded(active._running, max_iter, False)
-            else:
-                yield from _mux.HookLoop(active, max_iter)
+            try:
+                if "_running" in active.__dict__:
+                    yield from _core.Bounded(active._running, max_iter, False)
+                else:
+                    yield from _mux.HookLoop(active, max_iter)
+            finally:
+                if active is not self:
+                    for name in ("_running", "streams_", "stream_generator_"):
+                        active.__dict__.pop(name, None)
 
     def _reset(self) -> None:
         """Set the attributes of an activation to what they are before one."""
@@ -425,47 +520,25 @@ class StochasticMux(BaseMux[T]):
         dist: str = "binomial",
         random_state: Seed = None,
     ) -> None:
-        self.mode = as_choice("mode", mode, self._MODES)
-        self.n_active = as_count("n_active", n_active)
-        self.dist = as_choice("dist", dist, self._DISTS)
-        self.rate = self._as_rate(rate, least=0.0 if dist == "constant" else 1.0)
-        if not isinstance(prune_empty_streams, bool | np.bool_):
-            raise PescadorError(f"prune_empty_streams={prune_empty_streams!r} must be a bool")
-        self.prune_empty_streams = bool(prune_empty_streams)
         super().__init__(streamers, random_state=random_state)
         self._require_streams()
-        if mode != "with_replacement" and n_active > self.n_streams:
-            raise PescadorError(
-                f"n_active={n_active} must be at most the number of streamers, "
-                f"{self.n_streams}, with mode={mode!r}"
-            )
+        self.mode = mode
+        self.n_active = n_active
+        self.rate = rate
+        self.prune_empty_streams = prune_empty_streams
+        self.dist = dist
+        _check_sampling(self)
+        self.n_active = as_count("n_active", n_active)
+        self.prune_empty_streams = bool(prune_empty_streams)
         self.weights = _as_weights(weights, self.n_streams)
-
-    @staticmethod
-    def _as_rate(rate: Any, least: float) -> float | None:
-        if rate is None:
-            return None
-        if (
-            isinstance(rate, int | float | np.number)
-            and not isinstance(rate, bool | np.complexfloating)
-            and rate > 0
-            and least <= rate
-            and (rate < np.inf or not least)
-        ):
-            return rate  # type: ignore[return-value]
-        bound = "a finite number, 1 or more" if least else "a number above 0"
-        raise PescadorError(f"rate={rate!r} must be None or {bound}")
 
     def _is_compiled(self) -> bool:
         # Other types round sums of weights in their own way, which is NumPy's to know.
         return super()._is_compiled() and getattr(self.weights, "dtype", None) == np.float64
 
     def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
-        # These may have been assigned since they were checked.
-        self._require_weights()
-        as_choice("mode", self.mode, self._MODES)
-        as_choice("dist", self.dist, self._DISTS)
-        return _mux.StochasticEngine(self, scope, self.n_active)
+        _check(self)
+        return _mux.StochasticEngine(self, scope, as_count("n_active", self.n_active))
 
     @property
     def _poisson_mean(self) -> float:
@@ -485,6 +558,8 @@ class StochasticMux(BaseMux[T]):
         except ValueError:
             # Fewer streams have a weight than are to be open.
             return np.zeros(self.n_active)
+        except IndexError as error:
+            raise PescadorError(f"the random generator {rng!r} gave no index: {error}") from error
         return drawn
 
     def _reset(self) -> None:
@@ -497,11 +572,19 @@ class StochasticMux(BaseMux[T]):
         self.weight_norm_ = None
 
     def _activate(self) -> None:
-        self._require_weights()
+        _check(self)
+        _not_plain(self)
         self.distribution_ = 1.0 / self.n_streams * np.ones(self.n_streams)
         self.valid_streams_ = np.ones(self.n_streams, dtype=bool)
-        self.streams_ = [None] * self.n_active
+        self.streams_ = _mux.vacant(self.n_active)
         initial = self._initial_weights(self.rng)
+        if initial is not None and not (
+            np.shape(initial) == (self.n_active,) and np.all(np.asarray(initial) >= 0)
+        ):
+            raise PescadorError(
+                f"{self.rng.choice!r} of a random generator gave {initial!r} where it had to "
+                f"choose {self.n_active} of the weights"
+            )
         self.stream_weights_ = np.zeros(self.n_active) if initial is None else initial
         self.stream_counts_ = np.zeros(self.n_active, dtype=int)
         self.stream_idxs_ = np.zeros(self.n_active, dtype=int)
@@ -516,7 +599,7 @@ class StochasticMux(BaseMux[T]):
 
     def _next_sample_index(self) -> int:
         shares = self.stream_weights_ / self.weight_norm_
-        return int(self.rng.choice(self.n_active, p=shares))
+        return _drawn_index(self.rng, self.n_active, shares)
 
     def _on_stream_exhausted(self, idx: int) -> None:
         i = self.stream_idxs_[idx]
@@ -537,15 +620,15 @@ class StochasticMux(BaseMux[T]):
                 p = weight / (others + weight)
             # Close to 1 (or 0 / 0), the Poisson distribution is the limit.
             if p <= 0.9999:
-                count: int = self.rng.binomial(int((self.rate - 1) / (1 - p)), 1 - p)
-                return 1 + count
-        tail: int = self.rng.poisson(lam=self._poisson_mean)
-        return 1 + tail
+                n = int((self.rate - 1) / (1 - p))
+                return 1 + _draws.drawn_count(self.rng.binomial, (n, 1 - p))
+        return 1 + _draws.drawn_count(self.rng.poisson, (self._poisson_mean,))
 
     def _activate_stream(self, idx: int, old_idx: int) -> tuple[Iterator[T], float]:
         """Start streamer `idx` for slot `old_idx`; return its stream and its weight."""
         weight = self.weights[idx]
-        stream = self.streamers[idx].iterate(max_iter=self._draw_count(weight, old_idx))
+        streamer = self._as_streamer(self.streamers[idx])
+        stream = streamer.iterate(max_iter=self._draw_count(weight, old_idx))
         if self.mode != "with_replacement":
             self.distribution_[idx] = 0.0
             if self.distribution_.any():
@@ -553,7 +636,7 @@ class StochasticMux(BaseMux[T]):
         return stream, weight
 
     def _new_stream(self, idx: int) -> None:
-        i = self.rng.choice(self.n_streams, p=self.distribution_)
+        i = _drawn_index(self.rng, self.n_streams, self.distribution_)
         self.stream_idxs_[idx] = i
         self.streams_[idx], self.stream_weights_[idx] = self._activate_stream(i, idx)
         self.stream_counts_[idx] = 0
@@ -612,7 +695,7 @@ class ShuffledMux(BaseMux[T]):
         self.weights = _as_weights(weights, self.n_streams, np.float64)
 
     def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
-        self._require_weights()
+        _check(self)
         return _mux.ShuffledEngine(self, scope, self.n_streams)
 
     def _reset(self) -> None:
@@ -622,7 +705,8 @@ class ShuffledMux(BaseMux[T]):
         self.weight_norm_ = None
 
     def _activate(self) -> None:
-        self._require_weights()
+        _check(self)
+        _not_plain(self)
         self.streams_ = [None] * self.n_streams
         self.stream_weights_ = np.array(self.weights, dtype=float)
         self.stream_counts_ = np.zeros(self.n_streams, dtype=int)
@@ -635,7 +719,7 @@ class ShuffledMux(BaseMux[T]):
 
     def _next_sample_index(self) -> int:
         shares = self.stream_weights_ / self.weight_norm_
-        return int(self.rng.choice(self.n_streams, p=shares))
+        return _drawn_index(self.rng, self.n_streams, shares)
 
     def _on_stream_exhausted(self, idx: int) -> None:
         if self.stream_counts_[idx] == 0:
@@ -643,7 +727,8 @@ class ShuffledMux(BaseMux[T]):
 
     def _new_stream(self, idx: int) -> None:
         weighs = self.stream_weights_[idx] != 0.0
-        self.streams_[idx] = self.streamers[idx].iterate() if weighs else None
+        streamer = self._as_streamer(self.streamers[idx])
+        self.streams_[idx] = streamer.iterate() if weighs else None
         self.stream_counts_[idx] = 0
 
     def _replace_stream(self, idx: int) -> None:
@@ -686,6 +771,8 @@ class RoundRobinMux(BaseMux[T]):
     'adebfcade'
     """
 
+    _MODES: ClassVar = ("exhaustive", "cycle", "permuted_cycle")
+
     active_index_ = _State()
     streams_ = _State()
     stream_idxs_ = _State()
@@ -694,11 +781,12 @@ class RoundRobinMux(BaseMux[T]):
     def __init__(
         self, streamers: Iterable[Any], mode: str = "exhaustive", random_state: Seed = None
     ) -> None:
-        self.mode = as_choice("mode", mode, ("exhaustive", "cycle", "permuted_cycle"))
+        self.mode = as_choice("mode", mode, self._MODES)
         super().__init__(streamers, random_state=random_state)
         self._require_streams()
 
     def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
+        _check(self)
         return _mux.RoundRobinEngine(self, scope, self.n_streams)
 
     def _reset(self) -> None:
@@ -708,6 +796,8 @@ class RoundRobinMux(BaseMux[T]):
         self.stream_counts_ = None
 
     def _activate(self) -> None:
+        _check(self)
+        _not_plain(self)
         self._setup_streams(permute=False)
 
     def _setup_streams(self, permute: bool = False) -> None:
@@ -717,6 +807,10 @@ class RoundRobinMux(BaseMux[T]):
         self.stream_idxs_ = np.arange(self.n_streams)
         if permute:
             self.rng.shuffle(self.stream_idxs_)
+            if not np.array_equal(np.sort(self.stream_idxs_), np.arange(self.n_streams)):
+                raise PescadorError(
+                    f"{self.rng.shuffle!r} of a random generator did not permute what it was given"
+                )
         self.stream_counts_ = np.zeros(self.n_streams, dtype=int)
         for idx in range(self.n_streams):
             self._new_stream(idx)
@@ -732,7 +826,8 @@ class RoundRobinMux(BaseMux[T]):
                 return idx
 
     def _new_stream(self, idx: int) -> None:
-        self.streams_[idx] = self.streamers[self.stream_idxs_[idx]].iterate()
+        streamer = self._as_streamer(self.streamers[self.stream_idxs_[idx]])
+        self.streams_[idx] = streamer.iterate()
         self.stream_counts_[idx] = 0
 
     def _replace_stream(self, idx: int | None = None) -> None:
@@ -780,6 +875,8 @@ class ChainMux(BaseMux[T]):
     'aaabbbccc'
     """
 
+    _MODES: ClassVar = ("exhaustive", "cycle")
+
     chain_streamer_ = _State()
     stream_generator_ = _State()
     streams_ = _State()
@@ -791,7 +888,7 @@ class ChainMux(BaseMux[T]):
         mode: str = "exhaustive",
         random_state: Seed = None,
     ) -> None:
-        self.mode = as_choice("mode", mode, ("exhaustive", "cycle"))
+        self.mode = as_choice("mode", mode, self._MODES)
         super().__init__(streamers, random_state=random_state)
 
     def _as_pool(self, streamers: Any) -> Any:
@@ -807,6 +904,7 @@ class ChainMux(BaseMux[T]):
         return streamers
 
     def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
+        _check(self)
         return _mux.ChainEngine(self, scope, 1)
 
     def _reset(self) -> None:
@@ -816,6 +914,8 @@ class ChainMux(BaseMux[T]):
         self.stream_counts_ = None
 
     def _activate(self) -> None:
+        _check(self)
+        _not_plain(self)
         self.chain_streamer_ = Streamer(self.streamers)
         self.stream_generator_ = self.chain_streamer_.iterate()
         self.streams_ = [iter(())]
@@ -903,26 +1003,19 @@ class Mux(StochasticMux[T]):
             DeprecationWarning,
             stacklevel=2,
         )
-        for name, value in (("with_replacement", with_replacement), ("revive", revive)):
-            if not isinstance(value, bool | np.bool_):
-                raise PescadorError(f"{name}={value!r} must be a bool")
-        self.k = as_count("k", k)
+        self.k = k
         self.with_replacement = with_replacement
         self.revive = revive
-        self._as_rate(rate, least=0.0)
-        # Without replacement, a pool smaller than the active set left slots empty in 2.0.
         super().__init__(
             streamers,
             n_active=k,
-            rate=None if rate is None else rate + 1,
+            rate=rate,
             weights=weights,
-            mode="with_replacement",
             prune_empty_streams=prune_empty_streams,
             dist="poisson",
             random_state=random_state,
         )
-        self.mode = self._AS_MODE[bool(with_replacement), bool(revive)]
-        self.rate = rate
+        self.k = self.n_active
 
     @property
     def _poisson_mean(self) -> float:

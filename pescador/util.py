@@ -213,11 +213,28 @@ def get_rng(random_state: Seed) -> Rng:
     )
 
 
+def is_number(value: Any, *kinds: type) -> bool:
+    """Tell whether `value` is a real number of Python or NumPy, of `kinds` if there are any."""
+    return isinstance(value, kinds or (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool | np.timedelta64
+    )
+
+
 def as_count(name: str, value: Any, hint: str = "") -> int:
-    """Return `value` as an int, or raise a PescadorError unless it is a whole number above 0."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
-        return int(value)
+    """Return `value` as an int, or raise a PescadorError unless it is a whole number above 0.
+
+    What is larger than any container can be is as good as the largest.
+    """
+    if is_number(value, int, np.integer) and value > 0:
+        return min(int(value), sys.maxsize)
     raise PescadorError(f"{name}={value!r} must be a positive whole number{hint}")
+
+
+def as_bool(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise a PescadorError unless it is one."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise PescadorError(f"{name}={value!r} must be a bool")
 
 
 def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -1,6 +1,8 @@
 """The maps."""
 
 import itertools
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -231,3 +233,39 @@ def test_a_cache_takes_any_iterable_and_any_generator_of_numbers():
 def test_an_endless_stream_is_cached_lazily():
     taken = list(itertools.islice(pescador.cache(itertools.count(), 5, random_state=1), 20))
     assert len(taken) == 20
+
+
+@pytest.mark.parametrize("count", [2**63 - 1, 2**63, 10**30, 1e300])
+def test_more_items_than_there_can_be_may_be_asked_for(count):
+    [batch] = pescador.buffer_stream([{"x": i} for i in range(3)], count, partial=True)
+    assert batch["x"].tolist() == [0, 1, 2]
+    if isinstance(count, int):
+        assert list(pescador.cache("abc", count)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("prob", [1j, np.complex128(0.5), np.timedelta64(1), "1", None, True])
+def test_a_probability_that_is_no_number_is_refused(prob):
+    with pytest.raises(PescadorError, match="prob="):
+        next(pescador.cache("abc", 2, prob))
+
+
+class Alarm(Exception):
+    pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("item", [{"x": 1.0}, {"x": [1, 2]}, {}], ids=["number", "list", "nothing"])
+def test_a_batch_of_items_that_run_no_python_can_be_interrupted(item):
+    def on_alarm(*_):
+        raise Alarm
+
+    source = itertools.repeat(item, 20_000_000)
+    before = signal.signal(signal.SIGVTALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
+    try:
+        with pytest.raises(Alarm):
+            list(pescador.buffer_stream(source, 10**9))
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    assert source.__length_hint__() > 0

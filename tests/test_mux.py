@@ -2,8 +2,11 @@
 
 import collections
 import copy
+import ctypes
 import itertools
 import pickle
+import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -416,6 +419,30 @@ def test_the_state_of_a_running_engine_cannot_be_overwritten():
             active.stream_weights_ = np.ones(3)
 
 
+@pytest.mark.parametrize("weights", [None, [1, 2, 3]])
+def test_nothing_makes_an_array_of_a_running_engine_writeable(weights):
+    for mux in all_kinds(pescador, letters("abc"), seed=0):
+        if weights is not None and hasattr(mux, "weights"):
+            mux.weights = np.array(weights, dtype=float)
+        with mux as active:
+            stream = active.iterate()
+            next(stream)
+            for name in ("idxs", "counts", "weights"):
+                shown = getattr(active, f"stream_{name}_", None)
+                while shown is not None:
+                    for view in (np.asarray(shown), np.array(shown, copy=None)[:1]):
+                        with pytest.raises(ValueError, match="WRITEABLE"):
+                            view.flags.writeable = True
+                    with pytest.raises((BufferError, TypeError)):
+                        ctypes.c_char.from_buffer(shown)
+                    shown = getattr(shown, "base", None)
+            for name in ("distribution_", "valid_streams_"):
+                if hasattr(active, name):
+                    with pytest.raises(ValueError, match=r"read-only|WRITEABLE"):
+                        getattr(active, name).flags.writeable = True
+            assert set(itertools.islice(stream, 30)) <= set("abc")
+
+
 def test_an_activated_copy_cannot_be_pickled():
     with pescador.ShuffledMux(letters("abc")) as active, pytest.raises(TypeError):
         pickle.dumps(active)
@@ -782,16 +809,128 @@ def test_an_infinite_rate_is_for_constant_counts_only():
     assert sorted(mux) == ["a", "b", "c", "d"]
 
 
-def test_attributes_that_were_spoilt_after_construction_are_refused_at_activation():
-    for name, value in (("dist", "gaussian"), ("mode", "both"), ("weights", np.ones(5))):
-        mux = make("StochasticMux", letters("abc"))
-        setattr(mux, name, value)
-        with pytest.raises(PescadorError, match=name):
+SPOILT = [
+    ("StochasticMux", "n_active", [0, 1.5, "2", None, True, 2**70]),
+    ("StochasticMux", "rate", [0, -1, np.nan, "8", 1j, 0.5, np.inf, 10**400, np.timedelta64(5)]),
+    ("StochasticMux", "mode", ["both", None]),
+    ("StochasticMux", "dist", ["gaussian", 3]),
+    ("StochasticMux", "prune_empty_streams", ["no", None, 1]),
+    ("RoundRobinMux", "mode", ["both", None]),
+    ("ChainMux", "mode", ["permuted_cycle", None]),
+    *[
+        (name, "weights", [[1, 2], [0, 0, 0], [1, -1, 1], [1, np.nan, 1], [[1, 2, 3]], "abc"])
+        for name in ("StochasticMux", "ShuffledMux")
+    ],
+    *[
+        (name, "streamers", [["abc", 3, "d"], 3])
+        for name in ("StochasticMux", "ShuffledMux", "RoundRobinMux", "ChainMux")
+    ],
+]
+
+
+@pytest.mark.parametrize(("name", "attribute", "values"), SPOILT)
+def test_what_is_assigned_after_construction_is_refused_as_it_is_there(
+    muxes, name, attribute, values
+):
+    for value in values:
+        arguments = {"streamers": letters("abc")}
+        if name == "StochasticMux":
+            arguments |= {"n_active": 2, "rate": 4, "mode": "exhaustive"}
+        mux = getattr(muxes, name)(**arguments)
+        setattr(mux, attribute, value)
+        with pytest.raises(PescadorError) as late:
+            list(mux.iterate(3))
+        with pytest.raises(PescadorError) as early:
+            getattr(pescador, name)(**(arguments | {attribute: value}))
+        assert str(late.value).split(" must ")[0] == str(early.value).split(" must ")[0]
+        assert mux.active == 0
+
+
+@pytest.mark.filterwarnings("ignore:Mux is deprecated")
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("k", 0), ("rate", 0), ("with_replacement", 1), ("revive", None), ("weights", [-1, 1, 1])],
+)
+def test_what_is_assigned_to_an_old_mux_is_refused_as_at_construction(attribute, value):
+    mux = pescador.Mux(letters("abc"), 2)
+    setattr(mux, attribute, value)
+    with pytest.raises(PescadorError, match=attribute):
+        next(mux.iterate())
+
+
+@pytest.mark.filterwarnings("ignore:Mux is deprecated")
+def test_what_is_assigned_to_an_old_mux_takes_effect():
+    mux = pescador.Mux(["ab", "cd", "ef"], 1, None)
+    mux.k, mux.with_replacement = 3, False
+    assert sorted(mux) == list("abcdef")
+
+
+def test_weights_that_were_written_to_are_refused_at_activation(muxes):
+    for mux in (
+        muxes.ShuffledMux(letters("abc")),
+        *[muxes.StochasticMux(letters("abc"), 2, 1e6, dist=dist) for dist in DISTS],
+    ):
+        mux.weights[1] = -0.1
+        with pytest.raises(PescadorError, match=r"weights\[1\]"):
             next(mux.iterate())
-    mux = make("StochasticMux", letters("abc"))
-    mux.weights[0] = -0.1
-    with pytest.raises((PescadorError, ValueError)):
-        list(mux.iterate(100))
+
+
+def test_masked_weights_are_refused():
+    masked = np.ma.masked_array([1.0, 5.0, 1.0], mask=[False, True, False])
+    for name in ("StochasticMux", "ShuffledMux"):
+        with pytest.raises(PescadorError, match="masked"):
+            make(name, letters("abc"), weights=masked)
+        mux = make(name, letters("abc"))
+        mux.weights = masked
+        with pytest.raises(PescadorError, match="masked"):
+            next(mux.iterate())
+
+
+def test_iterables_that_were_put_into_a_pool_are_made_streamers(muxes):
+    for mux in all_kinds(muxes, letters("abc"), seed=0):
+        mux.streamers = ["x" * 50, "y" * 50, "z" * 50]
+        assert set(mux.iterate(20)) <= set("xyz")
+
+
+@pytest.mark.parametrize("rng", [None, 3, "seed"])
+def test_a_generator_that_cannot_choose_is_refused(muxes, rng):
+    streamers = letters("abc")
+    for mux in (
+        muxes.ShuffledMux(streamers),
+        muxes.StochasticMux(streamers, 2, 3),
+        muxes.RoundRobinMux(streamers, "permuted_cycle"),
+    ):
+        mux.rng = rng
+        with pytest.raises(PescadorError, match="rng="):
+            next(mux.iterate())
+
+
+@pytest.mark.parametrize("n_active", [2**40, 2**62, 2**63, 10**30])
+def test_more_open_streams_than_memory_holds_are_refused(muxes, n_active):
+    mux = muxes.StochasticMux(letters("abc"), n_active, 4)
+    with pytest.raises(PescadorError, match="n_active="):
+        next(mux.iterate())
+
+
+@pytest.mark.parametrize("rate", [1e15, 2**60, 2**63, 10**19, 1e300, 10**400])
+def test_a_rate_of_any_size_works_or_is_refused(muxes, rate):
+    def take(dist):
+        return list(muxes.StochasticMux(letters("abc"), 2, rate, dist=dist).iterate(20))
+
+    assert len(take("constant")) == 20
+    if rate < 1e18:
+        assert len(take("poisson")) == 20
+    elif rate >= 2**63:
+        for dist in ("poisson", "binomial"):
+            with pytest.raises(PescadorError, match="rate="):
+                take(dist)
+
+
+def test_any_number_of_samples_may_be_asked_for(muxes):
+    for max_iter in (2**63, 2**64, 10**400, 1e300, float("inf")):
+        assert len(list(muxes.ChainMux(["abc"]).iterate(max_iter))) == 3
+        assert len(list(Streamer("abc").iterate(max_iter))) == 3
+        assert len(list(itertools.islice(Streamer("abc").cycle(max_iter), 7))) == 7
 
 
 def test_a_rate_below_one_is_for_constant_counts_only():
@@ -823,6 +962,282 @@ def test_a_rate_below_one_is_for_constant_counts_only():
 def test_other_bad_arguments_are_refused_by_name(name, argument, value):
     with pytest.raises(PescadorError, match=f"{argument}="):
         make(name, letters("abc"), **{argument: value})
+
+
+# ------------------------------------------------- what becomes of streams after an error
+
+
+class Open:
+    """Sources that note how many of them are open."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def source(self, bad):
+        self.n += 1
+        try:
+            for i in range(10**9):
+                if bad and i == 2:
+                    raise Failure
+                yield {"x": i}
+        finally:
+            self.n -= 1
+
+    def streams(self):
+        return [Streamer(self.source, bad) for bad in (False, True, False)]
+
+
+@pytest.mark.filterwarnings("ignore:Mux is deprecated")
+def test_a_mux_that_fails_lets_go_of_its_streams_while_the_error_is_kept(muxes):
+    sources = Open()
+
+    def chain():
+        sources.n += 1
+        try:
+            yield Streamer(sources.source, bad=True)
+        finally:
+            sources.n -= 1
+
+    mixed = [
+        *[
+            muxes.StochasticMux(sources.streams(), 3, rate, mode=mode, random_state=0)
+            for mode in MODES
+            for rate in (50, None)
+        ],
+        muxes.ShuffledMux(sources.streams(), random_state=0),
+        muxes.RoundRobinMux(sources.streams(), "permuted_cycle", random_state=0),
+        muxes.ChainMux(chain, "cycle"),
+        pescador.Mux(sources.streams(), 3, random_state=0),
+        muxes.RoundRobinMux([muxes.ShuffledMux(sources.streams()) for _ in range(2)]),
+        muxes.ShuffledMux([Streamer(pescador.cache, s, 2) for s in sources.streams()]),
+    ]
+    for mux in mixed:
+        for stream in (mux, mux.cycle(), Streamer(pescador.tuples, mux, "x")):
+            with pytest.raises(Failure) as kept:
+                list(stream)
+            assert sources.n == 0
+            del kept
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda stream: pescador.tuples(stream, "y"),
+        lambda stream: pescador.keras_tuples(stream, "y"),
+        lambda stream: pescador.buffer_stream(stream, 5, allocator=lambda *_: {}["y"]),
+        lambda stream: Streamer(pescador.tuples, stream, "y").iterate(),
+        lambda stream: Streamer(pescador.keras_tuples, stream, "y").iterate(),
+        lambda stream: pescador.tuples(stream.iterate(), "y"),
+    ],
+)
+def test_a_map_that_fails_lets_go_of_the_mux_below_while_the_error_is_kept(muxes, function):
+    sources = Open()
+    with pytest.raises(KeyError) as kept:
+        list(function(muxes.ShuffledMux(sources.streams(), random_state=0)))
+    assert sources.n == 0
+    del kept
+
+
+def test_an_error_thrown_into_a_mux_lets_go_of_its_streams(muxes):
+    sources = Open()
+    mux = muxes.RoundRobinMux(sources.streams())
+    for stream in (mux.iterate(), mux.cycle(), Streamer(pescador.tuples, mux, "x").iterate()):
+        next(stream), next(stream)
+        assert sources.n == 2
+        with pytest.raises(Failure) as kept:
+            stream.throw(Failure())
+        assert sources.n == 0
+        del kept
+
+
+def test_a_nested_mux_that_failed_is_over_for_the_activated_copy_around_it(muxes):
+    inner = muxes.ShuffledMux([Streamer(failing, 2)])
+    with muxes.RoundRobinMux([inner, Streamer("abcd")]) as active:
+        samples = []
+        for _ in range(5):
+            try:
+                samples.extend(active.iterate())
+            except Failure:
+                samples.append("!")
+    assert samples == [0, "a", 1, "b", "!", "c", "d"]
+
+
+# ------------------------------------------------------------------------ loops and signals
+
+
+class Alarm(Exception):
+    pass
+
+
+def interrupted(iteration):
+    """Interrupt a loop that yields nothing, soon after it has begun."""
+
+    def on_alarm(*_):
+        raise Alarm
+
+    before = signal.signal(signal.SIGVTALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
+    try:
+        with pytest.raises(Alarm):
+            list(iteration)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def with_pool(mux, n):
+    """Give a mux n streams without samples, and without any Python code."""
+    mux.streamers = [Streamer(())] * n
+    if hasattr(mux, "weights"):
+        mux.weights = np.ones(n)
+    return mux
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_looking_for_a_stream_with_samples_can_be_interrupted():
+    n = 2_000_000
+    with with_pool(pescador.ShuffledMux(["a"]), n) as active:
+        interrupted(active.iterate())
+        assert active.weight_norm_ > 0
+    with with_pool(pescador.StochasticMux(["a"], 1, None), n) as active:
+        interrupted(active.iterate())
+        assert active.valid_streams_.any()
+    with with_pool(pescador.RoundRobinMux(["a"]), n) as active:
+        interrupted(active.iterate())
+        assert active.stream_idxs_.max() >= 0
+    with with_pool(pescador.ChainMux(["a"]), n) as active:
+        interrupted(active.iterate())
+        assert active.stream_generator_.__length_hint__() > 0
+
+
+@pytest.mark.parametrize("weights", ["alike", "mixed"])
+def test_a_large_pool_of_empty_streams_is_no_quadratic_search(weights):
+    n = 200_000
+    mux = with_pool(pescador.ShuffledMux(["a"]), n)
+    if weights == "mixed":
+        mux.weights = np.random.RandomState(0).uniform(1, 2, n)
+    # A pass over all of them for each would take longer than a test may.
+    assert list(mux) == []
+
+
+def test_muxes_that_share_muxes_are_each_looked_at_once():
+    mux = pescador.ShuffledMux([Streamer(data_forever)], random_state=np.random.RandomState(0))
+    for _ in range(100):
+        mux = pescador.ShuffledMux([mux, mux], random_state=np.random.RandomState(0))
+    expected = next(mux.iterate())
+    for other in (copy.deepcopy(mux), pickle.loads(pickle.dumps(mux))):
+        assert next(other.iterate()) == expected
+    assert next(Streamer(pescador.tuples, mux, "x").iterate()) == (expected["x"],)
+    assert next(mux.cycle(1)) == expected
+    assert next(with_hooks(pescador.ChainMux)([mux]).iterate()) == expected
+    for text in (repr(mux), str(mux), mux._repr_html_()):
+        assert len(text) < 20_000
+
+
+def data_forever():
+    while True:
+        yield {"x": 1}
+
+
+# --------------------------------------------------------- generators of the caller's making
+
+
+def wrong(kind, method, value):
+    """A generator of a kind of NumPy's whose method gives a value of its own."""
+
+    def draw(self, *args, **kwargs):
+        return value(*args) if callable(value) else value
+
+    cls = type("Wrong", (kind,), {method: draw, "__deepcopy__": lambda self, memo: self})
+    return cls(np.random.MT19937(0))
+
+
+@pytest.mark.parametrize("kind", [np.random.RandomState, np.random.Generator])
+@pytest.mark.parametrize("value", [-1, 3, 10**9, 2**70, None, 1.5, "0", [0], np.array([0, 1])])
+def test_what_is_no_index_is_refused_from_a_generator_of_the_callers(kind, value):
+    streamers = letters("abc")
+    rng = wrong(kind, "choice", value)
+    for mux in (
+        pescador.ShuffledMux(streamers, random_state=rng),
+        pescador.StochasticMux(streamers, 3, 2, dist="constant", random_state=rng),
+    ):
+        with pytest.raises(PescadorError, match="choose"):
+            list(mux.iterate(5))
+    rng = wrong(kind, "randint" if kind is np.random.RandomState else "integers", value)
+    with pytest.raises(PescadorError, match="choose"):
+        list(pescador.cache(range(100), 3, 0.5, random_state=rng))
+
+
+@pytest.mark.parametrize("kind", [np.random.RandomState, np.random.Generator])
+@pytest.mark.parametrize("fill", [-1, 3, 10**9])
+def test_what_is_no_permutation_is_refused_from_a_generator_of_the_callers(kind, fill):
+    rng = wrong(kind, "shuffle", lambda order: order.fill(fill))
+    with pytest.raises(PescadorError, match="permute"):
+        list(pescador.RoundRobinMux(["a", "b", "c"], "permuted_cycle", rng).iterate(9))
+
+
+@pytest.mark.parametrize("dist", ["binomial", "poisson"])
+@pytest.mark.parametrize("value", [-1, 2**63, None, 1.5])
+def test_what_is_no_count_is_refused_from_a_generator_of_the_callers(dist, value):
+    rng = wrong(np.random.RandomState, dist, value)
+    with pytest.raises(PescadorError, match="draw"):
+        list(pescador.StochasticMux(letters("abc"), 2, 5, dist=dist, random_state=rng).iterate(5))
+
+
+class BitGen(ctypes.Structure):
+    """``bitgen_t`` of numpy/random/bitgen.h."""
+
+    _fields_ = [
+        ("state", ctypes.c_void_p),
+        ("next_uint64", ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)),
+        ("next_uint32", ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p)),
+        ("next_double", ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_void_p)),
+        ("next_raw", ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)),
+    ]
+
+
+class Constant(np.random.MT19937):
+    """A bit generator that gives one double for ever."""
+
+    def __init__(self, double):
+        super().__init__(0)
+        types = [kind for _, kind in BitGen._fields_[1:]]
+        functions = [lambda _: 2**64 - 1, lambda _: 2**32 - 1, lambda _: double, lambda _: 0]
+        self.kept = BitGen(None, *[kind(f) for kind, f in zip(types, functions, strict=True)])
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = (
+            ctypes.py_object,
+            [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
+        )
+        self.double, self.own = double, new(ctypes.addressof(self.kept), b"BitGenerator", None)
+
+    @property
+    def capsule(self):
+        return self.own
+
+    def __deepcopy__(self, memo):
+        return Constant(self.double)
+
+
+@pytest.mark.parametrize("kind", [np.random.RandomState, np.random.Generator])
+@pytest.mark.parametrize("double", [1.0, 1.5, -0.5, float("nan"), float("inf")])
+def test_a_bit_generator_that_gives_no_double_below_one_is_refused(kind, double):
+    rng = kind(Constant(double))
+    streamers = letters("abc")
+    for weights in (None, [1, 2, 3]):
+        for mux in (
+            pescador.ShuffledMux(streamers, weights, random_state=rng),
+            *[
+                pescador.StochasticMux(streamers, 2, 4, weights, mode, dist=dist, random_state=rng)
+                for mode in MODES
+                for dist in ("constant", "poisson")
+            ],
+        ):
+            with pytest.raises(PescadorError):
+                list(mux.iterate(20))
 
 
 # ------------------------------------------------------------------------------------- Mux

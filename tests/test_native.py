@@ -75,3 +75,28 @@ def test_a_glance_at_a_draw_to_come_is_near_it(later):
 
 def test_there_is_no_glance_into_other_generators():
     assert set(_draws.glances_at(np.random.default_rng(5), 100, 1)) == {-1.0}
+
+
+@given(
+    n=st.one_of(st.integers(1, 20), st.integers(100, 3000)),
+    skew=st.sampled_from([0, 3, 18]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_sums_of_weights_that_change_are_numpys_and_pick_what_numpy_picks(n, skew, seed):
+    rng = np.random.default_rng(seed)
+    weights = 10 ** rng.uniform(-skew, 0, n)
+    changes = [(int(i), float(rng.choice([0, rng.uniform()]))) for i in rng.integers(0, n, 12)]
+    edges = np.cumsum(weights) / np.sum(weights)
+    draws = [*rng.uniform(size=20).tolist(), 0.0, 1 - 2**-53, *rng.choice(edges[:-1], 5 * (n > 1))]
+    for (i, value), (total, picks) in zip(
+        changes, _draws.sums_of(weights, changes, draws), strict=True
+    ):
+        weights[i] = value
+        assert total == np.sum(weights)
+        if total == 0:
+            continue
+        edges = np.cumsum(weights / total)
+        expected = np.searchsorted(edges / edges[-1], draws, side="right")
+        assert all(pick in (-1, slot) for pick, slot in zip(picks, expected, strict=True))
+        # Rounding may decide the others; of these, one in millions.
+        assert min(picks[:20]) >= 0

@@ -222,3 +222,41 @@ def test_weights_are_normalised_to_the_same_bits():
             )
             assert (ours.weights == theirs.weights).all()
             assert (ours.weights == pescador.StochasticMux([[0]] * n, 1, 1, weights).weights).all()
+
+
+def swapping(i):
+    """Numbers; twice on the way, the global state gets another bit generator."""
+    for j in range(30):
+        if j in (3, 17):
+            np.random.set_bit_generator(np.random.MT19937(100 * i + j))
+        yield 1000 * i + j
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda module, pool: module.ShuffledMux(pool),
+        lambda module, pool: module.ShuffledMux(pool, np.arange(1.0, 5)),
+        *[
+            lambda module, pool, dist=dist, rate=rate: module.StochasticMux(
+                pool, 2, rate, np.arange(1.0, 5), dist=dist
+            )
+            for dist in ("binomial", "poisson")
+            for rate in (3, 40)
+        ],
+        lambda module, pool: module.RoundRobinMux(pool, "permuted_cycle"),
+        lambda module, pool: module.cache(module.ShuffledMux(pool).iterate(), 5, 0.7),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.PCG64])
+def test_another_bit_generator_of_the_global_state_is_drawn_from_at_once(make, kind):
+    before = np.random.get_bit_generator()
+    samples = []
+    try:
+        for module in (peer, pescador):
+            np.random.set_bit_generator(kind(5))
+            mux = make(module, [module.Streamer(swapping, i) for i in range(4)])
+            samples.append(list(itertools.islice(iter(mux), 200)))
+    finally:
+        np.random.set_bit_generator(before)
+    assert samples[0] == samples[1]
