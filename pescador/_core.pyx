@@ -845,7 +845,8 @@ cdef class Opened:
         return self
 
     def __exit__(self, *exc):
-        self.source = None
+        # Who keeps an error keeps us, by way of its traceback.
+        self.source = self.stream = None
         if self.counted is not None:
             self.counted.active_count_ -= 1
             self.counted = None

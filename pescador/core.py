@@ -235,6 +235,8 @@ class Streamer(Generic[T]):
             try:
                 yield from items
             finally:
+                # Who keeps an error keeps this frame, by way of its traceback.
+                del items
                 self.active_count_ -= 1
             return
         with self as active:

@@ -973,6 +973,9 @@ class Open:
     def __init__(self):
         self.n = 0
 
+    def __deepcopy__(self, memo):
+        return self
+
     def source(self, bad):
         self.n += 1
         try:
@@ -1024,7 +1027,7 @@ def test_a_mux_that_fails_lets_go_of_its_streams_while_the_error_is_kept(muxes):
     [
         lambda stream: pescador.tuples(stream, "y"),
         lambda stream: pescador.keras_tuples(stream, "y"),
-        lambda stream: pescador.buffer_stream(({"x": x["y"]} for x in stream), 5),
+        lambda stream: pescador.buffer_stream(stream, 5, allocator=lambda *_: {}["y"]),
         lambda stream: Streamer(pescador.tuples, stream, "y").iterate(),
         lambda stream: Streamer(pescador.keras_tuples, stream, "y").iterate(),
         lambda stream: pescador.tuples(stream.iterate(), "y"),
@@ -1040,12 +1043,14 @@ def test_a_map_that_fails_lets_go_of_the_mux_below_while_the_error_is_kept(muxes
 
 def test_an_error_thrown_into_a_mux_lets_go_of_its_streams(muxes):
     sources = Open()
-    stream = muxes.RoundRobinMux(sources.streams()).iterate()
-    next(stream), next(stream)
-    with pytest.raises(Failure) as kept:
-        stream.throw(Failure())
-    assert sources.n == 0
-    del kept
+    mux = muxes.RoundRobinMux(sources.streams())
+    for stream in (mux.iterate(), mux.cycle(), Streamer(pescador.tuples, mux, "x").iterate()):
+        next(stream), next(stream)
+        assert sources.n == 2
+        with pytest.raises(Failure) as kept:
+            stream.throw(Failure())
+        assert sources.n == 0
+        del kept
 
 
 def test_a_nested_mux_that_failed_is_over_for_the_activated_copy_around_it(muxes):
