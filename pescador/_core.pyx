@@ -211,13 +211,14 @@ cdef object recall(object memo, object value):
 
 cdef int remember(object memo, object value, object result) except -1:
     """Note the copy of a value, which is kept: while it is there, nothing else has its id."""
-    cdef PyObject* kept
+    cdef PyObject* found
     memo[id(value)] = result
     key = id(memo)
     if type(memo) is dict or type(memo) is Memo:
-        kept = PyDict_GetItemWithError(memo, key)
-        if kept is not NULL:
-            (<object>kept).append(value)
+        found = PyDict_GetItemWithError(memo, key)
+        if found is not NULL:
+            kept = <object>found
+            kept.append(value)
             return 0
     memo.setdefault(key, []).append(value)
     return 0
@@ -912,6 +913,7 @@ cdef class Cycle:
 
     def __next__(self):
         cdef PyObject* item = NULL
+        cdef object source
         # The loop that this stands for counts an item before it stops, so it asks for one more.
         if self.left == 0 and reads_shared(self.streamer):
             raise StopIteration
@@ -920,7 +922,9 @@ cdef class Cycle:
                 if self.over:
                     raise StopIteration
                 self.source = iter(self.streamer.iterate())
-            item = next_item(self.source)
+            # It may be put away while it runs: whoever has this iterator may step it in between.
+            source = self.source
+            item = next_item(source)
             if item is not NULL:
                 self.gave = True
                 break
