@@ -1,12 +1,19 @@
 """Streams of training data: restartable, mixed by weight, batched, in other processes."""
 
 try:
-    from . import _core as _core
-except ImportError as error:  # pragma: no cover - seen only where nothing was compiled
+    import pescador._core as _core  # noqa: F401
+except ModuleNotFoundError as error:  # pragma: no cover - seen only where nothing was compiled
+    if error.name != "pescador._core":
+        raise
     raise ImportError(
         "pescador's compiled modules are missing here. Install the package with "
         "`pip install .` from its source folder (a C compiler is needed), and import it from "
         f"another folder than the source's. ({error})"
+    ) from error
+except ImportError as error:
+    raise ImportError(
+        f"pescador's compiled modules could not be loaded: {error} (They and NumPy can be used in "
+        "the main interpreter only: not in a subinterpreter.)"
     ) from error
 
 from . import core, exceptions, maps, mux, util, zmq_stream

@@ -145,11 +145,13 @@ cdef class Rows:
             return PyArray_Empty(self.ndim, self.shape, self.dtype, False)
         shape = self.shape_of()
         array = self.allocator(shape, self.dtype)
-        if not isinstance(array, np.ndarray):
+        # What a subclass says of itself may differ from what it is.
+        plain = np.asarray(array) if isinstance(array, np.ndarray) else None
+        if plain is None:
             problem = f"an object of type {describe(array)}"
-        elif array.shape != shape or array.dtype != self.dtype:
-            problem = f"an array of shape {array.shape} and dtype {array.dtype}"
-        elif not (array.flags.c_contiguous and array.flags.aligned and array.flags.writeable):
+        elif plain.shape != shape or plain.dtype != self.dtype:
+            problem = f"an array of shape {plain.shape} and dtype {plain.dtype}"
+        elif not (plain.flags.c_contiguous and plain.flags.aligned and plain.flags.writeable):
             problem = "one that is read-only, or not aligned, or not contiguous in C order"
         else:
             return array
@@ -188,11 +190,18 @@ cdef class Rows:
 
     cdef object part(self, Py_ssize_t start, Py_ssize_t stop):
         """A view of some rows."""
-        return self.array[(slice(None),) * self.axis + (slice(start, stop),)]
+        return self.plain()[(slice(None),) * self.axis + (slice(start, stop),)]
+
+    cdef cnp.ndarray plain(self):
+        """The array, or a view of it where an allocator has given one of a subclass."""
+        return np.asarray(self.array)
 
     cdef int reserve(self, Py_ssize_t n) except -1:
         """Make room for n more rows, and for some that are still to come."""
-        cdef Py_ssize_t more = self.capacity + self.capacity // 2
+        cdef Py_ssize_t more = self.capacity
+        if n > PY_SSIZE_T_MAX - self.count:
+            raise DataError(f"a batch of more than {PY_SSIZE_T_MAX} rows cannot be joined")
+        more += min(more // 2, PY_SSIZE_T_MAX - more)
         if self.capacity < self.whole:
             more = min(more, self.whole)
         return self.resize(max(self.count + n, more))
@@ -218,6 +227,9 @@ cdef class Rows:
     cdef void move_blocks(self, Py_ssize_t before, Py_ssize_t after) noexcept nogil:
         """Move the rows of each block to where it starts with another capacity."""
         cdef Py_ssize_t i, block
+        if self.count * self.row_bytes == 0:
+            # There may be more blocks than anybody can count.
+            return
         for i in range(1, self.blocks):
             # Those that move up make way for each other from the last on.
             block = i if after < before else self.blocks - i
@@ -456,16 +468,17 @@ cdef class Column(Rows):
                     return self.add_other(value)
             if self.joins:
                 rows = shape[0]
-                self.note_end(self.count + rows)
             if rows > self.capacity - self.count:
-                self.reserve(rows)
+                return self.add_after_reserve(value, rows)
+            if self.joins:
+                self.note_end(self.count + rows)
             copy(self.data + self.count * self.row_bytes, <cnp.ndarray>value,
                  rows * self.row_bytes, self.past_cache)
             self.count += rows
             self.n += 1
             return 0
         if self.count == self.capacity:
-            self.reserve(1)
+            return self.add_after_reserve(value, 1)
         place = self.data + AT(self.count, self.capacity) * self.row_bytes
         if self.kind == FLOATS:
             (<double*>place)[0] = PyFloat_AS_DOUBLE(value)
@@ -486,6 +499,15 @@ cdef class Column(Rows):
         self.n += 1
         return 0
 
+    cdef int add_after_reserve(self, object value, Py_ssize_t rows) except -1:
+        """Make room for the rows of a value, and begin again with it.
+
+        An allocator may do anything: take the value out of its item, or change its shape.
+        """
+        held = value
+        self.reserve(rows)
+        return self.add(held)
+
     cdef int note_end(self, Py_ssize_t end) except -1:
         cdef Py_ssize_t room
         cdef Py_ssize_t* ends
@@ -501,14 +523,14 @@ cdef class Column(Rows):
 
     cdef int add_other(self, object value) except -1:
         """Add a value that is not just as planned, or the first."""
+        # An allocator may take the value out of its item.
+        held = value
         if not self.begun:
-            # An allocator may do anything, even to the item.
-            held = value
             return self.begin(held)
-        if self.held is None and not self.place(value):
+        if self.held is None and not self.place(held):
             self.hand_over()
         if self.held is not None:
-            self.held.append(kept(value))
+            self.held.append(kept(held))
             self.n += 1
         return 0
 
@@ -530,7 +552,7 @@ cdef class Column(Rows):
             self.note_end(self.count + rows)
             cnp.PyArray_CopyInto(self.part(self.count, self.count + rows), array)
         else:
-            cnp.PyArray_CopyInto(self.array[self.count, ...], array)
+            cnp.PyArray_CopyInto(self.plain()[self.count, ...], array)
         self.count += rows
         self.n += 1
         return True
@@ -596,7 +618,7 @@ cdef class Column(Rows):
         for j in range(self.ndim):
             self.shape[j] = result.shape[j]
         self.start(self.shape[0])
-        cnp.PyArray_CopyInto(self.array[:len(result)], result)
+        cnp.PyArray_CopyInto(self.part(0, len(result)), result)
         self.count = len(result)
         return self.finish()
 
@@ -650,6 +672,7 @@ cdef class Batches:
     cdef object source
     cdef Py_ssize_t size, position
     cdef bint partial, reuse
+    cdef bint running                  # guards the columns against an allocator that asks for more
     cdef object axis, allocator
     cdef list columns
 
@@ -667,6 +690,16 @@ cdef class Batches:
         return self
 
     def __next__(self):
+        if self.running:
+            raise ValueError("buffer_stream already executing")
+        self.running = True
+        try:
+            return self.batch()
+        finally:
+            self.running = False
+
+    cdef dict batch(self):
+        """The next batch, which may be shorter than others at the end."""
         cdef PyObject* pointer
         cdef Py_ssize_t n = 0, first = self.position
         try:
@@ -689,10 +722,10 @@ cdef class Batches:
             raise stopped(self.position) from error
         if n < self.size and (n == 0 or not self.partial):
             raise StopIteration
-        batch = {}
+        cdef dict result = {}
         for column in self.columns:
-            batch[(<Column>column).key] = (<Column>column).end(first)
-        return batch
+            result[(<Column>column).key] = (<Column>column).end(first)
+        return result
 
     cdef int begin(self, object item) except -1:
         """Prepare for a batch, of which this is the first item."""

@@ -211,13 +211,14 @@ cdef object recall(object memo, object value):
 
 cdef int remember(object memo, object value, object result) except -1:
     """Note the copy of a value, which is kept: while it is there, nothing else has its id."""
-    cdef PyObject* kept
+    cdef PyObject* found
     memo[id(value)] = result
     key = id(memo)
     if type(memo) is dict or type(memo) is Memo:
-        kept = PyDict_GetItemWithError(memo, key)
-        if kept is not NULL:
-            (<object>kept).append(value)
+        found = PyDict_GetItemWithError(memo, key)
+        if found is not NULL:
+            kept = <object>found
+            kept.append(value)
             return 0
     memo.setdefault(key, []).append(value)
     return 0
@@ -458,7 +459,7 @@ def reads_shared(value, set seen=None):
         memo = {}
         copy_or_share(value, memo)
         return SHARED in memo
-    if family(type(value)) is not None:
+    if family_of(type(value)) is not None:
         value = value.__dict__
     if type(value) is dict:
         value = value.values()
@@ -538,8 +539,14 @@ cpdef bint mersenne_is_known() except? True:
     return mersenne_known
 
 
-# Class -> ((hook name, what it is on that class), ...), for classes whose hooks are compiled.
-cdef dict families = {}
+cdef class Family:
+    """A class whose behaviour the compiled code stands for."""
+
+    cdef tuple hooks                   # ((name, what it is on that class), ...)
+    cdef object opener                 # see register
+
+
+cdef dict families = {}                # class -> Family
 # Streamer, and the tag that its type had when its hooks were last seen to be ours. Python gives a
 # type another tag, or 0, when any of its attributes changes.
 cdef type plain_streamer = None
@@ -547,38 +554,51 @@ cdef unsigned int plain_tag = 0
 cdef object plain_iter = None          # its __iter__, which maps call
 
 
-def register(cls, names, *, plain=False):
+def register(cls, names, *, plain=False, opener=None):
     """Note the hooks of a class whose behaviour the compiled code stands for.
 
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
     With `plain`, instances of exactly this class start without any Python frame of pescador's.
+    ``opener(streamer, scope)`` returns the compiled iterator of one activation, or None if the
+    hooks are to be called.
     """
     global plain_streamer, plain_iter
-    families[cls] = tuple([(name, getattr(cls, name)) for name in names])
+    cdef Family family = Family()
+    family.hooks = tuple([(name, getattr(cls, name)) for name in names])
+    family.opener = opener
+    families[cls] = family
     if plain:
         plain_streamer = cls
         plain_iter = cls.__iter__
 
 
-cdef tuple family(type kind):
-    """The hooks of the class of ours that a type is or derives from, or None."""
-    hooks = families.get(kind)
-    if hooks is None:
+cdef Family family_of(type kind):
+    """The class of ours that a type is or derives from, or None."""
+    family = families.get(kind)
+    if family is None:
         for base in kind.__mro__:
-            hooks = families.get(base)
-            if hooks is not None:
+            family = families.get(base)
+            if family is not None:
                 break
-    return hooks
+    return family
+
+
+cdef object opened(object streamer, Scope scope):
+    """The compiled iterator of one activation of a streamer, or None if it has none."""
+    cdef Family family = family_of(type(streamer))
+    if family is None or family.opener is None:
+        return None
+    return family.opener(streamer, scope)
 
 
 cpdef bint is_stock(object streamer) except? True:
     """Tell whether a streamer has exactly the behaviour of the class of ours that it is."""
     cdef type kind = type(streamer)
-    hooks = family(kind)
-    if hooks is None:
+    cdef Family family = family_of(kind)
+    if family is None:
         return False
     own = streamer.__dict__
-    for name, original in hooks:
+    for name, original in family.hooks:
         if getattr(kind, name) is not original or name in own:
             return False
     return True
@@ -730,7 +750,7 @@ cdef object open_stream(object stream, Scope scope, object memo):
         if fields is not None:
             source = activate(fields, scope, &ending)
         else:
-            source = stream._open(scope)
+            source = opened(stream, scope)
             if source is not None and reads_shared(stream):
                 ending = STOP
     finally:
@@ -756,7 +776,7 @@ cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, d
 
 
 cdef object start_any(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies):
-    engine = streamer._open(scope)
+    engine = opened(streamer, scope)
     if engine is not None:
         ending[0] = STOP
         return engine
@@ -912,6 +932,7 @@ cdef class Cycle:
 
     def __next__(self):
         cdef PyObject* item = NULL
+        cdef object source
         # The loop that this stands for counts an item before it stops, so it asks for one more.
         if self.left == 0 and reads_shared(self.streamer):
             raise StopIteration
@@ -920,7 +941,9 @@ cdef class Cycle:
                 if self.over:
                     raise StopIteration
                 self.source = iter(self.streamer.iterate())
-            item = next_item(self.source)
+            # It may be put away while it runs: whoever has this iterator may step it in between.
+            source = self.source
+            item = next_item(source)
             if item is not NULL:
                 self.gave = True
                 break

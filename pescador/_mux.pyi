@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -8,7 +8,7 @@ from ._core import Scope
 
 class Engine(Iterator[Any]):
     is_shown: bool
-    def __init__(self, mux: Any, scope: Scope | None, k: int) -> None: ...
+    def __init__(self, mux: Any, scope: Scope, k: int) -> None: ...
     def bounded(self, max_iter: float | None) -> Self: ...
     def __next__(self) -> Any: ...
     @property
@@ -29,6 +29,14 @@ class WeightedEngine(Engine):
 class ShuffledEngine(WeightedEngine): ...
 
 class StochasticEngine(WeightedEngine):
+    def __init__(
+        self,
+        mux: Any,
+        scope: Scope,
+        k: int,
+        poisson_mean: float | None,
+        draw_initial: Callable[[Any], npt.NDArray[Any] | None],
+    ) -> None: ...
     @property
     def distribution_(self) -> npt.NDArray[np.float64]: ...
     @property

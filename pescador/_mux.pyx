@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+from pescador.core import Streamer
 from pescador.exceptions import PescadorError
 
 cimport cython
@@ -64,6 +65,10 @@ cdef class Shown:
         return {**interface, "data": (interface["data"][0], True)}
 
 
+cdef object as_streamer(object streamer):
+    return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+
+
 def read_only(array):
     """Return a view that follows the engine's array and cannot be written."""
     return np.asarray(Shown(array))
@@ -83,7 +88,7 @@ cdef class Engine:
     cdef object mux                    # whose streams these are; asked for nothing in the loop
     cdef list pool                     # the mux's streamers, read as their streams start
     cdef Py_ssize_t n                  # how many
-    cdef Scope scope
+    cdef Scope scope                   # of this activation
     cdef Scope inner                   # what streams start in: `scope`, or None
     cdef dict copies                   # of the streamers that are copied once: see start
     cdef Py_ssize_t k                  # slots in the active set
@@ -103,10 +108,7 @@ cdef class Engine:
         self.mux = mux
         self.k = k
         self.left = UNBOUNDED
-        own = None if mux.rng is np.random else mux.rng
-        cdef dict seen = {}
-        self.scope = Scope(scope, own, mux._shared_generators(scope, seen), seen)
-        self.inner = self.scope
+        self.scope = self.inner = scope
         self.copies = {}
         self.streams = vacant(k)
         self.table = np.zeros((k, 2), dtype=np.int64)
@@ -197,7 +199,7 @@ cdef class Engine:
         streamer = self.pool[i]
         if not is_plain(streamer):
             # It may have been put into the pool after construction.
-            streamer = self.mux._as_streamer(streamer)
+            streamer = as_streamer(streamer)
         self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
                                    &self.endings[slot], self.copies)
         if self.endings[slot] == ENDS_ITSELF:
@@ -413,10 +415,9 @@ cdef class StochasticEngine(WeightedEngine):
     cdef set empty                     # streams found empty since the last sample
     cdef Patience patience
 
-    def __init__(self, mux, Scope scope, Py_ssize_t k):
+    def __init__(self, mux, Scope scope, Py_ssize_t k, poisson_mean, draw_initial):
         super().__init__(mux, scope, k)
-        generator = self.rng
-        self.uniform = Uniform(generator)
+        self.uniform = Uniform(self.rng)
         self.pool_weights = np.array(mux.weights, dtype=np.float64)
         self.pool_w = <double*>address(self.pool_weights)
         self.alike = bool((self.pool_weights == self.pool_weights[0]).all())
@@ -438,10 +439,10 @@ cdef class StochasticEngine(WeightedEngine):
             self.constant = as_bound(mux.rate)
         else:
             self.rate = mux.rate
-            self.counts = Counts(self.uniform, mux._poisson_mean)
+            self.counts = Counts(self.uniform, poisson_mean)
             self.binomial = mux.dist == "binomial"
 
-        initial = mux._initial_weights(generator)
+        initial = draw_initial(self.rng)
         if initial is not None:
             self.weights[:] = initial
             self.take_weights()
@@ -641,7 +642,6 @@ cdef class ChainEngine(Engine):
     cdef object streamers              # the list, or the generator function of them
     cdef bint is_made                  # whether it is a function
     cdef object source                 # iterator over the streamers
-    cdef object coerce                 # makes a Streamer of what is none
     cdef bint cycles
     cdef bint ended                    # the last pass was begun
     cdef Patience patience
@@ -652,7 +652,6 @@ cdef class ChainEngine(Engine):
         self.streamers = mux.streamers
         self.pool = [None]
         self.n = 1
-        self.coerce = mux._as_streamer
         self.cycles = mux.mode == "cycle"
         self.slots[0].bound = UNBOUNDED
         self.out = set()
@@ -689,7 +688,7 @@ cdef class ChainEngine(Engine):
                     return False
                 self.ended = not self.cycles
                 if self.is_made:
-                    self.source = start(self.coerce(self.streamers), UNBOUNDED, self.scope, &ending,
+                    self.source = start(as_streamer(self.streamers), UNBOUNDED, self.scope, &ending,
                                         {})
                 else:
                     self.source = iter(self.streamers)
@@ -701,7 +700,7 @@ cdef class ChainEngine(Engine):
                 continue
             streamer = steal(item)
             if not is_plain(streamer):
-                streamer = self.coerce(streamer)
+                streamer = as_streamer(streamer)
             if self.out and id(streamer) in self.out:
                 continue
             if self.is_made:
@@ -712,7 +711,7 @@ cdef class ChainEngine(Engine):
 
     @property
     def chain_streamer_(self):
-        return self.mux._as_streamer(self.streamers)
+        return as_streamer(self.streamers)
 
     @property
     def stream_generator_(self):

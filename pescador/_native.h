@@ -75,7 +75,14 @@ static inline PyObject *
 pescador_field(PyObject *fields, Py_ssize_t *position, PyObject *name)
 {
     PyObject *value = pescador_next_value(fields, position, name);
-    return value != NULL ? Py_NewRef(value) : PyObject_GetItem(fields, name);
+    if (value != NULL) {
+        return Py_NewRef(value);
+    }
+    value = PyObject_GetItem(fields, name);
+    if (value == NULL && PyErr_ExceptionMatches(PyExc_KeyError)) {
+        PyErr_Format(PyExc_AttributeError, "'Streamer' object has no attribute '%U'", name);
+    }
+    return value;
 }
 
 /* Have memory on its way to the cache before it is needed; any address will do. */

@@ -31,6 +31,7 @@
 typedef struct {
     PyDataMem_Handler handler;
     size_t size;            /* bytes of an array */
+    Py_ssize_t users;       /* the descriptor of the file, while it is open, and each map of it */
     int written, spared;    /* how many arrays, of those looked at, were written all over or not */
 } pescador_context;
 
@@ -52,11 +53,35 @@ typedef struct {
 
 /* What this process has open; the rest of each allowance is left to others. */
 static Py_ssize_t pescador_maps, pescador_files;
+/* What the files hold that have a user. */
+static Py_ssize_t pescador_bytes;
 
 static inline Py_ssize_t
 pescador_count(Py_ssize_t *counter, Py_ssize_t by)
 {
     return __atomic_add_fetch(counter, by, __ATOMIC_RELAXED);
+}
+
+static inline void
+pescador_use(pescador_context *context)
+{
+    if (pescador_count(&context->users, 1) == 1) {
+        pescador_count(&pescador_bytes, (Py_ssize_t)context->size);
+    }
+}
+
+static inline Py_ssize_t
+pescador_users(pescador_context *context)
+{
+    return pescador_count(&context->users, 0);
+}
+
+static inline void
+pescador_disuse(pescador_context *context)
+{
+    if (pescador_count(&context->users, -1) == 0) {
+        pescador_count(&pescador_bytes, -(Py_ssize_t)context->size);
+    }
 }
 
 static inline Py_ssize_t
@@ -104,8 +129,9 @@ pescador_write(int file, const char *bytes, size_t n)
 /* A file of these bytes that nobody can change; -1 if there can be none. Its pages are there once
  * they are written: reading them cannot fail later. */
 static inline int
-pescador_open(const char *bytes, size_t n)
+pescador_open(pescador_context *context, const char *bytes)
 {
+    size_t n = context->size;
     int file = -1, high;
     if (pescador_count(&pescador_files, 1) > pescador_most_files()) {
         goto failed;
@@ -122,6 +148,7 @@ pescador_open(const char *bytes, size_t n)
                      F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0) {
         goto failed;
     }
+    pescador_use(context);
     return file;
 failed:
     if (file >= 0) {
@@ -132,10 +159,11 @@ failed:
 }
 
 static inline void
-pescador_close(int file)
+pescador_close(pescador_context *context, int file)
 {
     close(file);
     pescador_count(&pescador_files, -1);
+    pescador_disuse(context);
 }
 
 /* A new private map of a file; NULL if there can be none. */
@@ -200,11 +228,28 @@ pescador_unmap(pescador_context *context, void *map)
     pescador_look_at(context, (char *)map);
     munmap(map, context->size);
     pescador_count(&pescador_maps, -1);
+    pescador_disuse(context);
 }
 
 #else
 
-static Py_ssize_t pescador_maps, pescador_files;
+static Py_ssize_t pescador_maps, pescador_files, pescador_bytes;
+
+static inline void
+pescador_use(pescador_context *context)
+{
+}
+
+static inline Py_ssize_t
+pescador_users(pescador_context *context)
+{
+    return 0;
+}
+
+static inline void
+pescador_disuse(pescador_context *context)
+{
+}
 
 static inline Py_ssize_t
 pescador_most_maps(void)
@@ -213,13 +258,13 @@ pescador_most_maps(void)
 }
 
 static inline int
-pescador_open(const char *bytes, size_t n)
+pescador_open(pescador_context *context, const char *bytes)
 {
     return -1;
 }
 
 static inline void
-pescador_close(int file)
+pescador_close(pescador_context *context, int file)
 {
 }
 
@@ -350,18 +395,6 @@ pescador_context_of(PyObject *handler)
     return PyCapsule_GetPointer(handler, "mem_handler");
 }
 
-static inline int
-pescador_written(PyObject *handler)
-{
-    return pescador_context_of(handler)->written;
-}
-
-static inline int
-pescador_spared(PyObject *handler)
-{
-    return pescador_context_of(handler)->spared;
-}
-
 /* Whether an array has all of its values in its own memory, in a type that NumPy has always had. */
 static inline int
 pescador_holds_values(PyObject *array)
@@ -440,6 +473,7 @@ pescador_array_over(void *map, PyObject *array, PyObject *dtype, pescador_layout
                     PyObject *handler)
 {
     PyObject *result;
+    pescador_use(pescador_context_of(handler));
     Py_INCREF(dtype);
     result = PyArray_NewFromDescr(Py_TYPE(array), (PyArray_Descr *)dtype, layout->n, layout->shape,
                                   layout->strides, map, NPY_ARRAY_WRITEABLE, array);

@@ -107,8 +107,9 @@ class Streamer(Generic[T]):
     ['a', 'b', 'c']
     """
 
-    # Whether what an activated copy reads from is shared with other activations.
-    _reads_shared = False
+    # Whether what an activated copy reads from is shared with other activations. Names with one
+    # underscore are a subclass's own, but for the hooks.
+    __pescador_shared__ = False
 
     streamer: Any
     args: tuple[Any, ...]
@@ -163,7 +164,7 @@ class Streamer(Generic[T]):
         memo: dict[Any, Any] = {}
         active = copy.deepcopy(self, memo)
         if _core.is_shared(memo):
-            active._reads_shared = True
+            active.__pescador_shared__ = True
         active._activate()
         self.active_count_ += 1
         return active
@@ -194,10 +195,6 @@ class Streamer(Generic[T]):
             self.stream_ = self.streamer(*self.args, **self.kwargs)
         else:
             self.stream_ = iter(self.streamer)
-
-    def _open(self, scope: _core.Scope | None) -> Iterator[T] | None:
-        """Return the compiled iterator of one activation inside another, or None for ours."""
-        return None
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream once, to its end or for `max_iter` items.
@@ -240,7 +237,7 @@ class Streamer(Generic[T]):
                 self.active_count_ -= 1
             return
         with self as active:
-            yield from _core.Bounded(active.stream_, max_iter, not active._reads_shared)
+            yield from _core.Bounded(active.stream_, max_iter, not active.__pescador_shared__)
 
     def cycle(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream again and again.

@@ -36,9 +36,10 @@ engines do.
 """
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,16 @@ _HOOKS = (
 )
 
 
+_DISTS = ("constant", "binomial", "poisson")
+# (with_replacement, revive) -> mode
+_AS_MODE = {
+    (True, False): "with_replacement",
+    (True, True): "with_replacement",
+    (False, True): "single_active",
+    (False, False): "exhaustive",
+}
+
+
 class _State:
     """An attribute that a running engine owns; a plain attribute where there is no engine."""
 
@@ -79,7 +90,7 @@ class _State:
     def __get__(self, mux: Any, owner: type | None = None) -> Any:
         if mux is None:
             return self
-        engine = mux.__dict__.get("_running")
+        engine = mux.__dict__.get("__pescador_engine__")
         if engine is not None:
             return getattr(engine, self.name)
         try:
@@ -90,7 +101,7 @@ class _State:
             ) from None
 
     def __set__(self, mux: Any, value: Any) -> None:
-        if "_running" in mux.__dict__:
+        if "__pescador_engine__" in mux.__dict__:
             raise AttributeError(
                 f"{self.name} belongs to the running mux and cannot be set; "
                 "to steer a mux, override one of its hooks"
@@ -168,10 +179,10 @@ def _check_sampling(mux: "StochasticMux[Any]") -> None:
             as_bool("with_replacement", mux.with_replacement),
             as_bool("revive", mux.revive),
         )
-        mux.mode = mux._AS_MODE[switches]
+        mux.mode = _AS_MODE[switches]
     n_active = as_count("n_active", mux.n_active)
-    as_choice("mode", mux.mode, mux._MODES)
-    as_choice("dist", mux.dist, mux._DISTS)
+    as_choice("mode", mux.mode, _modes(mux))
+    as_choice("dist", mux.dist, _DISTS)
     _check_rate(mux.rate, least=0.0 if exact or mux.dist == "constant" else 1.0)
     as_bool("prune_empty_streams", mux.prune_empty_streams)
     # Without replacement, a pool smaller than the active set left slots empty in 2.0.
@@ -187,7 +198,7 @@ def _not_plain(mux: "BaseMux[Any]") -> list[Any]:
     pool = mux.streamers if isinstance(mux.streamers, list) else []
     others = _core.not_plain(pool)
     if not all(isinstance(streamer, Streamer) for streamer in others):
-        mux._as_pool(pool)
+        _pool_of(mux, pool)
     return others
 
 
@@ -195,13 +206,13 @@ def _check(mux: "BaseMux[Any]") -> None:
     """Check all that may have been assigned since a mux was made, but for what is in its pool."""
     if isinstance(mux, ChainMux):
         if not isinstance(mux.streamers, Iterable):
-            mux._as_pool(mux.streamers)
+            _pool_of(mux, mux.streamers)
     elif not isinstance(mux.streamers, Sized) or not isinstance(mux.streamers, Iterable):
         raise PescadorError(f"streamers={mux.streamers!r} must be a list of streamers or iterables")
     if isinstance(mux, StochasticMux):
         _check_sampling(mux)
     elif isinstance(mux, RoundRobinMux | ChainMux):
-        as_choice("mode", mux.mode, mux._MODES)
+        as_choice("mode", mux.mode, _modes(mux))
     drawn_by = "shuffle" if getattr(mux, "mode", "") == "permuted_cycle" else ""
     if isinstance(mux, StochasticMux | ShuffledMux):
         dtype = np.float64 if isinstance(mux, ShuffledMux) else None
@@ -216,6 +227,156 @@ def _check(mux: "BaseMux[Any]") -> None:
 def _drawn_index(rng: Any, n: int, p: npt.NDArray[Any]) -> int:
     """Draw one of n with these probabilities."""
     return _draws.as_index(rng.choice(n, p=p), n, rng.choice)
+
+
+# Functions, not methods: every name on a class may be a subclass's own.
+
+
+def _as_streamer(streamer: Any) -> Streamer[Any]:
+    return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+
+
+def _as_pool(streamers: Any) -> Any:
+    try:
+        iter(streamers)
+    except TypeError:
+        raise PescadorError(
+            f"streamers={streamers!r} must be an iterable of streamers or iterables"
+        ) from None
+    pool = []
+    for i, streamer in enumerate(streamers):
+        try:
+            pool.append(_as_streamer(streamer))
+        except PescadorError as error:
+            raise PescadorError(f"streamers[{i}] is no stream: {error}") from error
+    return pool
+
+
+def _as_chain(streamers: Any) -> Any:
+    if isinstance(streamers, Iterable):
+        return _as_pool(streamers)
+    try:
+        Streamer(streamers)
+    except PescadorError:
+        raise PescadorError(
+            f"streamers={streamers!r} must be an iterable of streamers or iterables, or a "
+            "generator function of such"
+        ) from None
+    return streamers
+
+
+def _pool_of(mux: "BaseMux[Any]", streamers: Any) -> Any:
+    """Return what a mux is to have for its pool, if it is given these."""
+    return _as_chain(streamers) if isinstance(mux, ChainMux) else _as_pool(streamers)
+
+
+def _require_streams(mux: "BaseMux[Any]") -> None:
+    if not mux.n_streams:
+        raise PescadorError(f"streamers={mux.streamers!r} is empty; a mux needs a stream")
+
+
+def _modes(mux: "BaseMux[Any]") -> tuple[str, ...]:
+    """Return the modes that a mux can have."""
+    if isinstance(mux, StochasticMux):
+        return ("with_replacement", "single_active", "exhaustive")
+    if isinstance(mux, RoundRobinMux):
+        return ("exhaustive", "cycle", "permuted_cycle")
+    return ("exhaustive", "cycle")
+
+
+def _is_compiled(mux: "BaseMux[Any]") -> bool:
+    """Tell whether an engine does all that a mux does; if not, its hooks are called."""
+    return (
+        _core.is_stock(mux)
+        and isinstance(mux, StochasticMux | ShuffledMux | RoundRobinMux | ChainMux)
+        and (mux.rng is np.random or type(mux.rng) in (np.random.RandomState, np.random.Generator))
+        # Other types round sums of weights in their own way, which is NumPy's to know.
+        and (
+            not isinstance(mux, StochasticMux) or getattr(mux.weights, "dtype", None) == np.float64
+        )
+    )
+
+
+def _shared_generators(
+    mux: "BaseMux[Any]", scope: _core.Scope | None, seen: dict[int, Any]
+) -> list[Any]:
+    """Return the generators in this tree of muxes that others may hold, each once.
+
+    Muxes that were `seen` here, or in the scopes around, are not looked into again.
+    """
+    found = {}
+    to_do: list[BaseMux[Any]] = [mux]
+    for mux in to_do:
+        if mux.rng is not np.random and mux.rng is not getattr(mux, "__pescador_rng__", None):
+            found[id(mux.rng)] = mux.rng
+        if id(mux) in seen or (scope is not None and scope.has_seen(mux)):
+            continue
+        seen[id(mux)] = mux
+        to_do += [below for below in _not_plain(mux) if isinstance(below, BaseMux)]
+    return list(found.values())
+
+
+def _poisson_mean(mux: "StochasticMux[Any]") -> float | None:
+    """Return the mean of the Poisson part of a sample count, which starts at 1."""
+    if mux.rate is None:
+        return None
+    return mux.rate if isinstance(mux, Mux) else mux.rate - 1
+
+
+def _initial_weights(mux: "StochasticMux[Any]", rng: Any) -> npt.NDArray[Any] | None:
+    """Draw the weights that the binomial counts of the first streams are based on."""
+    if isinstance(mux, Mux):
+        return None
+    try:
+        drawn: npt.NDArray[Any] = rng.choice(
+            mux.weights,
+            size=mux.n_active,
+            p=mux.weights / np.sum(mux.weights),
+            replace=mux.mode == "with_replacement",
+        )
+    except ValueError:
+        # Fewer streams have a weight than are to be open.
+        return np.zeros(mux.n_active)
+    except IndexError as error:
+        raise PescadorError(f"the random generator {rng!r} gave no index: {error}") from error
+    return drawn
+
+
+def _draw_count(mux: "StochasticMux[Any]", weight: float, idx: int) -> float | None:
+    """Draw how many samples a stream may give that enters slot `idx` with this weight."""
+    if mux.rate is None or mux.dist == "constant":
+        return mux.rate
+    if mux.dist == "binomial":
+        others = np.sum(mux.stream_weights_) - mux.stream_weights_[idx]
+        with np.errstate(invalid="ignore"):
+            p = weight / (others + weight)
+        # Close to 1 (or 0 / 0), the Poisson distribution is the limit.
+        if p <= 0.9999:
+            n = int((mux.rate - 1) / (1 - p))
+            return 1 + _draws.drawn_count(mux.rng.binomial, (n, 1 - p))
+    return 1 + _draws.drawn_count(mux.rng.poisson, (_poisson_mean(mux),))
+
+
+def _engine(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine:
+    """Return a new engine for one activation of a mux, inside that of `parent` if any."""
+    _check(mux)
+    own = None if mux.rng is np.random else mux.rng
+    seen: dict[int, Any] = {}
+    shared = _shared_generators(mux, parent, seen)
+    scope = _core.Scope(parent, own, shared, seen)
+    if isinstance(mux, StochasticMux):
+        draw_initial = functools.partial(_initial_weights, mux)
+        return _mux.StochasticEngine(mux, scope, mux.n_active, _poisson_mean(mux), draw_initial)
+    if isinstance(mux, ShuffledMux):
+        return _mux.ShuffledEngine(mux, scope, mux.n_streams)
+    if isinstance(mux, RoundRobinMux):
+        return _mux.RoundRobinEngine(mux, scope, mux.n_streams)
+    return _mux.ChainEngine(mux, scope, 1)
+
+
+def _open(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine | None:
+    """Return the engine of one activation of a mux, or None if its hooks are to be called."""
+    return _engine(mux, parent) if _is_compiled(mux) else None
 
 
 class BaseMux(Streamer[T]):
@@ -245,47 +406,24 @@ class BaseMux(Streamer[T]):
     rng: Any
     weights: Any
     # On an activated copy, the engine that runs it.
-    _running: Any
+    __pescador_engine__: Any
 
     def __init__(
         self,
         streamers: Iterable[Any] | Callable[[], Iterable[Any]],
         random_state: Seed = None,
     ) -> None:
-        self.streamers = self._as_pool(streamers)
+        self.streamers = _pool_of(self, streamers)
         self.rng = get_rng(random_state)
         # A generator that was not made here may be held, and drawn from, by others.
         made_here = isinstance(random_state, int | np.integer | np.random.SeedSequence)
-        self._private_rng: Any = self.rng if made_here else None
+        self.__pescador_rng__: Any = self.rng if made_here else None
         self._reset()
         self.active_count_ = 0
 
-    @staticmethod
-    def _as_streamer(streamer: Any) -> Streamer[Any]:
-        return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
-
-    def _as_pool(self, streamers: Any) -> Any:
-        try:
-            iter(streamers)
-        except TypeError:
-            raise PescadorError(
-                f"streamers={streamers!r} must be an iterable of streamers or iterables"
-            ) from None
-        pool = []
-        for i, streamer in enumerate(streamers):
-            try:
-                pool.append(self._as_streamer(streamer))
-            except PescadorError as error:
-                raise PescadorError(f"streamers[{i}] is no stream: {error}") from error
-        return pool
-
-    def _require_streams(self) -> None:
-        if not self.n_streams:
-            raise PescadorError(f"streamers={self.streamers!r} is empty; a mux needs a stream")
-
     def __copy__(self) -> Self:
         # From now on, two hold the generator.
-        self._private_rng = None
+        self.__pescador_rng__ = None
         return super().__copy__()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -304,54 +442,20 @@ class BaseMux(Streamer[T]):
         """Activate: return a copy with an active set, ready to be read from."""
         if self.is_activated_copy:
             return self
-        if not self._is_compiled():
+        if not _is_compiled(self):
             return super().__enter__()
-        engine = self._engine(None)
+        engine = _engine(self, None)
         active = copy.copy(self)
         active.rng = engine.rng
         engine.is_shown = True
-        active._running = engine
+        active.__pescador_engine__ = engine
         self.active_count_ += 1
         return active
-
-    def _is_compiled(self) -> bool:
-        """Tell whether an engine does all that this mux does; if not, its hooks are called."""
-        return (
-            _core.is_stock(self)
-            and type(self)._engine is not BaseMux._engine
-            and (
-                self.rng is np.random
-                or type(self.rng) in (np.random.RandomState, np.random.Generator)
-            )
-        )
-
-    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
-        """Return a new engine for one activation of this mux, inside that of `scope` if any."""
-        raise NotImplementedError
-
-    def _open(self, scope: _core.Scope | None) -> Iterator[T] | None:
-        return self._engine(scope) if self._is_compiled() else None
-
-    def _shared_generators(self, scope: _core.Scope | None, seen: dict[int, Any]) -> list[Any]:
-        """Return the generators in this tree of muxes that others may hold, each once.
-
-        Muxes that were `seen` here, or in the scopes around, are not looked into again.
-        """
-        found = {}
-        to_do: list[BaseMux[Any]] = [self]
-        for mux in to_do:
-            if mux.rng is not np.random and mux.rng is not getattr(mux, "_private_rng", None):
-                found[id(mux.rng)] = mux.rng
-            if id(mux) in seen or (scope is not None and scope.has_seen(mux)):
-                continue
-            seen[id(mux)] = mux
-            to_do += [below for below in _not_plain(mux) if isinstance(below, BaseMux)]
-        return list(found.values())
 
     @property
     def is_activated_copy(self) -> bool:
         """Whether this is the copy that an iteration works on, rather than the original."""
-        return "_running" in self.__dict__ or getattr(self, "streams_", None) is not None
+        return "__pescador_engine__" in self.__dict__ or getattr(self, "streams_", None) is not None
 
     @property
     def n_streams(self) -> int:
@@ -395,9 +499,9 @@ class BaseMux(Streamer[T]):
                     mux._on_stream_exhausted(slot)
                     mux._replace_stream(slot)
         """
-        if self._is_compiled() and not self.is_activated_copy:
+        if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            samples = self._engine(None).bounded(max_iter)
+            samples = _engine(self, None).bounded(max_iter)
             self.active_count_ += 1
             try:
                 yield from samples
@@ -408,13 +512,13 @@ class BaseMux(Streamer[T]):
             return
         with self as active:
             try:
-                if "_running" in active.__dict__:
-                    yield from _core.Bounded(active._running, max_iter, False)
+                if "__pescador_engine__" in active.__dict__:
+                    yield from _core.Bounded(active.__pescador_engine__, max_iter, False)
                 else:
                     yield from _mux.HookLoop(active, max_iter)
             finally:
                 if active is not self:
-                    for name in ("_running", "streams_", "stream_generator_"):
+                    for name in ("__pescador_engine__", "streams_", "stream_generator_"):
                         active.__dict__.pop(name, None)
 
     def _reset(self) -> None:
@@ -498,9 +602,6 @@ class StochasticMux(BaseMux[T]):
     'bbbcacbbbbbc'
     """
 
-    _MODES: ClassVar = ("with_replacement", "single_active", "exhaustive")
-    _DISTS: ClassVar = ("constant", "binomial", "poisson")
-
     distribution_ = _State()
     valid_streams_ = _State()
     streams_ = _State()
@@ -521,7 +622,7 @@ class StochasticMux(BaseMux[T]):
         random_state: Seed = None,
     ) -> None:
         super().__init__(streamers, random_state=random_state)
-        self._require_streams()
+        _require_streams(self)
         self.mode = mode
         self.n_active = n_active
         self.rate = rate
@@ -531,36 +632,6 @@ class StochasticMux(BaseMux[T]):
         self.n_active = as_count("n_active", n_active)
         self.prune_empty_streams = bool(prune_empty_streams)
         self.weights = _as_weights(weights, self.n_streams)
-
-    def _is_compiled(self) -> bool:
-        # Other types round sums of weights in their own way, which is NumPy's to know.
-        return super()._is_compiled() and getattr(self.weights, "dtype", None) == np.float64
-
-    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
-        _check(self)
-        return _mux.StochasticEngine(self, scope, as_count("n_active", self.n_active))
-
-    @property
-    def _poisson_mean(self) -> float:
-        """The mean of the Poisson part of a sample count, which starts at 1."""
-        assert self.rate is not None
-        return self.rate - 1
-
-    def _initial_weights(self, rng: Any) -> npt.NDArray[Any] | None:
-        """Draw the weights that the binomial counts of the first streams are based on."""
-        try:
-            drawn: npt.NDArray[Any] = rng.choice(
-                self.weights,
-                size=self.n_active,
-                p=self.weights / np.sum(self.weights),
-                replace=self.mode == "with_replacement",
-            )
-        except ValueError:
-            # Fewer streams have a weight than are to be open.
-            return np.zeros(self.n_active)
-        except IndexError as error:
-            raise PescadorError(f"the random generator {rng!r} gave no index: {error}") from error
-        return drawn
 
     def _reset(self) -> None:
         self.distribution_ = np.zeros(self.n_streams)
@@ -577,7 +648,7 @@ class StochasticMux(BaseMux[T]):
         self.distribution_ = 1.0 / self.n_streams * np.ones(self.n_streams)
         self.valid_streams_ = np.ones(self.n_streams, dtype=bool)
         self.streams_ = _mux.vacant(self.n_active)
-        initial = self._initial_weights(self.rng)
+        initial = _initial_weights(self, self.rng)
         if initial is not None and not (
             np.shape(initial) == (self.n_active,) and np.all(np.asarray(initial) >= 0)
         ):
@@ -610,25 +681,11 @@ class StochasticMux(BaseMux[T]):
             # It may come back, as likely as the likeliest of the others.
             self.distribution_[i] = self.distribution_.max() or 1.0
 
-    def _draw_count(self, weight: float, idx: int) -> float | None:
-        """Draw how many samples a stream may give that enters slot `idx` with this weight."""
-        if self.rate is None or self.dist == "constant":
-            return self.rate
-        if self.dist == "binomial":
-            others = np.sum(self.stream_weights_) - self.stream_weights_[idx]
-            with np.errstate(invalid="ignore"):
-                p = weight / (others + weight)
-            # Close to 1 (or 0 / 0), the Poisson distribution is the limit.
-            if p <= 0.9999:
-                n = int((self.rate - 1) / (1 - p))
-                return 1 + _draws.drawn_count(self.rng.binomial, (n, 1 - p))
-        return 1 + _draws.drawn_count(self.rng.poisson, (self._poisson_mean,))
-
     def _activate_stream(self, idx: int, old_idx: int) -> tuple[Iterator[T], float]:
         """Start streamer `idx` for slot `old_idx`; return its stream and its weight."""
         weight = self.weights[idx]
-        streamer = self._as_streamer(self.streamers[idx])
-        stream = streamer.iterate(max_iter=self._draw_count(weight, old_idx))
+        streamer = _as_streamer(self.streamers[idx])
+        stream = streamer.iterate(max_iter=_draw_count(self, weight, old_idx))
         if self.mode != "with_replacement":
             self.distribution_[idx] = 0.0
             if self.distribution_.any():
@@ -691,12 +748,8 @@ class ShuffledMux(BaseMux[T]):
         self, streamers: Iterable[Any], weights: Weights = None, random_state: Seed = None
     ) -> None:
         super().__init__(streamers, random_state=random_state)
-        self._require_streams()
+        _require_streams(self)
         self.weights = _as_weights(weights, self.n_streams, np.float64)
-
-    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
-        _check(self)
-        return _mux.ShuffledEngine(self, scope, self.n_streams)
 
     def _reset(self) -> None:
         self.streams_ = None
@@ -727,7 +780,7 @@ class ShuffledMux(BaseMux[T]):
 
     def _new_stream(self, idx: int) -> None:
         weighs = self.stream_weights_[idx] != 0.0
-        streamer = self._as_streamer(self.streamers[idx])
+        streamer = _as_streamer(self.streamers[idx])
         self.streams_[idx] = streamer.iterate() if weighs else None
         self.stream_counts_[idx] = 0
 
@@ -771,8 +824,6 @@ class RoundRobinMux(BaseMux[T]):
     'adebfcade'
     """
 
-    _MODES: ClassVar = ("exhaustive", "cycle", "permuted_cycle")
-
     active_index_ = _State()
     streams_ = _State()
     stream_idxs_ = _State()
@@ -781,13 +832,9 @@ class RoundRobinMux(BaseMux[T]):
     def __init__(
         self, streamers: Iterable[Any], mode: str = "exhaustive", random_state: Seed = None
     ) -> None:
-        self.mode = as_choice("mode", mode, self._MODES)
+        self.mode = as_choice("mode", mode, _modes(self))
         super().__init__(streamers, random_state=random_state)
-        self._require_streams()
-
-    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
-        _check(self)
-        return _mux.RoundRobinEngine(self, scope, self.n_streams)
+        _require_streams(self)
 
     def _reset(self) -> None:
         self.active_index_ = None
@@ -826,7 +873,7 @@ class RoundRobinMux(BaseMux[T]):
                 return idx
 
     def _new_stream(self, idx: int) -> None:
-        streamer = self._as_streamer(self.streamers[self.stream_idxs_[idx]])
+        streamer = _as_streamer(self.streamers[self.stream_idxs_[idx]])
         self.streams_[idx] = streamer.iterate()
         self.stream_counts_[idx] = 0
 
@@ -875,8 +922,6 @@ class ChainMux(BaseMux[T]):
     'aaabbbccc'
     """
 
-    _MODES: ClassVar = ("exhaustive", "cycle")
-
     chain_streamer_ = _State()
     stream_generator_ = _State()
     streams_ = _State()
@@ -888,24 +933,8 @@ class ChainMux(BaseMux[T]):
         mode: str = "exhaustive",
         random_state: Seed = None,
     ) -> None:
-        self.mode = as_choice("mode", mode, self._MODES)
+        self.mode = as_choice("mode", mode, _modes(self))
         super().__init__(streamers, random_state=random_state)
-
-    def _as_pool(self, streamers: Any) -> Any:
-        if isinstance(streamers, Iterable):
-            return super()._as_pool(streamers)
-        try:
-            Streamer(streamers)
-        except PescadorError:
-            raise PescadorError(
-                f"streamers={streamers!r} must be an iterable of streamers or iterables, or a "
-                "generator function of such"
-            ) from None
-        return streamers
-
-    def _engine(self, scope: _core.Scope | None) -> _mux.Engine:
-        _check(self)
-        return _mux.ChainEngine(self, scope, 1)
 
     def _reset(self) -> None:
         self.chain_streamer_ = None
@@ -937,7 +966,7 @@ class ChainMux(BaseMux[T]):
             self.stream_generator_ = self.chain_streamer_.iterate()
             streamer = next(self.stream_generator_, None)
         if streamer is not None:
-            self.streams_[0] = self._as_streamer(streamer).iterate()
+            self.streams_[0] = _as_streamer(streamer).iterate()
             self.stream_counts_[0] = 0
 
 
@@ -978,14 +1007,6 @@ class Mux(StochasticMux[T]):
         Always.
     """
 
-    # (with_replacement, revive) -> mode
-    _AS_MODE: ClassVar = {
-        (True, False): "with_replacement",
-        (True, True): "with_replacement",
-        (False, True): "single_active",
-        (False, False): "exhaustive",
-    }
-
     def __init__(
         self,
         streamers: Iterable[Any],
@@ -1017,14 +1038,6 @@ class Mux(StochasticMux[T]):
         )
         self.k = self.n_active
 
-    @property
-    def _poisson_mean(self) -> float:
-        assert self.rate is not None
-        return self.rate
-
-    def _initial_weights(self, rng: Any) -> None:
-        return None
-
 
 for _class, _more in (
     (BaseMux, ()),
@@ -1034,4 +1047,4 @@ for _class, _more in (
     (ChainMux, ()),
     (Mux, ("_activate_stream",)),
 ):
-    _core.register(_class, (*_HOOKS, *_more))
+    _core.register(_class, (*_HOOKS, *_more), opener=_open)

@@ -3,6 +3,7 @@
 import array
 import collections
 import gc
+import itertools
 import queue
 import sys
 import threading
@@ -849,6 +850,159 @@ def test_memory_that_the_allocators_owner_still_holds_does_not_serve_again():
 def test_an_allocator_that_is_none_is_refused():
     with pytest.raises(PescadorError, match="allocator=3 "):
         next(pescador.buffer_stream([{"x": 1}], 1, allocator=3))
+
+
+class Greedy:
+    """An allocator that does something to the item that is being added, from the second on."""
+
+    def __init__(self, act):
+        self.act = act
+        self.item = None
+
+    def __call__(self, shape, dtype):
+        if self.item is not None:
+            self.act(self.item)
+            # What was freed is overwritten.
+            self.junk = [np.full(500 * n, 7) for n in (1, 2, 4, 8) for _ in range(20)]
+        return np.zeros(shape, dtype)
+
+    def over(self, values):
+        yield {"x": next(values)}
+        while True:
+            try:
+                # Held by nobody else.
+                self.item = {"x": next(values)}
+            except StopIteration:
+                return
+            yield self.item
+
+
+def test_a_value_that_the_allocator_takes_out_of_its_item_is_added_all_the_same():
+    greedy = Greedy(dict.clear)
+    # Each is larger than there is room for.
+    made = (np.full(500 * i, i) for i in (1, 2, 4, 8))
+    [batch] = pescador.buffer_stream(greedy.over(made), 4, axis=0, allocator=greedy)
+    assert batch["x"].tolist() == np.repeat([1, 2, 4, 8], [500, 1000, 2000, 4000]).tolist()
+
+
+class Dying(np.ndarray):
+    """An array that does something when it is let go."""
+
+    def __del__(self):
+        if self.base is None and to_do:
+            to_do.pop()()
+
+
+to_do = []
+
+
+def test_a_value_that_is_taken_away_when_the_memory_of_its_batch_is_let_go_is_added_all_the_same():
+    item = {}
+
+    def act():
+        item.clear()
+        act.junk = [complex(7, 7) for _ in range(100)]
+
+    def source():
+        yield {"x": 0.5}
+        to_do.append(act)
+        # Numbers of another kind: the memory for floats is not needed any more.
+        item["x"] = complex(1, float("2"))
+        yield item
+
+    stream = pescador.buffer_stream(source(), 2, allocator=lambda *args: Dying(*args))
+    assert next(stream)["x"].tolist() == [0.5, 1 + 2j]
+    assert not to_do
+
+
+def test_a_value_that_the_allocator_makes_smaller_is_read_as_it_is_then():
+    greedy = Greedy(lambda item: item["x"].resize(1, refcheck=False))
+    made = (np.full(n, n) for n in (1, 500))
+    [batch] = pescador.buffer_stream(greedy.over(made), 2, axis=0, allocator=greedy)
+    assert batch["x"].tolist() == [1, 500]
+
+
+def test_an_allocator_that_asks_for_the_batch_itself_gets_an_error():
+    def allocator(shape, dtype):
+        return next(within) if within else np.empty(shape, dtype)
+
+    within = None
+    items = ({"x": i} for i in range(9))
+    stream = pescador.buffer_stream(items, 3, reuse=False, allocator=allocator)
+    next(stream)
+    within = stream.gi_yieldfrom
+    with pytest.raises(ValueError, match="already executing"):
+        next(stream)
+
+
+class Lying(np.ndarray):
+    """An array that says what it is asked to be."""
+
+    claims: tuple
+
+    shape = property(lambda self: self.claims)
+
+    def __getitem__(self, index):
+        raise Failure
+
+
+def test_what_an_array_of_a_subclass_says_of_itself_is_not_believed():
+    def allocator(shape, dtype):
+        result = np.zeros(2 if len(asked) > 1 else shape, dtype).view(Lying)
+        result.claims = shape
+        asked.append(shape)
+        return result
+
+    asked = [None]
+    items = [{"x": np.arange(10**5)[::2]} for _ in range(4)]
+    [batch] = pescador.buffer_stream(items[:2], 2, allocator=allocator)
+    assert batch["x"][1].tolist() == items[0]["x"].tolist()
+    with pytest.raises(PescadorError, match=r"returned an array of shape \(2,\)"):
+        next(pescador.buffer_stream(items, 2, allocator=allocator))
+
+
+# ------------------------------------------------------------------------- extreme shapes
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.empty((2**59, 0)),
+        np.empty((0, 2**59)),
+        np.empty((3, 0, 2)),
+        np.empty((0, 0)),
+        np.zeros((2, 2), "V0"),
+        np.zeros((2, 2), []),
+        np.zeros((1,) * 62),
+        np.zeros((1,) * 64),
+        np.eye(2).view(np.matrix),
+        np.ma.array([[1, 2], [3, 4]], mask=[[0, 1], [1, 1]]),
+        np.ma.masked,
+    ],
+    ids=lambda value: f"{type(value).__name__}-{value.dtype}-{value.ndim}-{value.size}",
+)
+def test_arrays_without_bytes_or_of_other_kinds_are_joined_as_numpy_does(value, axis):
+    for size, allocator in itertools.product((1, 2, 3, 7), (None, np.empty)):
+        assert_joined_as_numpy_does([value] * 8, size, axis, allocator=allocator)
+    assert next(pescador.tuples([{"x": value}], "x")) == (value,)
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_more_than_there_can_be_is_an_error(axis):
+    for value in (np.broadcast_to(1.0, 2**58), np.broadcast_to(np.uint8(1), 2**62)):
+        with pytest.raises((MemoryError, ValueError)):
+            next(pescador.buffer_stream([{"x": value}] * 4, 4, axis=axis))
+    value = np.empty((2**62, 0), np.uint8)
+    with pytest.raises((DataError, ValueError), match="rows" if axis == 0 else "too big"):
+        next(pescador.buffer_stream([{"x": value}] * 4, 4, axis=axis))
+
+
+@pytest.mark.parametrize("size", [2**62, 2**63 - 1, 2**63, 2**100, 1e300])
+def test_a_batch_size_that_no_stream_reaches_takes_all(size):
+    [batch] = pescador.buffer_stream([{"x": i} for i in range(3)], size, partial=True)
+    assert batch["x"].tolist() == [0, 1, 2]
+    assert list(pescador.cache(range(3), int(size))) == [0, 1, 2]
 
 
 # -------------------------------------------------------------------------- over streamers

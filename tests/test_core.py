@@ -265,6 +265,104 @@ def test_a_bound_method_of_a_subclass_sees_the_activated_copy():
     assert source.seen == 0
 
 
+class Steps:
+    """An iterator that does something at its third step."""
+
+    def __init__(self, act):
+        self.act = act
+        self.n = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.n += 1
+        if self.n == 3:
+            self.act(self)
+        return {"x": self.n}
+
+
+class Nothing:
+    """No iterator."""
+
+
+def loses_its_step(steps):
+    steps.__class__ = type("Robbed", (), {"__next__": Steps.__next__})
+    del type(steps).__next__
+
+
+def becomes_another(steps):
+    steps.__class__ = Nothing
+
+
+def closes_itself():
+    yield {"x": 1}
+    OPEN[0].close()
+    yield {"x": 2}
+
+
+OPEN = []
+
+
+class From:
+    """Iterates over what a function gives."""
+
+    def __init__(self, function, *args):
+        self.function = function
+        self.args = args
+
+    def __iter__(self):
+        OPEN[:] = [self.function(*self.args)]
+        return OPEN[0]
+
+
+WAYS = {
+    "iterate": list,
+    "cycle": lambda streamer: list(streamer.cycle(9)),
+    "StochasticMux": lambda streamer: list(pescador.StochasticMux([streamer], 1, 99)),
+    "ShuffledMux": lambda streamer: list(pescador.ShuffledMux([streamer])),
+    "RoundRobinMux": lambda streamer: list(pescador.RoundRobinMux([streamer])),
+    "ChainMux": lambda streamer: list(pescador.ChainMux([streamer])),
+    "buffer_stream": lambda streamer: list(pescador.buffer_stream(streamer, 4)),
+    "a streamer of it": lambda streamer: list(Streamer(pescador.tuples, streamer, "x")),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        (From(Steps, loses_its_step), TypeError),
+        (From(Steps, becomes_another), TypeError),
+        (From(closes_itself), ValueError),
+        (From(lambda: 5), TypeError),
+        (From(lambda: [1, 2]), TypeError),
+    ],
+    ids=["robbed", "another", "closed", "a number", "a list"],
+)
+def test_a_source_that_stops_being_an_iterator_is_an_error(way, source, error):
+    with pytest.raises(error):
+        way(Streamer(source))
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_an_iteration_that_is_no_iterable_is_an_error(way):
+    class Broken(Streamer):
+        def iterate(self, max_iter=None):
+            return 5
+
+    with pytest.raises(TypeError, match="int"):
+        way(Broken("ab"))
+
+
+def test_a_streamer_that_lacks_an_attribute_is_an_error():
+    streamer = Streamer("ab")
+    del streamer.args
+    streamer.other = 1
+    with pytest.raises(AttributeError, match="args"):
+        list(streamer)
+
+
 def test_a_dropped_iteration_closes_its_source():
     closed = []
 

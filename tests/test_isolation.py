@@ -17,6 +17,7 @@ import sys
 import textwrap
 import types
 import typing
+import weakref
 
 import numpy as np
 import pytest
@@ -267,6 +268,53 @@ def test_an_array_that_one_stream_uses_gets_no_snapshot(megabyte):
     mux = pescador.RoundRobinMux(streams).iterate()
     assert [next(mux)[0] for _ in streams] == [0, 1, 2, 3, 4]
     assert _snapshots.in_use()[1] == files
+
+
+def once(array):
+    yield array
+
+
+@linux
+def test_snapshots_that_no_open_stream_uses_are_few(all_large):
+    files = _snapshots.in_use()[1]
+    streams = [Streamer(forever, np.arange(3.0) + i) for i in range(100)]
+    mux = pescador.StochasticMux(streams, 5, 2, random_state=0).iterate()
+    found = 0
+    for _ in range(3000):
+        assert next(mux).shape == (3,)
+        found = max(found, _snapshots.in_use()[1] - files)
+    # There were some, of streams that were open twice, or twice in a short time.
+    assert 0 < found <= 5 + 8
+
+
+@linux
+def test_snapshots_that_no_open_stream_uses_are_small():
+    held = _snapshots.bytes_held()
+    arrays = [np.zeros(24 * 2**20, np.uint8) for _ in range(4)]
+    mux = pescador.ChainMux([Streamer(once, array) for array in arrays], "cycle").iterate()
+    found = 0
+    for _ in range(12):
+        next(mux)
+        found = max(found, _snapshots.bytes_held() - held)
+    assert 0 < found <= (24 + 32) * 2**20
+    mux.close()
+    assert _snapshots.bytes_held() == held
+
+
+@linux
+def test_arrays_that_were_made_for_one_stream_are_not_held_after_it(all_large):
+    seen = []
+
+    def streamers():
+        while True:
+            array = np.arange(3.0)
+            seen.append(weakref.ref(array))
+            yield Streamer(once, array)
+
+    mux = pescador.ChainMux(streamers).iterate()
+    for _ in range(300):
+        next(mux)
+    assert sum(array() is not None for array in seen) < 3
 
 
 def overwrite(array):

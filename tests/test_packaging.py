@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 
 import pytest
 
@@ -55,6 +56,27 @@ def test_importing_the_package_uncompiled_says_what_to_do(tmp_path):
     done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True)
     assert done.returncode != 0
     assert "pip install ." in done.stderr
+
+
+def test_importing_the_package_in_a_subinterpreter_says_why_that_cannot_be():
+    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    script = f"""
+        import {name} as interpreters
+        import pescador
+        code = '''try:
+            import pescador
+        except ImportError as error:
+            print(error, flush=True)
+        '''
+        interpreters.run_string(interpreters.create(), code)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+    )
+    assert "in the main interpreter only" in done.stdout, done
+    assert "are missing" not in done.stdout
 
 
 def test_the_package_ships_its_types():

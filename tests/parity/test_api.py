@@ -1,7 +1,11 @@
 """Names, signatures, defaults and attributes are those of the reference release."""
 
+import contextlib
+import copy
 import importlib
 import inspect
+import itertools
+import typing
 
 import numpy as np
 import pytest
@@ -110,6 +114,112 @@ def test_every_attribute_of_an_activated_mux_is_there(i):
             if isinstance(value, np.ndarray):
                 assert getattr(our_active, name).dtype == value.dtype
                 assert getattr(our_active, name).shape == value.shape
+
+
+def is_reserved(name):
+    """Whether nobody gives a name of their own this form, or Python and IPython have it."""
+    return (
+        (name.startswith("__") and name.endswith("__"))
+        or name in ("_repr_pretty_", "_repr_html_")
+        or hasattr(typing.Generic, name)
+    )
+
+
+@pytest.mark.parametrize("i", range(6))
+def test_ours_have_no_other_names(i):
+    theirs, ours = list(instances(peer))[i], list(instances(pescador))[i]
+    with contextlib.ExitStack() as stack:
+        found = {*dir(ours)}
+        # There, not every subclass sets the attributes of a Streamer.
+        names = {*dir(theirs), *dir(peer.Streamer("abc")), *own_parameters(ours)}
+        if i < 5:
+            found.update(dir(stack.enter_context(ours)))
+            names.update(dir(stack.enter_context(theirs)))
+    assert {name for name in found if not is_reserved(name)} <= names
+
+
+def own_parameters(instance):
+    """The parameters that only ours has: each is an attribute, too."""
+    parameters = inspect.signature(type(instance)).parameters.values()
+    return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+class Watching(type):
+    """The class of classes that note what is looked up on them."""
+
+    def __getattribute__(cls, name):
+        ASKED_FOR.add(name)
+        return super().__getattribute__(name)
+
+
+ASKED_FOR = set()
+
+
+def watched(cls):
+    """A subclass that notes what is looked up on it and on its instances."""
+
+    class Watched(cls, metaclass=Watching):
+        def __getattribute__(self, name):
+            ASKED_FOR.add(name)
+            return super().__getattribute__(name)
+
+    return Watched
+
+
+def touch(streamer):
+    """Use a streamer in all ways there are."""
+    repr(streamer), str(streamer), streamer.active, streamer.is_activated_copy
+    mapped = (
+        streamer.iterate(),
+        streamer.cycle(),
+        streamer(cycle=True),
+        pescador.tuples(streamer, 0),
+        pescador.cache(streamer, 2),
+        pescador.Streamer(pescador.tuples, streamer, 0).iterate(),
+        copy.copy(streamer).iterate(),
+        copy.deepcopy(streamer).iterate(),
+    )
+    for stream in mapped:
+        list(itertools.islice(stream, 3))
+        stream.close()
+    for mux in list(instances(pescador))[1:5]:
+        mux.streamers[:] = [streamer] * mux.n_streams
+        list(mux(max_iter=9))
+    with streamer as active:
+        list(active.iterate(2))
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("i", range(5))
+def test_no_private_name_that_is_not_a_hook_is_looked_up(i, hooked):
+    theirs = list(instances(peer))[i]
+    with theirs as active:
+        hooks = {*dir(theirs), *dir(active)}
+    ours = list(instances(pescador))[i]
+    kind = type(ours)
+    if hooked:
+
+        class kind(type(ours)):
+            def _activate(self):
+                super()._activate()
+
+    ours.__class__ = watched(kind)
+    ASKED_FOR.clear()
+    touch(ours)
+    assert "iterate" in ASKED_FOR
+    private = {n for n in ASKED_FOR if n.startswith("_") and not is_reserved(n)}
+    assert private <= hooks
+
+
+def test_a_subclass_may_have_any_private_method():
+    class FileStreamer(pescador.Streamer):
+        def _open(self, path):
+            return [1, 2, 3]
+
+    streamer = FileStreamer("ab")
+    for mux in (pescador.RoundRobinMux([streamer] * 2), pescador.ChainMux([streamer] * 2)):
+        assert sorted(mux) == ["a", "a", "b", "b"]
+    assert list(pescador.Streamer(pescador.cache, streamer, 2))[:2] == ["a", "b"]
 
 
 def test_everything_that_the_package_exports_is_exported():
