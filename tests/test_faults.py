@@ -21,7 +21,6 @@ from pescador import PescadorError, Streamer, ZMQStreamer
 from streams import Failure, data, forever
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.skipif(sys.platform == "win32", reason="signals and forks"),
     pytest.mark.usefixtures("start_method"),
 ]

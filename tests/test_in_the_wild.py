@@ -15,8 +15,6 @@ import pescador.util
 import pescador.zmq_stream
 from streams import data, forever, letters
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
 
 def test_batches_of_a_mux_in_a_background_process_are_iterated_anew_every_epoch():
     mux = pescador.StochasticMux([pescador.Streamer(data, 10) for _ in range(4)], 2, 5)

@@ -11,8 +11,6 @@ from pescador import Streamer, ZMQStreamer
 from pescador._channel import random_states
 from streams import data, draws
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
 METHODS = ["fork", "spawn", "forkserver"]
 
 

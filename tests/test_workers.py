@@ -20,10 +20,7 @@ from pescador import PescadorError, Streamer, ZMQStreamer
 from pescador._channel import consumer, process
 from streams import data
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
-    pytest.mark.skipif(sys.platform == "win32", reason="signals and forks"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks")
 
 METHODS = process.METHODS
 

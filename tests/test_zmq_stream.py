@@ -23,11 +23,7 @@ import pescador
 from pescador import DataError, PescadorError, Streamer, ZMQStreamer, zmq_stream
 from streams import Failure, data, failing
 
-# Python warns of forks where there are threads; ZeroMQ and BLAS have theirs.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
-    pytest.mark.usefixtures("start_method"),
-]
+pytestmark = pytest.mark.usefixtures("start_method")
 
 
 def same_items(ours, theirs):
