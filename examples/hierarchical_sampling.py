@@ -4,9 +4,10 @@ Balance an imbalanced set
 
 Balance an imbalanced data set by sampling it in two levels.
 
-Of the handwritten digits, some classes keep all of their samples and some only a few. Drawing
-from all samples alike shows the classifier the large classes most of the time. Mixing first
-within each class, then over the classes, shows it all of them equally often.
+Of the handwritten digits, some classes keep all of their samples and
+some only a few. Drawing from all samples alike shows the classifier the
+large classes most of the time. Mixing first within each class, then
+over the classes, shows it all of them equally often.
 """
 
 import numpy as np
@@ -19,7 +20,7 @@ import pescador
 
 
 def sample(x, label):
-    """Give one sample again and again; in real life, windows of one recording."""
+    """Give one sample for ever; in real life, parts of a recording."""
     while True:
         yield {"X": x, "y": label}
 
@@ -34,23 +35,33 @@ def train(stream):
 
 def main():
     X, y = load_digits(return_X_y=True)
-    X, X_test, y, y_test = train_test_split(X / 16, y, test_size=0.3, random_state=0, stratify=y)
+    X, X_test, y, y_test = train_test_split(
+        X / 16, y, test_size=0.3, random_state=0, stratify=y
+    )
     # All of the digits 0 to 4, but ten samples each of 5 to 9.
-    classes = [np.flatnonzero(y == digit)[: None if digit < 5 else 10] for digit in range(10)]
+    classes = []
+    for digit in range(10):
+        rows = np.flatnonzero(y == digit)[: None if digit < 5 else 10]
+        classes.append(
+            [pescador.Streamer(sample, X[i], digit) for i in rows]
+        )
 
-    streams = [[pescador.Streamer(sample, X[i], y[i]) for i in rows] for rows in classes]
-    flat = pescador.ShuffledMux([s for members in streams for s in members], random_state=0)
+    pool = [streamer for members in classes for streamer in members]
+    flat = pescador.ShuffledMux(pool, random_state=0)
 
     within_class = [
-        pescador.StochasticMux(members, n_active=8, rate=16, random_state=digit)
-        for digit, members in enumerate(streams)
+        pescador.StochasticMux(members, 8, 16, random_state=digit)
+        for digit, members in enumerate(classes)
     ]
     hierarchical = pescador.ShuffledMux(within_class, random_state=0)
 
-    print("training samples per class:", [len(rows) for rows in classes])
-    for name, stream in (("all samples alike", flat), ("all classes alike", hierarchical)):
-        score = balanced_accuracy_score(y_test, train(stream).predict(X_test))
-        print(f"{name}: balanced accuracy {score:.3f}")
+    print(
+        "training samples per class:", [len(each) for each in classes]
+    )
+    for name, stream in [("samples", flat), ("classes", hierarchical)]:
+        predicted = train(stream).predict(X_test)
+        score = balanced_accuracy_score(y_test, predicted)
+        print(f"all {name} alike: balanced accuracy {score:.3f}")
 
 
 if __name__ == "__main__":

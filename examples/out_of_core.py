@@ -4,10 +4,12 @@ Train out of core
 
 Train on data that is never in memory as a whole.
 
-The handwritten digits that scikit-learn ships are written as several hundred .npz files, each
-with samples of a single digit, as data sets of many recordings are. A StochasticMux keeps a few
-of the files open and mixes their samples, buffer_stream makes minibatches of them, a ZMQStreamer
-does all of that in a background process, and a linear classifier learns from what arrives.
+The handwritten digits that scikit-learn ships are written as several
+hundred .npz files, each with samples of a single digit, as data sets of
+many recordings are. A StochasticMux keeps a few of the files open and
+mixes their samples, buffer_stream makes minibatches of them, a
+ZMQStreamer does all of that in a background process, and a linear
+classifier learns from what arrives.
 """
 
 import argparse
@@ -29,17 +31,28 @@ import pescador
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shards", type=int, default=300, help="number of files (%(default)s)")
-    parser.add_argument("--open", type=int, default=32, help="files open at a time (%(default)s)")
+    for option, default, what in [
+        ("--shards", 300, "number of files"),
+        ("--open", 32, "files open at a time"),
+        ("--rate", 16.0, "samples per visit to a file"),
+        ("--batch-size", 32, "samples in a batch"),
+        ("--batches", 600, "batches to learn from"),
+        ("--seed", 0, "of all random numbers"),
+    ]:
+        parser.add_argument(
+            option,
+            type=type(default),
+            default=default,
+            help=f"{what} (%(default)s)",
+        )
     parser.add_argument(
-        "--rate", type=float, default=16, help="samples per visit to a file (%(default)s)"
+        "--no-progress",
+        action="store_true",
+        help="show no progress bar",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="(%(default)s)")
-    parser.add_argument("--batches", type=int, default=600, help="to learn from (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     return parser.parse_args()
 
 
@@ -58,20 +71,21 @@ open_shards = set()
 
 
 def samples(path):
-    """Draw samples of one file for ever: others each time that the file is opened."""
+    """Draw samples of one file for ever, others at each visit."""
     with np.load(path) as shard:
         X, y = shard["X"], shard["y"]
     open_shards.add(path)
     try:
         while True:
             i = np.random.randint(len(X))
-            yield {"X": X[i], "y": y[i], "open": np.array(len(open_shards))}
+            n_open = np.array(len(open_shards))
+            yield {"X": X[i], "y": y[i], "open": n_open}
     finally:
         open_shards.discard(path)
 
 
 def peak_memory():
-    """The most memory that this process and its largest child have used, in MB."""
+    """The most MB that this process and its largest child have used."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return [
         resource.getrusage(who).ru_maxrss / unit
@@ -84,33 +98,50 @@ def main():
     np.random.seed(args.seed)
     digits = load_digits()
     X, X_test, y, y_test = train_test_split(
-        digits.data / 16, digits.target, test_size=0.25, random_state=args.seed
+        digits.data / 16,
+        digits.target,
+        test_size=0.25,
+        random_state=args.seed,
     )
     classifier = SGDClassifier(random_state=args.seed)
     with tempfile.TemporaryDirectory(prefix="pescador-") as folder:
         paths = write_shards(pathlib.Path(folder), X, y, args.shards)
         streamers = [pescador.Streamer(samples, path) for path in paths]
         mux = pescador.StochasticMux(
-            streamers, args.open, args.rate, mode="single_active", random_state=args.seed
+            streamers,
+            args.open,
+            args.rate,
+            mode="single_active",
+            random_state=args.seed,
         )
-        batches = pescador.Streamer(pescador.buffer_stream, mux, args.batch_size)
+        size = args.batch_size
+        batches = pescador.Streamer(pescador.buffer_stream, mux, size)
         background = pescador.ZMQStreamer(batches)
 
         start = time.perf_counter()
         most_open = n_samples = 0
-        with contextlib.closing(background.iterate(max_iter=args.batches)) as stream:
+        stream = background.iterate(args.batches)
+        with contextlib.closing(stream):
             for batch in tqdm(
-                stream, total=args.batches, unit=" batches", disable=args.no_progress or None
+                stream,
+                total=args.batches,
+                unit=" batches",
+                disable=args.no_progress or None,
             ):
-                classifier.partial_fit(batch["X"], batch["y"], classes=range(10))
+                X, y = batch["X"], batch["y"]
+                classifier.partial_fit(X, y, classes=range(10))
                 most_open = max(most_open, int(batch["open"].max()))
-                n_samples += len(batch["y"])
+                n_samples += len(y)
         seconds = time.perf_counter() - start
 
     here, worker = peak_memory()
-    print(f"accuracy on {len(y_test)} held-out digits: {classifier.score(X_test, y_test):.3f}")
-    print(f"samples per second: {n_samples / seconds:,.0f} (training included)")
-    print(f"peak memory: {here:.0f} MB here, {worker:.0f} MB in the background process")
+    score = classifier.score(X_test, y_test)
+    print(f"accuracy on {len(y_test)} held-out digits: {score:.3f}")
+    print(
+        f"samples per second: {n_samples / seconds:,.0f} with training"
+    )
+    print(f"peak memory: {here:.0f} MB here", end=", ")
+    print(f"{worker:.0f} MB in the background process")
     print(f"shards open at most: {most_open} of {args.shards}")
 
 

@@ -109,7 +109,8 @@ def buffer_stream(
 
     Along the axis that is there already, with what is left at the end:
 
-    >>> for batch in buffer_stream(Streamer(squares), 2, partial=True, axis=0):
+    >>> source = Streamer(squares)
+    >>> for batch in buffer_stream(source, 2, partial=True, axis=0):
     ...     print(batch["x"], batch["y"])
     [0 1] [0 1]
     [2 3] [4 9]

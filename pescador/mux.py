@@ -735,7 +735,8 @@ class ShuffledMux(BaseMux[T]):
     >>> a, b, c = Streamer("a"), Streamer("b"), Streamer("c")
     >>> "".join(ShuffledMux([a, b, c], random_state=0)(max_iter=12))
     'bcbbcbbcaacc'
-    >>> "".join(ShuffledMux([a, b, c], weights=[2, 1, 1], random_state=0)(max_iter=12))
+    >>> mux = ShuffledMux([a, b, c], weights=[2, 1, 1], random_state=0)
+    >>> "".join(mux(max_iter=12))
     'bbabcacbaccc'
     """
 

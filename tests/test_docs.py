@@ -1,8 +1,10 @@
 """The site is complete, as far as can be seen without building it: `make docs` sees the rest."""
 
+import ast
 import inspect
 import pathlib
 import re
+import textwrap
 
 import pytest
 
@@ -14,6 +16,7 @@ GENERATED = ("_build", "gallery")
 PAGES = sorted(
     path for path in DOCS.rglob("*.rst") if path.relative_to(DOCS).parts[0] not in GENERATED
 )
+WITH_CODE = [*PAGES, ROOT / "README.md", *sorted((ROOT / "pescador").glob("*.py"))]
 NAMES = [path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES]
 MODULES = (pescador.core, pescador.mux, pescador.maps, pescador.zmq_stream, pescador.util)
 
@@ -67,7 +70,7 @@ def test_every_page_can_be_reached_from_the_first():
         reached.add(page)
         text = (DOCS / f"{page}.rst").read_text()
         for tree in re.findall(r"^\.\. toctree::\n((?:[ ]{3}.*\n|\n)*)", text, re.M):
-            for entry in re.findall(r"^[ ]{3}([\w/-]+)$", tree, re.M):
+            for entry in re.findall(r"^[ ]{3}(?:.* <)?([\w/-]+)>?$", tree, re.M):
                 child = (pathlib.PurePosixPath(page).parent / entry).as_posix()
                 # The table of a benchmark is the one page in Markdown, and leads nowhere.
                 leaf = child.split("/")[0] in GENERATED or (DOCS / f"{child}.md").is_file()
@@ -84,6 +87,32 @@ def test_no_python_on_a_page_goes_unexecuted(path):
     # A literal block that follows "::" is not executed either.
     assert not re.search(r"^(?!\s*\.\.).*::$", text, re.M)
     assert "+SKIP" not in text
+
+
+def texts(path):
+    """A page, or the docstrings of a module."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        return [text]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+    return [ast.get_docstring(node) or "" for node in nodes]
+
+
+def blocks(text):
+    """The code blocks of a text: doctests, code, fences."""
+    for indent, block in re.findall(r"^( *)(>>> .*\n(?:\1.*\S.*\n?)*)", text, re.M):
+        yield block.replace("\n" + indent, "\n")
+    for block in re.findall(r"^\.\. code-block::.*\n((?:[ ]{3}.*\n|\n)*)", text, re.M):
+        yield textwrap.dedent(block)
+    yield from re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+
+
+# As much as stands beside the sidebars of a window of 1300 pixels.
+@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_line_of_a_code_block_is_longer_than_72_characters(path):
+    lines = [line for text in texts(path) for each in blocks(text) for line in each.split("\n")]
+    assert [line for line in lines if len(line) > 72] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
