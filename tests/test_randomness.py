@@ -1,5 +1,6 @@
 """What workers draw: what the script would have drawn itself, and nothing twice."""
 
+import multiprocessing
 import random
 
 import numpy as np
@@ -128,7 +129,9 @@ def test_one_state_that_moves_on_does_not_take_the_other_back():
 
 # The reference sets the shape of arrays, which NumPy 2.5 warns of.
 @pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
-def test_a_seeded_script_gets_the_samples_of_the_reference():
+def test_a_seeded_script_gets_the_samples_of_the_reference(monkeypatch):
+    # Its worker finds nothing to work on where it is not forked, as by default from Python 3.14 on.
+    monkeypatch.setattr(multiprocessing, "Process", multiprocessing.get_context("fork").Process)
     peer = peers.load("3.0.0")
     seed(5)
     theirs = [
