@@ -243,7 +243,7 @@ def test_more_items_than_there_can_be_may_be_asked_for(count):
         assert list(pescador.cache("abc", count)) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("prob", [1j, np.complex128(0.5), np.timedelta64(1), "1", None, True])
+@pytest.mark.parametrize("prob", [1j, np.complex128(0.5), np.timedelta64(1, "s"), "1", None, True])
 def test_a_probability_that_is_no_number_is_refused(prob):
     with pytest.raises(PescadorError, match="prob="):
         next(pescador.cache("abc", 2, prob))

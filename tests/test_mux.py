@@ -811,7 +811,11 @@ def test_an_infinite_rate_is_for_constant_counts_only():
 
 SPOILT = [
     ("StochasticMux", "n_active", [0, 1.5, "2", None, True, 2**70]),
-    ("StochasticMux", "rate", [0, -1, np.nan, "8", 1j, 0.5, np.inf, 10**400, np.timedelta64(5)]),
+    (
+        "StochasticMux",
+        "rate",
+        [0, -1, np.nan, "8", 1j, 0.5, np.inf, 10**400, np.timedelta64(5, "s")],
+    ),
     ("StochasticMux", "mode", ["both", None]),
     ("StochasticMux", "dist", ["gaussian", 3]),
     ("StochasticMux", "prune_empty_streams", ["no", None, 1]),
