@@ -170,6 +170,17 @@ def test_of_members_of_one_name_the_last_one_counts(tmp_path):
     assert open_store(path).arrays["X1"].tolist() == np.load(path)["X1"].tolist() == [2]
 
 
+@pytest.mark.parametrize("names", [("X", "X.npy"), ("X.npy", "X")])
+def test_of_members_of_one_key_the_one_that_numpy_takes_counts(tmp_path, names):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for value, name in enumerate(names):
+            content = io.BytesIO()
+            np.save(content, np.array([value]))
+            archive.writestr(name, content.getvalue())
+    assert open_store(path).arrays["X"] == np.load(path)["X"] == names.index("X")
+
+
 def test_members_that_are_no_arrays_are_left_out(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, X=np.arange(3))
@@ -973,8 +984,10 @@ def test_files_of_other_formats_are_closed_when_the_visit_ends(tmp_path, name, w
     with open_store(path) as store:
         store.arrays["X"].read(np.array([3]))
     assert not descriptors()
-    with pytest.raises(DataError):
+    with pytest.raises(DataError) as caught:
         open_store(path, ["Z"])
+    # The error holds what its frames hold.
+    assert caught.tb is not None
     assert not descriptors()
 
 
