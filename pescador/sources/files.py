@@ -76,9 +76,10 @@ class Recent(Generic[V]):
         """Return a value, or None."""
         value = self._values.get(key)
         if value is not None:
-            # Another thread may just have dropped it.
-            with contextlib.suppress(KeyError):
+            try:
                 self._values.move_to_end(key)
+            except KeyError:  # pragma: no cover - another thread has just dropped it
+                return None
         return value
 
     def put(self, key: Hashable, value: V) -> None:
@@ -237,9 +238,10 @@ def read_from(
     """Return runs of ``n`` bytes of an open file, one behind the other."""
     to = np.empty(len(places) * n, np.uint8)
     if to.size:
-        with reading(what):
-            try:
-                read_runs(descriptor, places, n, to)
-            except EOFError as error:
-                raise DataError(f"{what} was truncated: {error}") from error
+        try:
+            read_runs(descriptor, places, n, to)
+        except EOFError as error:
+            raise DataError(f"{what} was truncated: {error}") from error
+        except OSError as error:
+            raise DataError(f"{what} cannot be read: {error.strerror}") from error
     return to

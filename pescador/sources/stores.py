@@ -1,6 +1,5 @@
 """What a source reads from, opened for one visit."""
 
-import contextlib
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,8 @@ from .files import MOST_KEPT, Recent, trim
 from .npy import open_npy, select
 
 __all__ = ["Store", "check_data", "count_rows", "open_store"]
+
+PATHS = (str, os.PathLike)
 
 FORMATS: dict[str, formats.Opener | None] = {
     ".npz": None,
@@ -114,7 +115,7 @@ def open_store(data: Any, keys: Iterable[Any] | None = None, *, mmap: bool = Tru
     """
     if keys is not None and type(keys) is not tuple:
         keys = tuple(keys)
-    if isinstance(data, str | os.PathLike):
+    if type(data) is str or isinstance(data, PATHS):
         path = data if type(data) is str else os.fspath(data)
         request = (path, keys, mmap)
         store = _kept.get(request)
@@ -147,11 +148,11 @@ def check_data(data: Any) -> None:
     PescadorError
         If it is none of these, or the name of a file tells of no format that can be read.
     """
-    if isinstance(data, str | os.PathLike):
+    if isinstance(data, PATHS):
         _suffix(os.fspath(data))
     elif _is_mapping(data):
         for value in data.values() if isinstance(data, Mapping) else ():
-            if isinstance(value, str | os.PathLike):
+            if isinstance(value, PATHS):
                 _suffix(os.fspath(value))
     elif not (_is_array(data) or callable(data)):
         raise PescadorError(_unfit(data))
@@ -229,24 +230,33 @@ def _open_path(request: tuple[str, tuple[Any, ...] | None, bool]) -> Store:
 
 
 def _open_mapping(data: Any, keys: tuple[Any, ...] | None, mmap: bool) -> Store:
-    name = "data"
     arrays = {}
-    is_file = False
-    with contextlib.ExitStack() as opened:
-        for key in select(name, data, keys):
+    opened: list[Store] = []
+
+    def close() -> None:
+        for store in opened:
+            store.close()
+
+    try:
+        for key in select("data", data, keys):
             value = data[key]
-            if isinstance(value, str | os.PathLike):
-                store = opened.enter_context(open_store(value, mmap=mmap))
+            if type(value) is np.ndarray and not value.dtype.hasobject:
+                arrays[key] = value
+            elif isinstance(value, PATHS):
+                store = open_store(value, None, mmap=mmap)
+                opened.append(store)
                 if len(store.arrays) != 1:
                     raise DataError(
-                        f"{name}: key {key!r} is to be the array of {store.name}, which holds "
+                        f"data: key {key!r} is to be the array of {store.name}, which holds "
                         f"{len(store.arrays)}; one was expected"
                     )
                 [arrays[key]] = store.arrays.values()
-                is_file = True
             else:
-                arrays[key] = _as_array(f"{name}: key {key!r}", value)
-        return Store(name, arrays, is_file, opened.pop_all().close if is_file else None)
+                arrays[key] = _as_array(f"data: key {key!r}", value)
+    except BaseException:
+        close()
+        raise
+    return Store("data", arrays, bool(opened), close if opened else None)
 
 
 def _as_array(what: str, value: Any) -> Any:
