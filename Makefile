@@ -91,7 +91,7 @@ test-pages: $(VENV)/dev
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
-	for module in _draws _snapshots _core _mux _maps _batches _transport _signals _watch; do \
+	for module in _draws _snapshots _core _mux _maps _batches _transport _signals _watch _stores; do \
 		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
 			pescador/$$module.pyx -o annotate/$$module.c; \
 	done
@@ -106,7 +106,7 @@ $(VENV)/pip:
 	@touch $@
 
 $(VENV)/dev: $(VENV)/pip $(SOURCES)
-	$(BIN)/python $(PIP) --group build --group test
+	$(BIN)/python $(PIP) --group build --group test --group formats
 	$(BIN)/python $(PIP) --no-build-isolation --editable . --config-settings cmake.define.PESCADOR_WERROR=ON
 	@touch $@
 	@rm -f $(VENV)/demo

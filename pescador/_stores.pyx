@@ -1,0 +1,191 @@
+"""Files as a source needs them: a stamp that tells of changes, read-only maps, reads at places.
+
+It knows no format and no stream.
+"""
+
+import os
+
+from cpython.buffer cimport (
+    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "_stores.h" nogil:
+    ctypedef struct pescador_stamp:
+        int64_t size, seconds, nanoseconds
+        uint64_t inode, device
+        bint is_regular
+    int pescador_stamp_path(const char* path, pescador_stamp* stamp)
+    int pescador_stamp_file(int file, pescador_stamp* stamp)
+    void* pescador_map_file(int file, size_t size)
+    void pescador_unmap_file(void* address, size_t size)
+    int64_t pescador_read(int file, char* to, int64_t n, int64_t at, int64_t* done)
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    #include <intrin.h>
+    #define pescador_add(counter, by) ((int64_t)_InterlockedExchangeAdd64(counter, by) + (by))
+    #else
+    #define pescador_add(counter, by) __atomic_add_fetch(counter, by, __ATOMIC_RELAXED)
+    #endif
+    """
+    int64_t pescador_add(int64_t* counter, int64_t by) noexcept nogil
+
+# What is mapped at present, in all of this process.
+cdef int64_t n_maps = 0, n_mapped = 0
+
+
+def mapped():
+    """Return how many files are mapped, and how many bytes they have in all."""
+    return pescador_add(&n_maps, 0), pescador_add(&n_mapped, 0)
+
+
+cdef class Stamp:
+    """What a file was when it was opened.
+
+    Parameters
+    ----------
+    path : str
+        Where it is.
+    file : int
+        A descriptor of it.
+    """
+
+    cdef bytes path
+    cdef pescador_stamp stamp
+
+    def __cinit__(self, str path not None, int file):
+        self.path = os.fsencode(path)
+        cdef int error = pescador_stamp_file(file, &self.stamp)
+        if error:
+            raise OSError(error, os.strerror(error), path)
+
+    @property
+    def size(self):
+        """Its bytes."""
+        return self.stamp.size
+
+    @property
+    def changed(self):
+        """When it was changed last, in nanoseconds since 1970."""
+        return self.stamp.seconds * 1_000_000_000 + self.stamp.nanoseconds
+
+    @property
+    def is_regular(self):
+        """Whether it is a file, not a folder, a pipe or a device."""
+        return self.stamp.is_regular
+
+    def __eq__(self, other):
+        return isinstance(other, Stamp) and are_equal(&self.stamp, &(<Stamp>other).stamp)
+
+    __hash__ = None
+
+    cpdef bint holds(self) except -1:
+        """Whether the file at the path is still this one, unchanged."""
+        cdef pescador_stamp now
+        cdef int error
+        cdef const char* path = self.path
+        with nogil:
+            error = pescador_stamp_path(path, &now)
+        return not error and are_equal(&self.stamp, &now)
+
+
+cdef bint are_equal(const pescador_stamp* a, const pescador_stamp* b) noexcept nogil:
+    return (a.size == b.size and a.seconds == b.seconds and a.nanoseconds == b.nanoseconds
+            and a.inode == b.inode and a.device == b.device)
+
+
+cdef class Map:
+    """A file in memory, for reading. It keeps no descriptor.
+
+    Parameters
+    ----------
+    file : int
+        A descriptor of the file.
+    size : int
+        Its bytes.
+    """
+
+    cdef void* address
+    cdef int64_t size
+
+    def __cinit__(self, int file, int64_t size):
+        if size <= 0:
+            raise ValueError(f"size={size} is not positive")
+        self.address = pescador_map_file(file, <size_t>size)
+        if self.address is NULL:
+            raise OSError(errno, os.strerror(errno))
+        self.size = size
+        pescador_add(&n_maps, 1)
+        pescador_add(&n_mapped, size)
+
+    def __dealloc__(self):
+        if self.address is not NULL:
+            pescador_unmap_file(self.address, <size_t>self.size)
+            pescador_add(&n_maps, -1)
+            pescador_add(&n_mapped, -self.size)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.address, self.size, 1, flags)
+
+
+def read_runs(int file, places not None, int64_t n, to not None):
+    """Read runs of bytes of equal length, one behind the other; those that touch in one request.
+
+    Parameters
+    ----------
+    file : int
+        A descriptor of the file.
+    places : array of int64
+        Where in the file each run begins.
+    n : int
+        The bytes of a run, one or more.
+    to : writable buffer
+        Room for all of them.
+
+    Raises
+    ------
+    EOFError
+        If the file ends before a run does.
+    OSError
+        If it cannot be read.
+    """
+    cdef Py_buffer begins, room
+    PyObject_GetBuffer(places, &begins, PyBUF_SIMPLE)
+    try:
+        PyObject_GetBuffer(to, &room, PyBUF_WRITABLE)
+        try:
+            if n < 1 or begins.len % 8 or room.len != begins.len // 8 * n:
+                raise ValueError(f"{room.len} bytes are not room for {begins.len / 8} runs of {n}")
+            read_all(file, <const int64_t*>begins.buf, begins.len // 8, n, <char*>room.buf)
+        finally:
+            PyBuffer_Release(&room)
+    finally:
+        PyBuffer_Release(&begins)
+
+
+cdef int read_all(
+    int file, const int64_t* begins, Py_ssize_t n_runs, int64_t n, char* to
+) except -1:
+    cdef Py_ssize_t i = 0, j
+    cdef int64_t length, done, got = 0
+    while i < n_runs:
+        j = i + 1
+        while j < n_runs and begins[j] == begins[j - 1] + n:
+            j += 1
+        length = n * (j - i)
+        done = 0
+        while True:
+            with nogil:
+                got = pescador_read(file, to + n * i, length, begins[i], &done)
+            PyErr_CheckSignals()
+            if got != -EINTR:
+                break
+        if got < 0:
+            raise OSError(-got, os.strerror(-got))
+        if got < length:
+            raise EOFError(f"the file ends at byte {begins[i] + got}")
+        i = j
+    return 0

@@ -1,0 +1,1 @@
+"""Streams over arrays and files of arrays."""

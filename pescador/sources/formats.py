@@ -1,0 +1,452 @@
+"""HDF5, Zarr, Parquet, Arrow and audio files, and arrays of other libraries, read in slices.
+
+Each opener takes a path, keys (a tuple, or None for all) and whether files may be mapped, and
+returns arrays by key and a function that closes them.
+"""
+
+import abc
+import importlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..exceptions import DataError, PescadorError
+from .files import open_regular, reading
+from .npy import select
+
+__all__ = ["Opener", "Sliced", "open_arrow", "open_audio", "open_hdf5", "open_parquet", "open_zarr"]
+
+Opened = tuple[dict[Any, Any], Callable[[], object]]
+Opener = Callable[[str, tuple[Any, ...] | None, bool], Opened]
+
+# Frames of MP3 and blocks of Vorbis depend on those before them, which a seek leaves out.
+PREROLL = 2**13
+# And libsndfile misplaces a seek into the last page of Vorbis: 255 packets of up to 1024 frames.
+LAST_PAGE = 2**18
+
+# What is read at once of an array that has no chunks.
+REQUEST = 2**16
+
+
+def _package(name: str, path: str) -> Any:
+    """Import what reads a file."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise PescadorError(
+            f"{path} cannot be read without the package {package!r}: pip install {package}"
+        ) from error
+
+
+def _check_is_file(path: str) -> None:
+    os.close(open_regular(path)[0])
+
+
+@contextmanager
+def _opening(path: str, close: Callable[[], object]) -> Iterator[None]:
+    """Close what was opened if it cannot be used; tell of errors by the path."""
+    try:
+        with reading(path):
+            yield
+    except BaseException:
+        close()
+        raise
+
+
+def check_dtype(what: str, given: Any) -> np.dtype[Any]:
+    """Return a dtype that rows may be copied of.
+
+    Raises
+    ------
+    DataError
+        If its values are Python objects.
+    """
+    dtype: np.dtype[Any] = np.dtype(given)
+    if dtype.hasobject:
+        raise DataError(
+            f"{what} holds Python objects, text of any length or ragged rows (dtype {dtype}); an "
+            "array of numbers was expected"
+        )
+    return dtype
+
+
+class Rowwise(abc.ABC):
+    """An array of which rows are read that lie together, in one request for each group of them.
+
+    Parameters
+    ----------
+    what : str
+        What errors call it.
+    shape : tuple of int
+        Its shape, of at least one dimension.
+    dtype : dtype
+        Its dtype.
+    chunk_rows : int or None
+        How many rows are stored together, if that is fixed.
+    """
+
+    def __init__(
+        self, what: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int | None
+    ) -> None:
+        self.what = what
+        self.shape = shape
+        self.dtype = dtype
+        self.chunk_rows = chunk_rows
+        row = math.prod(shape[1:]) * dtype.itemsize
+        self._step = chunk_rows or max(1, REQUEST // max(1, row))
+
+    @abc.abstractmethod
+    def _rows(self, start: int, stop: int) -> Any:
+        """Return all rows between two numbers."""
+
+    def _cut(self, cuts: tuple[slice, ...]) -> Any:
+        """Return what lies in a slice of each of the first axes."""
+        return np.asarray(self._rows(cuts[0].start, cuts[0].stop))[(slice(None), *cuts[1:])]
+
+    def _groups(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return a number for each row that is that of its group."""
+        return indices // self._step
+
+    def _checked(self, values: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        array = np.asarray(values)
+        if array.shape != shape or array.dtype != self.dtype:
+            raise DataError(
+                f"{self.what} gave {array.dtype} of shape {array.shape}, where {self.dtype} of "
+                f"shape {shape} was expected"
+            )
+        return array
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return rows."""
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices[0] <= indices[-1] < self.shape[0]:
+            raise IndexError(f"{self.what} has {self.shape[0]} rows; asked for {indices}")
+        result = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        cuts = np.flatnonzero(np.diff(self._groups(indices))) + 1
+        ends = [*cuts.tolist(), len(indices)] if len(indices) else []
+        begin = 0
+        for end in ends:
+            start, stop = int(indices[begin]), int(indices[end - 1]) + 1
+            with reading(self.what):
+                rows = self._checked(self._rows(start, stop), (stop - start, *self.shape[1:]))
+            result[begin:end] = rows[indices[begin:end] - start]
+            begin = end
+        return result
+
+    def read_slice(self, start: int, stop: int, axis: int = 0) -> npt.NDArray[Any]:
+        """Return what lies between two indices of an axis."""
+        cuts = [slice(0, n) for n in self.shape[: axis + 1]]
+        start, stop, _ = slice(start, stop).indices(self.shape[axis])
+        cuts[axis] = slice(start, max(start, stop))
+        shape = (*self.shape[:axis], max(0, stop - start), *self.shape[axis + 1 :])
+        if not math.prod(shape):
+            return np.empty(shape, self.dtype)
+        with reading(self.what):
+            values = self._checked(self._cut(tuple(cuts)), shape)
+        # Not what the library may keep, or map.
+        return np.array(values, order="C")
+
+
+class Sliced(Rowwise):
+    """Another library's array that takes slices.
+
+    Parameters
+    ----------
+    what : str
+        What errors call it.
+    source : object
+        The array.
+    """
+
+    def __init__(self, what: str, source: Any) -> None:
+        chunks = getattr(source, "chunks", None)
+        rows = chunks[0] if isinstance(chunks, tuple) and chunks else None
+        super().__init__(
+            what,
+            tuple(map(int, source.shape)),
+            check_dtype(what, source.dtype),
+            rows if isinstance(rows, int) else None,
+        )
+        self._source = source
+
+    def _rows(self, start: int, stop: int) -> Any:
+        return self._source[start:stop]
+
+    def _cut(self, cuts: tuple[slice, ...]) -> Any:
+        return self._source[cuts]
+
+
+def sliced(what: str, source: Any) -> Any:
+    """Return an array that takes slices, as a store holds it."""
+    if source.shape is None:
+        raise DataError(f"{what} is empty; an array was expected")
+    if len(source.shape) == 0:
+        check_dtype(what, source.dtype)
+        with reading(what):
+            return np.asarray(source[()])
+    return Sliced(what, source)
+
+
+def _from_groups(
+    path: str, keys: tuple[Any, ...] | None, root: Any, kind: type, names: Any
+) -> dict[Any, Any]:
+    """Return arrays out of nested groups; a key is the path to it."""
+    arrays = {}
+    for key in select(path, names(), None) if keys is None else keys:
+        try:
+            found = root[key]
+        except (KeyError, ValueError):
+            select(path, names(), (key,))
+            raise
+        if not isinstance(found, kind):
+            raise DataError(f"{path}: key {key!r} is a group; an array was expected")
+        arrays[key] = sliced(f"{path}: key {key!r}", found)
+    return arrays
+
+
+def open_hdf5(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
+    """Open an HDF5 file, whose datasets are keys."""
+    h5py = _package("h5py", path)
+    _check_is_file(path)
+    with reading(path):
+        file = h5py.File(path, "r")
+    with _opening(path, file.close):
+
+        def names() -> list[str]:
+            found: list[str] = []
+            file.visititems(
+                lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
+            )
+            return found
+
+        return _from_groups(path, keys, file, h5py.Dataset, names), file.close
+
+
+def open_zarr(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
+    """Open a Zarr store, whose arrays are keys; a single one has the key "data"."""
+    zarr = _package("zarr", path)
+    if int(zarr.__version__.partition(".")[0]) < 3:
+        raise PescadorError(
+            f"{path} cannot be read by zarr {zarr.__version__}: pip install 'zarr>=3'"
+        )
+    with reading(path):
+        os.stat(path)
+        root = zarr.open(path, mode="r")
+    with _opening(path, root.store.close):
+        if isinstance(root, zarr.Array):
+            [*chosen] = select(path, ["data"], keys)
+            return {key: sliced(f"{path}: key {key!r}", root) for key in chosen}, root.store.close
+
+        def names() -> list[str]:
+            return sorted(
+                name for name, item in root.members(max_depth=None) if isinstance(item, zarr.Array)
+            )
+
+        return _from_groups(path, keys, root, zarr.Array, names), root.store.close
+
+
+class Column(Rowwise):
+    """A column of an Arrow table or a Parquet file.
+
+    Parameters
+    ----------
+    what : str
+        What errors call it.
+    n_rows : int
+        Its length.
+    kind : pyarrow.DataType
+        Its type.
+    load : callable
+        Returns a part of it, as pyarrow has it, that holds the rows between two numbers, and the
+        number of the first row of that part.
+    begins : array of int64
+        Where row groups begin; rows of one are read together.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        n_rows: int,
+        kind: Any,
+        load: Callable[[int, int], tuple[Any, int]],
+        begins: npt.NDArray[np.int64],
+    ) -> None:
+        self._load = load
+        self._begins = begins
+        # Of lists of any length, as most programs write them, the first row tells the length.
+        self._sizes, shape, leaf = _inner(what, kind, lambda: self._parts(0, min(1, n_rows)))
+        lengths = np.diff(begins)
+        alike = len(lengths) and (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0]
+        super().__init__(what, (n_rows, *shape), leaf, int(lengths[0]) if alike else None)
+
+    def _parts(self, start: int, stop: int) -> list[Any]:
+        part, first = self._load(start, stop)
+        parts: list[Any] = part.slice(start - first, stop - start).chunks
+        return parts
+
+    def _groups(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.searchsorted(self._begins, indices, "right")
+
+    def _rows(self, start: int, stop: int) -> Any:
+        parts = [self._to_numpy(part) for part in self._parts(start, stop)]
+        return np.concatenate(parts).reshape(-1, *self.shape[1:])
+
+    def _to_numpy(self, array: Any) -> npt.NDArray[Any]:
+        array = getattr(array, "storage", array)
+        for size in self._sizes:
+            if array.null_count:
+                raise DataError(f"{self.what} has rows that are null")
+            if not hasattr(array.type, "list_size"):
+                lengths = array.value_lengths().to_numpy()
+                if (lengths != size).any():
+                    raise DataError(
+                        f"{self.what} has rows of different lengths: {size} and "
+                        f"{lengths[lengths != size][0]}"
+                    )
+            array = array.flatten()
+        values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+        if values.dtype != self.dtype:
+            raise DataError(f"{self.what} has values that are null; {self.dtype} has no such value")
+        return values
+
+
+def _inner(
+    what: str, kind: Any, first_row: Callable[[], list[Any]]
+) -> tuple[list[int], tuple[int, ...], np.dtype[Any]]:
+    """Return the lengths of the nested lists that a row is, its shape, and the dtype of values."""
+    pyarrow = importlib.import_module("pyarrow")
+    sizes: list[int] = []
+    shape = None
+    if isinstance(kind, pyarrow.FixedShapeTensorType):
+        if kind.permutation not in (None, list(range(len(kind.shape)))):
+            raise DataError(f"{what} is of type {kind}; tensors in C order were expected")
+        shape, kind = tuple(kind.shape), kind.storage_type
+    lists = pyarrow.types.is_list, pyarrow.types.is_large_list
+    while pyarrow.types.is_fixed_size_list(kind) or any(is_list(kind) for is_list in lists):
+        if hasattr(kind, "list_size"):
+            sizes.append(kind.list_size)
+        else:
+            for row in first_row():
+                for _ in range(len(sizes) + 1):
+                    n_before, row = len(row), row.flatten()
+                sizes.append(len(row) // max(1, n_before))
+        kind = kind.value_type
+    if pyarrow.types.is_nested(kind) or pyarrow.types.is_null(kind):
+        raise DataError(f"{what} is of type {kind}; numbers or lists of numbers were expected")
+    dtype = check_dtype(what, pyarrow.array([], kind).to_numpy(zero_copy_only=False).dtype)
+    return sizes, tuple(sizes) if shape is None else shape, dtype
+
+
+def _columns(
+    path: str,
+    keys: tuple[Any, ...] | None,
+    schema: Any,
+    begins: list[int],
+    load: Callable[[str], Callable[[int, int], tuple[Any, int]]],
+) -> dict[Any, Any]:
+    arrays = {}
+    for key in select(path, schema.names, keys):
+        what = f"{path}: key {key!r}"
+        if schema.names.count(key) > 1:
+            raise DataError(f"{what} names more than one column")
+        with reading(what):
+            kind = schema.field(key).type
+            arrays[key] = Column(what, begins[-1], kind, load(key), np.array(begins))
+    return arrays
+
+
+def open_parquet(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
+    """Open a Parquet file, whose columns are keys."""
+    parquet = _package("pyarrow.parquet", path)
+    _check_is_file(path)
+    with reading(path):
+        file = parquet.ParquetFile(path, memory_map=mmap)
+    with _opening(path, file.close):
+        begins = [0]
+        for group in range(file.num_row_groups):
+            begins.append(begins[-1] + file.metadata.row_group(group).num_rows)
+
+        def load(key: str) -> Callable[[int, int], tuple[Any, int]]:
+            # The groups that were read last: windows follow each other in them.
+            last: list[Any] = [None, 0, 0]
+
+            def between(start: int, stop: int) -> tuple[Any, int]:
+                first = int(np.searchsorted(begins, start, "right")) - 1
+                end = int(np.searchsorted(begins, stop, "left"))
+                if last[1:] != [first, end]:
+                    table = file.read_row_groups(
+                        list(range(first, end)), columns=[key], use_threads=False
+                    )
+                    last[:] = [table.column(0), first, end]
+                return last[0], begins[first]
+
+            return between
+
+        return _columns(path, keys, file.schema_arrow, begins, load), file.close
+
+
+def open_arrow(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
+    """Open an Arrow or Feather file, whose columns are keys."""
+    pyarrow = _package("pyarrow", path)
+    _check_is_file(path)
+    with reading(path):
+        file = pyarrow.memory_map(path) if mmap else pyarrow.OSFile(path)
+    with _opening(path, file.close):
+        try:
+            table = pyarrow.ipc.open_file(file).read_all()
+        except pyarrow.ArrowInvalid:
+            # The streaming format has no footer.
+            file.seek(0)
+            table = pyarrow.ipc.open_stream(file).read_all()
+
+        def load(key: str) -> Callable[[int, int], tuple[Any, int]]:
+            column = table.column(key)
+            return lambda start, stop: (column, 0)
+
+        begins = [0, *np.cumsum([batch.num_rows for batch in table.to_batches()]).tolist()]
+        return _columns(path, keys, table.schema, begins, load), file.close
+
+
+class Audio(Rowwise):
+    """The frames of an audio file.
+
+    Parameters
+    ----------
+    what : str
+        What errors call it.
+    file : soundfile.SoundFile
+        The file.
+    """
+
+    def __init__(self, what: str, file: Any) -> None:
+        super().__init__(what, (file.frames, file.channels), np.dtype(np.float32), None)
+        self._file = file
+
+    def _rows(self, start: int, stop: int) -> Any:
+        skipped = 0
+        if self._file.tell() != start:
+            at = start
+            if self._file.format == "MP3":
+                at -= PREROLL
+            elif self._file.subtype == "VORBIS":
+                at = min(at - PREROLL, self.shape[0] - LAST_PAGE)
+            skipped = start - self._file.seek(max(0, at))
+        return self._file.read(skipped + stop - start, "float32", always_2d=True)[skipped:]
+
+
+def open_audio(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
+    """Open an audio file, which has one key, "data", of frames of float32 and their channels."""
+    soundfile = _package("soundfile", path)
+    _check_is_file(path)
+    with reading(path):
+        file = soundfile.SoundFile(path)
+    with _opening(path, file.close):
+        return {
+            key: Audio(f"{path}: key {key!r}", file) for key in select(path, ["data"], keys)
+        }, file.close

@@ -1,0 +1,309 @@
+"""What a source reads from, opened for one visit."""
+
+import os
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._stores import Stamp
+from .._transport import is_masked
+from ..exceptions import DataError, PescadorError
+from . import formats
+from .files import MOST_KEPT, Recent, trim
+from .npy import open_npy, select
+
+__all__ = ["Store", "check_data", "count_rows", "open_store"]
+
+PATHS = (str, os.PathLike)
+
+FORMATS: dict[str, formats.Opener | None] = {
+    ".npz": None,
+    ".npy": None,
+    **dict.fromkeys((".h5", ".hdf5", ".hdf"), formats.open_hdf5),
+    ".zarr": formats.open_zarr,
+    **dict.fromkeys((".parquet", ".pq"), formats.open_parquet),
+    **dict.fromkeys((".arrow", ".feather"), formats.open_arrow),
+    **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3"), formats.open_audio),
+}
+
+
+class Store:
+    """What one visit of a source reads from.
+
+    Several visits may have the same store at once.
+
+    Parameters
+    ----------
+    name : str
+        What errors call it.
+    arrays : dict
+        By key, arrays of NumPy, or objects with `shape`, `dtype`, `chunk_rows`, ``read(indices)``
+        and ``read_slice(start, stop, axis)``.
+    is_file : bool
+        Whether items must be copies.
+    close : callable, optional
+        Called at the end.
+    stamp : Stamp, optional
+        What the file was, if the store serves again while it stays that.
+    """
+
+    __slots__ = ("_close", "arrays", "is_file", "n_rows", "name", "stamp")
+
+    def __init__(
+        self,
+        name: str,
+        arrays: dict[Any, Any],
+        is_file: bool,
+        close: Callable[[], object] | None = None,
+        stamp: Stamp | None = None,
+    ) -> None:
+        self.name = name
+        self.arrays = arrays
+        self.is_file = is_file
+        # How many rows each array has, once they were counted; see `count_rows`.
+        self.n_rows = -1
+        self.stamp = stamp
+        self._close = close
+
+    def close(self) -> None:
+        """Let go of files."""
+        if self._close is not None:
+            self._close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+# Stores of files that were opened before, by path, keys and `mmap`.
+_kept: Recent[Store] = Recent(MOST_KEPT)
+
+
+def open_store(data: Any, keys: Iterable[Any] | None = None, *, mmap: bool = True) -> Store:
+    """Open what a source reads from.
+
+    Parameters
+    ----------
+    data : mapping, path, callable or array
+        See `check_data`.
+    keys : iterable, optional
+        Which arrays; all of them if None.
+    mmap : bool
+        Whether files may be mapped. If not, or if no more can be, they are read.
+
+    Returns
+    -------
+    store : Store
+        To be closed when the visit ends.
+
+    Raises
+    ------
+    DataError
+        If a file or a key is missing, damaged, changed, or not an array.
+    PescadorError
+        If data is none of these, or a package that reads it is missing.
+    """
+    if keys is not None and type(keys) is not tuple:
+        keys = tuple(keys)
+    if type(data) is str or isinstance(data, PATHS):
+        path = data if type(data) is str else os.fspath(data)
+        request = (path, keys, mmap)
+        store = _kept.get(request)
+        if store is not None:
+            if store.stamp.holds():  # type: ignore[union-attr]
+                return store
+            _kept.pop(request)
+        return _open_path(request)
+    if _is_mapping(data):
+        return _open_mapping(data, keys, mmap)
+    if _is_array(data):
+        return _open_mapping({"data": data}, keys, mmap)
+    if callable(data):
+        return _open_call(data, keys, mmap)
+    raise PescadorError(_unfit(data))
+
+
+def check_data(data: Any) -> None:
+    """Refuse what no visit could open. Nothing is read.
+
+    Parameters
+    ----------
+    data : mapping, path, callable or array
+        A mapping of keys to arrays, or to paths of files that hold one array each; a path to a
+        file; a function that returns one of these when a visit begins; or a single array, whose
+        key is "data".
+
+    Raises
+    ------
+    PescadorError
+        If it is none of these, or the name of a file tells of no format that can be read.
+    """
+    if isinstance(data, PATHS):
+        _suffix(os.fspath(data))
+    elif _is_mapping(data):
+        for value in data.values() if isinstance(data, Mapping) else ():
+            if isinstance(value, PATHS):
+                _suffix(os.fspath(value))
+    elif not (_is_array(data) or callable(data)):
+        raise PescadorError(_unfit(data))
+
+
+def count_rows(store: Store) -> int:
+    """Return how many rows the arrays of a store have along axis 0, all alike.
+
+    Raises
+    ------
+    DataError
+        If they differ, there are none, or an array is a single value.
+    """
+    if store.n_rows < 0:
+        lengths = {}
+        for key, array in store.arrays.items():
+            if not array.shape:
+                raise DataError(
+                    f"{store.name}: key {key!r} is a single value, which has no rows; choose "
+                    "others with keys="
+                )
+            lengths[key] = array.shape[0]
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{n} of {key!r}" for key, n in lengths.items())
+            raise DataError(
+                f"{store.name} has keys of different lengths: {listed}; one number of rows was "
+                "expected"
+            )
+        n_rows = next(iter(lengths.values()), 0)
+        if not n_rows:
+            raise DataError(f"{store.name} has no rows: nothing to draw from")
+        store.n_rows = n_rows
+    return store.n_rows
+
+
+def _unfit(data: Any) -> str:
+    return (
+        f"data={data!r:.200} must be a mapping of keys to arrays or paths, a path, an array, or a "
+        "function that returns one of these"
+    )
+
+
+def _is_mapping(data: Any) -> bool:
+    return isinstance(data, Mapping) or (hasattr(data, "keys") and hasattr(data, "__getitem__"))
+
+
+def _is_array(data: Any) -> bool:
+    return hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")
+
+
+def _suffix(path: str | bytes) -> str:
+    if isinstance(path, bytes):
+        raise PescadorError(f"data={path!r} must be a path of text, not of bytes")
+    suffix = os.path.splitext(path.rstrip(os.sep))[1].lower()
+    if suffix not in FORMATS:
+        raise PescadorError(
+            f"data={path!r} must be a path that ends with one of {', '.join(FORMATS)}"
+        )
+    return suffix
+
+
+def _open_path(request: tuple[str, tuple[Any, ...] | None, bool]) -> Store:
+    path, keys, mmap = request
+    opener = FORMATS[_suffix(path)]
+    if opener is not None:
+        arrays, close = opener(path, keys, mmap)
+        return Store(path, arrays, True, close)
+    arrays, file, may_be_kept = open_npy(path, keys, mmap, _kept)
+    if not may_be_kept:
+        return Store(path, arrays, True, file.close)
+    store = Store(path, arrays, True, None if mmap else file.close, file.stamp)
+    _kept.put(request, store)
+    trim(_kept)
+    return store
+
+
+def _open_mapping(data: Any, keys: tuple[Any, ...] | None, mmap: bool) -> Store:
+    arrays = {}
+    opened: list[Store] = []
+
+    def close() -> None:
+        for store in opened:
+            store.close()
+
+    try:
+        for key in select("data", data, keys):
+            value = data[key]
+            if type(value) is np.ndarray and not value.dtype.hasobject:
+                arrays[key] = value
+            elif isinstance(value, PATHS):
+                store = open_store(value, None, mmap=mmap)
+                opened.append(store)
+                if len(store.arrays) != 1:
+                    raise DataError(
+                        f"data: key {key!r} is to be the array of {store.name}, which holds "
+                        f"{len(store.arrays)}; one was expected"
+                    )
+                [arrays[key]] = store.arrays.values()
+            else:
+                arrays[key] = _as_array(f"data: key {key!r}", value)
+    except BaseException:
+        close()
+        raise
+    return Store("data", arrays, bool(opened), close if opened else None)
+
+
+def _as_array(what: str, value: Any) -> Any:
+    """Return an array of a mapping as a store holds it; not a copy."""
+    if type(value) is not np.ndarray:
+        if isinstance(value, np.ndarray):
+            if is_masked(value):
+                raise DataError(f"{what} is a masked array, whose mask would be lost")
+        elif _is_array(value):
+            if not _in_memory(value):
+                return formats.sliced(what, value)
+        elif not isinstance(value, list | tuple | np.generic | int | float | complex):
+            raise DataError(f"{what} is a {type(value).__name__}; an array was expected")
+        value = _as_numpy(what, value)
+    if value.dtype.hasobject:
+        formats.check_dtype(what, value.dtype)
+    return value
+
+
+def _in_memory(value: Any) -> bool:
+    """Whether NumPy can have the values where they are: tensors of torch, series of pandas."""
+    return any(hasattr(value, name) for name in ("__array_interface__", "__dlpack__", "to_numpy"))
+
+
+def _as_numpy(what: str, value: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise DataError(f"{what} is not an array that NumPy can read: {error}") from error
+
+
+def _open_call(data: Any, keys: tuple[Any, ...] | None, mmap: bool) -> Store:
+    opened = data()
+    close = getattr(opened, "close", None)
+    try:
+        check_data(opened)
+        store = open_store(opened, keys, mmap=mmap)
+    except BaseException:
+        if close is not None:
+            close()
+        raise
+    if close is None and store.is_file:
+        return store
+
+    def close_both() -> None:
+        store.close()
+        if close is not None:
+            close()
+
+    return Store(store.name, store.arrays, True, close_both)
