@@ -91,7 +91,7 @@ test-pages: $(VENV)/dev
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
-	for module in _draws _snapshots _core _mux _maps _batches _transport _signals _watch _stores; do \
+	for module in _draws _seeds _snapshots _core _mux _maps _batches _transport _signals _watch _stores; do \
 		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
 			pescador/$$module.pyx -o annotate/$$module.c; \
 	done
