@@ -31,7 +31,7 @@ test-checked: $(CHECKED)/done $(PEERS)/done
 	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider $(BESIDE) \
 		tests/test_core.py tests/test_mux.py tests/test_isolation.py tests/test_maps.py \
 		tests/test_batches.py tests/test_native.py tests/test_leaks.py tests/test_frozen.py \
-		tests/test_transport.py tests/parity/test_exactness.py
+		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
@@ -91,7 +91,7 @@ test-pages: $(VENV)/dev
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
-	for module in _draws _seeds _snapshots _core _mux _maps _batches _transport _signals _watch _stores; do \
+	for module in _draws _seeds _snapshots _core _mux _maps _sources _batches _transport _signals _watch _stores; do \
 		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
 			pescador/$$module.pyx -o annotate/$$module.c; \
 	done

@@ -22,9 +22,10 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memmove
 
-from pescador._core cimport next_item, steal
+from pescador._core cimport fuse, next_item, steal
 from pescador._draws cimport AT
 from pescador._maps cimport describe, not_data, same_key, stopped
+from pescador._sources cimport Field, Table, Visit, copy_item
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -285,6 +286,8 @@ cdef class Column(Rows):
     cdef cnp.PyArray_DatetimeMetaData unit
     cdef Py_ssize_t most               # rows that a batch has had
 
+    cdef int64_t changes               # how often the plan was made anew, or given up
+
     # The batch that is being made.
     cdef bint begun
     cdef PyTypeObject* expected        # the type of values that the quick way is for
@@ -333,6 +336,7 @@ cdef class Column(Rows):
 
     cdef int plan(self, object value) except -1:
         """Decide from the first value of a batch what the batch will be."""
+        self.changes += 1
         self.type = type(value)
         self.kind = HELD
         self.given = self.dtype = self.alone = None
@@ -508,6 +512,31 @@ cdef class Column(Rows):
         self.reserve(rows)
         return self.add(held)
 
+    cdef bint takes(self, const Field* field, cnp.ndarray array) except -1:
+        """Whether the items of a source can be copied to their place without more ado."""
+        cdef int j
+        if (self.expected != NDARRAY or self.kind != ARRAYS or not self.direct
+                or not field.direct or field.ndim != self.value_ndim
+                or not cnp.PyArray_EquivTypes(array.dtype, self.given)):
+            return False
+        for j in range(self.joins, self.value_ndim):
+            if field.shape[j] != self.value_shape[j]:
+                return False
+        return True
+
+    cdef inline int add_from(self, Visit visit, Py_ssize_t i) except -1:
+        """Copy an item that this takes from where it lies to its place."""
+        cdef const Field* field = &visit.table.fields[AT(i, visit.table.n_fields)]
+        cdef Py_ssize_t rows = field.shape[0] if self.joins else 1
+        if rows > self.capacity - self.count:
+            self.reserve(rows)
+        if self.joins:
+            self.note_end(self.count + rows)
+        copy_item(visit, i, self.data + self.count * self.row_bytes, self.past_cache)
+        self.count += rows
+        self.n += 1
+        return 0
+
     cdef int note_end(self, Py_ssize_t end) except -1:
         cdef Py_ssize_t room
         cdef Py_ssize_t* ends
@@ -579,6 +608,7 @@ cdef class Column(Rows):
             for i in range(self.n):
                 held.append(rows[i, ...])
         self.held = held
+        self.changes += 1
         self.expected = NULL
         self.array = None
         self.memory = None
@@ -675,10 +705,14 @@ cdef class Batches:
     cdef bint running                  # guards the columns against an allocator that asks for more
     cdef object axis, allocator
     cdef list columns
+    cdef bint is_stale                 # items were added in the usual way since
+    cdef int64_t changes               # of the columns and their plans, when `stamp` was given
+    cdef int64_t stamp                 # what visits bear whose items all columns take
 
     def __cinit__(self, source, Py_ssize_t size, bint partial=False, axis=None, *,
                   bint reuse=False, allocator=None):
         self.source = iter(source)
+        fuse(self.source)
         self.size = size
         self.partial = partial
         self.axis = axis
@@ -708,9 +742,15 @@ cdef class Batches:
                 if pointer is NULL:
                     break
                 item = steal(pointer)
-                if n == 0:
-                    self.begin(item)
-                self.add(item)
+                if type(item) is not Visit:
+                    if n == 0:
+                        self.begin(item)
+                    self.add(item)
+                    self.is_stale = True
+                elif n == 0:
+                    self.add_first(item)
+                else:
+                    self.add_from(item)
                 # Let go before the source goes on.
                 item = None
                 n += 1
@@ -761,6 +801,7 @@ cdef class Batches:
                 column = Column(key, self.size, self.axis, self.reuse, self.allocator)
             columns.append(column)
         self.columns = columns
+        self.changes = -1
         return 0
 
     cdef int add(self, object item) except -1:
@@ -783,6 +824,51 @@ cdef class Batches:
             (<Column>column).add(self.value_of(item, (<Column>column).key))
             i += 1
         return 0
+
+    cdef int add_first(self, Visit visit) except -1:
+        """Begin a batch with the item of a source."""
+        item = visit.item()
+        self.begin(item)
+        self.is_stale = True
+        return self.add(item)
+
+    cdef int look_for_changes(self) except -1:
+        """Have no visit take the quick way on the word of a plan that is no more."""
+        cdef int64_t changes = 0
+        for column in self.columns:
+            changes += (<Column>column).changes
+        if changes != self.changes:
+            self.changes = changes
+            self.stamp += 1
+        self.is_stale = False
+        return 0
+
+    cdef int add_from(self, Visit visit) except -1:
+        """Add the item that a visit stands at."""
+        cdef Py_ssize_t i
+        if self.is_stale:
+            self.look_for_changes()
+        if visit.stamp != self.stamp and not self.takes(visit):
+            self.is_stale = True
+            return self.add(visit.item())
+        for i in range(len(self.columns)):
+            (<Column>PyList_GET_ITEM(self.columns, i)).add_from(visit, i)
+        return 0
+
+    cdef bint takes(self, Visit visit) except -1:
+        """Whether the columns take the items of a visit, from now on."""
+        cdef Table table = visit.table
+        cdef Column column
+        cdef Py_ssize_t i
+        if len(self.columns) > table.n_fields:
+            return False
+        for i in range(len(self.columns)):
+            column = self.columns[i]
+            if not (same_key(column.key, table.keys[i])
+                    and column.takes(&table.fields[i], table.arrays[i])):
+                return False
+        visit.stamp = self.stamp
+        return True
 
     cdef object value_of(self, object item, object key):
         try:

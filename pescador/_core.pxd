@@ -11,7 +11,7 @@ cdef extern from "_native.h":
     # The next item, a new reference; NULL without an exception at the end.
     PyObject* next_item "pescador_next" (object iterator) except? NULL
     # Have memory on its way to the cache; any address will do.
-    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept
+    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept nogil
 
 
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches
@@ -36,11 +36,30 @@ cdef class Scope:
     cdef bint shares                   # whether any generator here or further out is shared
     cdef list live                     # shared generators that a mux here or further out draws from
     cdef Snapshots snapshots           # of large arrays; the outermost scope's
+    cdef bint bare                     # it has a path and nothing else
+    cdef tuple path                    # (place, number of the visit) of each level, from the root
+    cdef Py_ssize_t place              # in the pool: of the streamer that is started now
+    cdef int64_t number                # of the visit to it, where the mux knows; else -1
+    cdef int64_t* visits               # how many there were to each place below `n_visits`
+    cdef Py_ssize_t n_visits
+    cdef object mux                    # whose hooks are called here; None where an engine runs
+    cdef dict places                   # id of a streamer of its pool -> its place
 
     cdef int hold(self, object generator) except -1
     cpdef object find(self, object key)
+    cdef int64_t count(self) except -1
 
 
+cdef class Compiled:
+    # An iterator that compiled code reads from: the engine of a mux, or a visit to a source.
+    cdef int64_t left                  # how many samples it may give yet
+    cdef bint fused                    # it gives visits, which know where their row lies, not items
+
+
+cdef Scope bare_scope(Scope scope)
+cdef Scope hook_scope(object mux, Scope scope)
+cdef PyObject* surround(PyObject* scope) noexcept
+cdef bint fuse(object stream) noexcept
 cdef int approach(object streamer, int step) except -1
 cdef bint is_plain(object streamer) noexcept
 cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True

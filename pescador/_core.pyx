@@ -22,6 +22,7 @@ from pescador.exceptions import PescadorError
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF
@@ -55,11 +56,14 @@ cdef extern from *:
     """
     #if defined(_MSC_VER)
     static __declspec(thread) int64_t pescador_fruitless;
+    static __declspec(thread) PyObject* pescador_around;
     #else
     static _Thread_local int64_t pescador_fruitless;
+    static _Thread_local PyObject* pescador_around;
     #endif
     """
     int64_t pescador_fruitless         # passes without a sample, of all loops of this thread
+    PyObject* pescador_around          # the scope of the loop with hooks that runs in it, or NULL
 
 
 UNBOUNDED = INT64_MAX
@@ -111,6 +115,9 @@ cdef class Scope:
 
     The outermost scope also keeps what was read of large arrays, for the streams that start later.
 
+    A scope also knows the path that leads to it: at each level the place of the streamer in the
+    pool, and how often it had been visited in that activation before. Seeds are made from it.
+
     Parameters
     ----------
     parent : Scope or None
@@ -124,6 +131,12 @@ cdef class Scope:
     """
 
     def __cinit__(self, Scope parent, own, list shared, dict seen):
+        self.number = -1
+        self.path = ()
+        if parent is not None:
+            self.path = parent.path + (parent.place, parent.count())
+            if parent.bare:
+                parent = None
         self.parent = parent
         self.seen = seen
         self.copies = {}
@@ -147,6 +160,30 @@ cdef class Scope:
             self.hold(own)
             if own in shared:
                 self.live.append(own)
+
+    def __dealloc__(self):
+        PyMem_Free(self.visits)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    cdef int64_t count(self) except -1:
+        """The number of this visit to the streamer that is started now; a start counts once."""
+        cdef Py_ssize_t more, i
+        cdef int64_t* visits
+        if self.number >= 0:
+            return self.number
+        if self.place >= self.n_visits:
+            more = self.place + self.n_visits // 2 + 8
+            visits = <int64_t*>PyMem_Realloc(self.visits, more * sizeof(int64_t))
+            if visits is NULL:
+                raise MemoryError()
+            for i in range(self.n_visits, more):
+                visits[i] = 0
+            self.visits = visits
+            self.n_visits = more
+        self.visits[self.place] += 1
+        return self.visits[self.place] - 1
 
     cdef int hold(self, object generator) except -1:
         if id(generator) not in self.copies:
@@ -173,6 +210,51 @@ cdef class Scope:
                 return entry[1]
             scope = scope.parent
         return None
+
+
+cdef Scope bare_scope(Scope scope):
+    """A scope of the same path, for streams that share no generator with the mux; None is the root.
+    """
+    cdef Scope bare = Scope(None, None, [], {})
+    bare.path = () if scope is None else scope.path
+    bare.bare = True
+    return bare
+
+
+cdef Scope hook_scope(object mux, Scope scope):
+    """The scope of a loop that calls the hooks of an activated mux, and starts in `scope`."""
+    cdef Scope here = bare_scope(None)
+    if scope is not None:
+        here.path = scope.path + (scope.place, scope.count())
+    here.mux = mux
+    if type(mux.streamers) is list:
+        here.places = {id(streamer): i for i, streamer in enumerate(mux.streamers)}
+    return here
+
+
+cdef PyObject* surround(PyObject* scope) noexcept:
+    """Have streams that are started from now on be in a scope; return the one before."""
+    global pescador_around
+    cdef PyObject* before = pescador_around
+    pescador_around = scope
+    return before
+
+
+cpdef Scope around(streamer):
+    """Return the scope in which hooks start a streamer of their mux's pool; None elsewhere."""
+    cdef Scope scope = streamer.__dict__.pop("__pescador_around__", None)
+    if scope is not None or pescador_around is NULL:
+        return scope
+    scope = <Scope>pescador_around
+    place = scope.places.get(id(streamer)) if scope.places is not None else None
+    if place is None:
+        # A chain makes its streamers as it goes.
+        started = scope.mux.__dict__.get("__pescador_started__")
+        if started is None or started[0] is not streamer:
+            return None
+        place = started[1]
+    scope.place = place
+    return scope
 
 
 cdef class Memo(dict):
@@ -685,7 +767,7 @@ cdef object stopped_start():
 cdef object activate_any(object source, object args, object kwargs, Scope scope, Ending* ending):
     ending[0] = STEP_ONCE_MORE
     if kwargs or not (is_immutable(source) and is_immutable(args)):
-        memo = {} if scope is None else Memo(scope, again=True)
+        memo = {} if scope is None or scope.bare else Memo(scope, again=True)
         source = isolate(source, memo)
         if callable(source):
             if type(source) is Function and source in maps:
@@ -698,16 +780,37 @@ cdef object activate_any(object source, object args, object kwargs, Scope scope,
     return iter(source(*args, **kwargs) if callable(source) else source)
 
 
+cdef class Compiled:
+    """An iterator that compiled code reads from without a Python frame in between."""
+
+    def __cinit__(self, *args):
+        self.left = UNBOUNDED
+
+    def bounded(self, max_iter):
+        """Return the iterator, which ends after `max_iter` samples from now on."""
+        self.left = as_bound(max_iter)
+        return self
+
+
+cdef bint fuse(object stream) noexcept:
+    """Have a stream give visits in place of items where it can; whoever reads it must know."""
+    if isinstance(stream, Compiled):
+        (<Compiled>stream).fused = True
+        return True
+    return False
+
+
 def activated(streamer, max_iter):
     """Return up to `max_iter` items of one activation of a plain, idle Streamer; None for another.
 
     It is the same as iterating over the copy that ``with streamer`` gives, without that copy.
     """
+    cdef Scope scope = None if pescador_around is NULL else around(streamer)
     cdef dict fields = plain_fields(streamer)
     cdef Ending ending = STEP_ONCE_MORE
     if fields is None or fields["stream_"] is not None:
         return None
-    source = activate(fields, None, &ending)
+    source = activate(fields, scope, &ending)
     return Bounded(source, max_iter, ending == STEP_ONCE_MORE)
 
 
@@ -776,16 +879,23 @@ cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, d
 
 
 cdef object start_any(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies):
-    engine = opened(streamer, scope)
-    if engine is not None:
+    stream = opened(streamer, scope)
+    if stream is not None:
+        (<Compiled?>stream).left = bound
         ending[0] = STOP
-        return engine
+        return stream
     ending[0] = ENDS_ITSELF
     if id(streamer) not in copies:
         # The generators that it shares with us are to be our copies. It copies them again.
-        memo = {} if scope is None else Memo(scope, again=False)
+        memo = {} if scope is None or scope.bare else Memo(scope, again=False)
         copies[id(streamer)] = (streamer, isolate(streamer, memo))
     streamer = copies[id(streamer)][1]
+    if scope is not None and (<Family?>family_of(type(streamer))).opener is not None:
+        # It starts with the next call, which asks for it.
+        here = bare_scope(scope)
+        here.place = scope.place
+        here.number = scope.count()
+        streamer.__dict__["__pescador_around__"] = here
     if bound == UNBOUNDED:
         return iter(streamer.iterate())
     return iter(streamer.iterate(max_iter=bound))

@@ -22,8 +22,9 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
 from pescador._core cimport (
-    ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Ending, Patience, Scope, approach,
-    as_bound, gives, is_plain, next_item, runs_out, start, steal,
+    ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Patience, Scope,
+    approach, as_bound, bare_scope, fuse, gives, hook_scope, is_plain, next_item, runs_out, start,
+    steal, surround,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Sums, Uniform, address, choose, draw, glance, guess,
@@ -82,14 +83,15 @@ cpdef list vacant(n):
         raise PescadorError(f"n_active={n} open streams are more than memory can hold") from None
 
 
-cdef class Engine:
+cdef class Engine(Compiled):
     """An active set of `k` slots, and how a slot is filled, pulled from and emptied."""
 
     cdef object mux                    # whose streams these are; asked for nothing in the loop
     cdef list pool                     # the mux's streamers, read as their streams start
     cdef Py_ssize_t n                  # how many
     cdef Scope scope                   # of this activation
-    cdef Scope inner                   # what streams start in: `scope`, or None
+    cdef Scope inner                   # what streams start in: `scope`, or a bare one
+    cdef Py_ssize_t passed             # streamers that came before those in `pool`
     cdef dict copies                   # of the streamers that are copied once: see start
     cdef Py_ssize_t k                  # slots in the active set
     cdef list streams                  # k: the iterator in each slot, None before it has started
@@ -99,7 +101,6 @@ cdef class Engine:
     cdef int64_t* which                # the streamer in each slot; -1 for none
     cdef Ending* endings               # who keeps to the bound of each slot
     cdef Py_ssize_t depth              # how many engines this one is nested in
-    cdef int64_t left                  # how many samples it may give yet
     cdef bint running
     cdef bint barren                   # it ended because no stream gave a sample any more
     cdef public bint is_shown          # an activated copy shows it, and may go on after an error
@@ -107,7 +108,6 @@ cdef class Engine:
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.mux = mux
         self.k = k
-        self.left = UNBOUNDED
         self.scope = self.inner = scope
         self.copies = {}
         self.streams = vacant(k)
@@ -125,11 +125,6 @@ cdef class Engine:
 
     def __dealloc__(self):
         PyMem_Free(self.endings)
-
-    def bounded(self, max_iter):
-        """Return the engine, which ends after `max_iter` samples from now on."""
-        self.left = as_bound(max_iter)
-        return self
 
     def __iter__(self):
         return self
@@ -200,8 +195,11 @@ cdef class Engine:
         if not is_plain(streamer):
             # It may have been put into the pool after construction.
             streamer = as_streamer(streamer)
+        self.inner.place = self.passed + i
         self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
                                    &self.endings[slot], self.copies)
+        if self.fused and self.endings[slot] == STOP:
+            fuse(self.streams[slot])
         if self.endings[slot] == ENDS_ITSELF:
             self.slots[slot].bound = UNBOUNDED
         elif self.endings[slot] == STOP and isinstance(self.streams[slot], Engine):
@@ -658,7 +656,8 @@ cdef class ChainEngine(Engine):
         self.is_made = callable(self.streamers)
         if self.is_made:
             # What a function makes is new: it holds originals, not copies of ours.
-            self.inner = None
+            self.inner = bare_scope(self.scope)
+        self.passed = self.inner.number = -1
 
     cdef PyObject* advance(self) except? NULL:
         cdef PyObject* item
@@ -687,6 +686,8 @@ cdef class ChainEngine(Engine):
                 if self.ended:
                     return False
                 self.ended = not self.cycles
+                self.passed = -1
+                self.inner.number += 1
                 if self.is_made:
                     self.source = start(as_streamer(self.streamers), UNBOUNDED, self.scope, &ending,
                                         {})
@@ -699,6 +700,7 @@ cdef class ChainEngine(Engine):
                     self.ended = self.barren = True
                 continue
             streamer = steal(item)
+            self.passed += 1
             if not is_plain(streamer):
                 streamer = as_streamer(streamer)
             if self.out and id(streamer) in self.out:
@@ -728,19 +730,24 @@ cdef class HookLoop:
     cdef object mux
     cdef int64_t left
     cdef object given                  # slot of the sample that was given last, not yet counted
+    cdef Scope scope
 
-    def __cinit__(self, mux, max_iter):
+    def __cinit__(self, mux, max_iter, Scope around=None):
         self.mux = mux
+        self.scope = hook_scope(mux, around)
         self.left = as_bound(max_iter)
 
     def __iter__(self):
         return self
 
     def __next__(self):
+        cdef PyObject* before = surround(<PyObject*>self.scope)
         try:
             sample = self.advance()
         except StopIteration as error:
             raise RuntimeError("a hook of the mux raised StopIteration") from error
+        finally:
+            surround(before)
         if sample is OVER:
             raise StopIteration
         return sample

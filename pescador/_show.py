@@ -133,7 +133,7 @@ def _inside(fields: dict[str, Any]) -> str:
     """Return what a streamer that is only mentioned is made of, without going deeper."""
     if "streamers" in fields:
         return _size(fields["streamers"])
-    source = fields.get("streamer")
+    source = fields["data"] if "data" in fields else fields.get("streamer")
     if _is_streamer(source):
         return "..."
     return brief(source, deep=False) + (", ..." if _n_arguments(fields) else "")
@@ -152,7 +152,7 @@ def _size(streamers: Any) -> str:
 def _defaults(ours: type) -> dict[str, Any]:
     """Return the parameters of a class of this package, and their defaults."""
     # The streams have a place of their own, and weights are said beside the streams.
-    skipped = ("streamer", "streamers", "weights", "args", "kwargs")
+    skipped = ("streamer", "streamers", "data", "weights", "args", "kwargs")
     parameters = inspect.signature(ours).parameters.items()
     return {name: parameter.default for name, parameter in parameters if name not in skipped}
 
@@ -218,6 +218,8 @@ def _head(streamer: Any, inside: list[str] | None = None, size: str | None = Non
         parts += _settings(fields, kind)
         if sum(map(len, parts)) > _LINE - 20:
             parts = [parts[0], *_counted(fields)]
+    elif "data" in fields:
+        parts = [brief(fields["data"]), *_settings(fields, kind)]
     else:
         return f"<{_name(kind)} that was not initialised>"
     return _cut(f"{_name(kind)}({', '.join(parts)})", _LINE)
@@ -249,6 +251,8 @@ def _kind(streamer: Any) -> Any:
     fields = streamer.__dict__
     if "streamers" in fields:
         return (type(streamer), *_settings(fields, type(streamer)))
+    if "data" in fields:
+        return type(streamer), type(fields["data"])
     source = fields.get("streamer")
     if type(source) is functools.partial:
         source = source.func
@@ -292,8 +296,9 @@ def _group(members: list[Any]) -> str:
         if all(_is(pool, list) for pool in pools):
             return _head(first, size=_span([len(pool) for pool in pools]))
         return _head(first)
-    source = first.__dict__.get("streamer")
-    if _is(source, *_FUNCTIONS, functools.partial):
+    fields = first.__dict__
+    source = fields["data"] if "data" in fields else fields.get("streamer")
+    if "data" not in fields and _is(source, *_FUNCTIONS, functools.partial):
         return _head(first, _counted(first.__dict__))
     return f"{_name(type(first))}({_name(type(source))})"
 

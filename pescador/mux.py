@@ -405,8 +405,9 @@ class BaseMux(Streamer[T]):
     streamers: Any
     rng: Any
     weights: Any
-    # On an activated copy, the engine that runs it.
+    # On an activated copy, the engine that runs it, or what hooks of a chain started last.
     __pescador_engine__: Any
+    __pescador_started__: Any
 
     def __init__(
         self,
@@ -499,9 +500,10 @@ class BaseMux(Streamer[T]):
                     mux._on_stream_exhausted(slot)
                     mux._replace_stream(slot)
         """
+        scope = _core.around(self)
         if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            samples = _engine(self, None).bounded(max_iter)
+            samples = _engine(self, scope).bounded(max_iter)
             self.active_count_ += 1
             try:
                 yield from samples
@@ -515,10 +517,15 @@ class BaseMux(Streamer[T]):
                 if "__pescador_engine__" in active.__dict__:
                     yield from _core.Bounded(active.__pescador_engine__, max_iter, False)
                 else:
-                    yield from _mux.HookLoop(active, max_iter)
+                    yield from _mux.HookLoop(active, max_iter, scope)
             finally:
                 if active is not self:
-                    for name in ("__pescador_engine__", "streams_", "stream_generator_"):
+                    for name in (
+                        "__pescador_engine__",
+                        "__pescador_started__",
+                        "streams_",
+                        "stream_generator_",
+                    ):
                         active.__dict__.pop(name, None)
 
     def _reset(self) -> None:
@@ -963,11 +970,16 @@ class ChainMux(BaseMux[T]):
 
     def _new_stream(self, idx: int | None = None) -> None:
         streamer = next(self.stream_generator_, None)
+        started = self.__dict__.get("__pescador_started__")
         if streamer is None and self.mode == "cycle":
             self.stream_generator_ = self.chain_streamer_.iterate()
             streamer = next(self.stream_generator_, None)
+            started = None
         if streamer is not None:
-            self.streams_[0] = _as_streamer(streamer).iterate()
+            streamer = _as_streamer(streamer)
+            # Which one it is, and its place in the pass: seeds are made from it.
+            self.__pescador_started__ = (streamer, started[1] + 1 if started else 0)
+            self.streams_[0] = streamer.iterate()
             self.stream_counts_[0] = 0
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import pescador
 from pescador import Streamer
+from pescador.sources import Rows, Windows
 from streams import Failure, count, data, failing, forever, nothing
 
 ONES = np.ones(3, np.float32)
@@ -103,7 +104,23 @@ def map_a_mux():
     assert len(list(stream)) == len(list(pescador.ChainMux([stream]))) == 3
 
 
+def draw_from_sources():
+    data = {"x": np.ones((4, 3), np.float32), "y": np.arange(4)}
+    sources = [
+        Rows(data, random_state=1),
+        Rows(data, order="shuffled", random_state=STATE),
+    ]
+    mux = pescador.StochasticMux(sources, 2, 3, random_state=STATE)
+    next(mux.iterate())
+    next(pescador.buffer_stream(mux, 20))
+    windows = Windows(data, {"x": 2, "y": 2}, where=[0, 1], order="sequential")
+    assert len(list(pescador.buffer_stream(windows, 1, axis=0))) == 2
+    with pytest.raises(pescador.DataError):
+        next(Rows(data, ["z"]).iterate())
+
+
 ACTIONS = [
+    draw_from_sources,
     iterate_to_the_end,
     abandon,
     close,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import pescador
 from pescador import ChainMux, RoundRobinMux, ShuffledMux, StochasticMux, Streamer, ZMQStreamer
+from pescador.sources import Rows, Windows
 from streams import count, data, forever
 
 
@@ -47,6 +48,8 @@ ONE_OF_EACH = [
     ZMQStreamer(Streamer(data, 3)),
     pescador.BaseMux(["a"]),
     old_mux(["a", "b"], 1),
+    Rows({"x": np.zeros(3)}),
+    Windows("a.npz", 3),
 ]
 
 
@@ -262,3 +265,12 @@ def test_the_console_form_is_the_tree():
     assert printer.said == str(mux)
     mux._repr_pretty_(printer, True)
     assert printer.said == repr(mux)
+
+
+def test_sources_say_what_they_read_and_how():
+    assert repr(Rows("a.npz", ["x"], order="shuffled")) == (
+        "Rows('a.npz', keys=list of 1, order='shuffled')"
+    )
+    assert repr(Windows({"x": np.zeros(9)}, 3, hop=2)) == "Windows(dict of 1, length=3, hop=2)"
+    mux = ShuffledMux([Rows(f"{i}.npz", random_state=i) for i in range(100)])
+    assert lines(mux)[1] == "    100 x Rows(str)"

@@ -50,7 +50,7 @@ class Store:
         What the file was, if the store serves again while it stays that.
     """
 
-    __slots__ = ("_close", "arrays", "is_file", "n_rows", "name", "stamp")
+    __slots__ = ("_close", "arrays", "is_file", "n_rows", "name", "stamp", "tables")
 
     def __init__(
         self,
@@ -66,6 +66,8 @@ class Store:
         # How many rows each array has, once they were counted; see `count_rows`.
         self.n_rows = -1
         self.stamp = stamp
+        # What sources have made of it, by their class, where it serves again as it is.
+        self.tables: dict[type, Any] | None = {} if stamp is not None and close is None else None
         self._close = close
 
     def close(self) -> None:

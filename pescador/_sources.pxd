@@ -1,0 +1,158 @@
+# Fields and C entry points of _sources.pyx.
+
+cimport cython
+cimport numpy as cnp
+from libc.stdint cimport int64_t, uint64_t
+
+from pescador._bitgen cimport bitgen_t
+from pescador._core cimport PREFETCH, Compiled, Scope
+from pescador._seeds cimport Pcg, Seed
+
+
+cdef extern from "_native.h":
+    Py_ssize_t AT(Py_ssize_t index, Py_ssize_t length) noexcept nogil
+    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
+
+
+cdef enum:
+    # From here on, a copy takes longer than another thread takes to start.
+    WITHOUT_GIL = 1 << 18
+    # Rounds of a permutation: with few numbers, each mixes little.
+    ROUNDS = 8
+    MANY_ROUNDS = 24
+    FEW = 256
+
+
+cdef enum Order:
+    RANDOM, SHUFFLED, SEQUENTIAL
+
+cdef enum Bits:
+    # What row numbers are made from.
+    OWN                                # PCG64, of a seed and the path to the visit
+    MASKED                             # bits of a RandomState, as its randint takes them
+    SCALED                             # bits of a Generator, as its integers takes them
+
+
+cdef struct Permutation:
+    # Numbers below n in random order: a Feistel network over pairs (i // b, i % b).
+    uint64_t n
+    uint64_t a, b                      # a * b is at least n, and little more
+    int n_rounds
+    uint64_t[MANY_ROUNDS] keys
+
+
+cdef struct Field:
+    # How the items of one key lie in memory.
+    char* base                         # of item 0
+    Py_ssize_t step                    # bytes from one item to the next
+    int ndim                           # of an item
+    cnp.npy_intp* shape
+    cnp.npy_intp* strides
+    bint direct                        # an item is `runs` runs of bytes
+    Py_ssize_t runs, run_bytes, run_step
+    Py_ssize_t fetched                 # of a run, bytes that are fetched ahead
+    Py_ssize_t n_bytes                 # of an item
+    bint copies                        # items are new arrays, not views
+    bint is_read                       # from a store that is no memory, in blocks
+    # Of windows: where they are cut, from start to start, how long; -1 for rows, without that axis.
+    Py_ssize_t axis, jump, length
+    int array_ndim                     # of the array that items are cut from
+    cnp.npy_intp size                  # along `axis`
+
+
+@cython.final
+cdef class Table:
+    cdef object __weakref__
+    cdef readonly list keys, arrays    # of each field
+    cdef list readers                  # of each field: its array, or what its blocks are read by
+    cdef object store                  # closed at the end
+    cdef Field* fields                 # and, behind them, their shapes and strides
+    cdef Py_ssize_t n_fields
+    cdef int64_t n                     # rows, or starts of windows
+    cdef object chosen                 # int64, the memory behind `starts`
+    cdef int64_t* starts               # those that may be drawn, where not all may; or NULL
+    cdef bint reads                    # whether any field is read in blocks
+    cdef Py_ssize_t block              # how many items are read together
+
+    cdef int settle(self, Field* field, cnp.ndarray array) except -1
+
+
+@cython.final
+cdef class Plan:
+    cdef object source                 # what it is the plan of: asked for its checks and its words
+    cdef object data
+    cdef Order order
+    cdef bint is_seeded
+    cdef Seed seed
+    cdef object rng                    # where it is not seeded
+    cdef Table table                   # of the last visit, where the data lie in memory
+    # Where they are in a file that is kept: a weak reference to the table, and what tells whether
+    # the file has changed.
+    cdef object last, stamp
+
+    cdef Visit visit(self, Scope scope)
+    cdef Table open(self)
+    cdef bint is_current(self, Table table) except? True
+
+
+@cython.final
+cdef class Visit(Compiled):
+    cdef Plan plan
+    cdef Table table                   # None before the first sample, and after the last
+    cdef int64_t stamp                 # the plan of a batch that its rows were found to fit
+
+    cdef Bits bits
+    cdef Pcg pcg
+    cdef object owner                  # of `words`
+    cdef object lock                   # of the global state
+    cdef bitgen_t* words
+    cdef int64_t ahead                 # the next row, where it is drawn one ahead; else -1
+    cdef int64_t done                  # rows drawn, where each is drawn once
+    cdef Permutation order
+    cdef int64_t row                   # of the present sample
+
+    # Of the block that was read, where a store is no memory:
+    cdef object drawn, places          # int64, the memory behind `rows` and `slots`
+    cdef int64_t* rows                 # what was drawn
+    cdef int64_t* slots                # where in the block each of them lies
+    cdef int64_t slot                  # of the present sample
+    cdef Py_ssize_t at, n_block
+
+    cdef int begin(self) except -1
+    cdef int64_t below(self, int64_t n) except -1
+    cdef int64_t draw(self) except -1
+    cdef bint advance(self) except -1
+    cdef int read_block(self) except -1
+    cdef int end(self) except -1
+    cdef object value(self, Py_ssize_t i)
+    cdef dict item(self)
+
+
+cdef inline char* place_of(Visit visit, const Field* field) noexcept:
+    """Where the present item of a field lies."""
+    return field.base + (visit.slot if field.is_read else visit.row) * field.step
+
+
+cdef inline void copy_runs(
+        char* to, const char* start, const Field* field, bint past_cache) noexcept nogil:
+    cdef Py_ssize_t i
+    for _ in range(field.runs):
+        # The processor does not foresee steps from page to page. Any address may be fetched.
+        for i in range(0, field.fetched, 64):
+            PREFETCH(<char*>(<size_t>start + 8 * field.run_step + i))
+        pescador_copy(to, start, field.run_bytes, past_cache)
+        to += field.run_bytes
+        start += field.run_step
+
+
+cdef inline int copy_item(Visit visit, Py_ssize_t i, char* to, bint past_cache) except -1:
+    """Copy the present item of field i, in C order."""
+    cdef Field* field = &visit.table.fields[AT(i, visit.table.n_fields)]
+    cdef char* start = place_of(visit, field)
+    if field.n_bytes < WITHOUT_GIL:
+        copy_runs(to, start, field, False)
+    else:
+        # Whoever reads from a visit holds it, and moves it on when the copy is made.
+        with nogil:
+            copy_runs(to, start, field, past_cache)
+    return 0

@@ -1,0 +1,510 @@
+"""Visits to sources: row numbers are drawn, and rows are found where they lie.
+
+A `Plan` is a source's options, made ready once. A `Table` is opened data: for each key, where the
+items are and how they lie. A `Visit` is one activation. It gives items ``{key: array}``, or itself,
+to those who copy its rows from where they are (see Compiled in _core). Arguments were checked in
+rows.py and windows.py.
+"""
+
+import weakref
+
+import numpy as np
+
+from pescador._core import isolate
+from pescador.exceptions import DataError
+
+cimport cython
+cimport numpy as cnp
+from cpython.dict cimport PyDict_Size
+from cpython.list cimport PyList_GET_ITEM
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport Py_INCREF
+from libc.math cimport sqrt
+from libc.stdint cimport int64_t, uint64_t
+
+from pescador._core cimport PREFETCH
+from pescador._draws cimport AT, address, pescador_threaded
+from pescador._seeds cimport Seed, pcg_below, pcg_start, seed_key, take_entropy
+
+cdef extern from "Python.h":
+    PyObject* PyDict_GetItemWithError(object items, object key) except? NULL
+
+cdef extern from "numpy/arrayobject.h":
+    cnp.ndarray PyArray_Empty(int ndim, cnp.npy_intp* shape, cnp.dtype dtype, int fortran)
+    cnp.ndarray PyArray_NewFromDescr(
+        PyTypeObject* kind, cnp.dtype dtype, int ndim, cnp.npy_intp* shape, cnp.npy_intp* strides,
+        void* data, int flags, PyObject* parent)
+
+cdef extern from "_seeds.h":
+    uint64_t bits_below "pescador_bits_below" (bitgen_t* bits, uint64_t n) noexcept nogil
+    uint64_t bits_masked "pescador_bits_masked" (bitgen_t* bits, uint64_t n) noexcept nogil
+
+cnp.import_array()
+
+cdef PyTypeObject* NDARRAY = <PyTypeObject*>np.ndarray
+cdef type ndarray = np.ndarray
+cdef type RandomState = np.random.RandomState
+cdef dict ORDERS = {"random": RANDOM, "shuffled": SHUFFLED, "sequential": SEQUENTIAL}
+
+cdef enum:
+    # What is read at once from a store that reads in blocks, without a bound of its own.
+    BLOCK_BYTES = 1 << 22
+    BLOCK_ROWS = 1 << 12
+    # So much of the next row is fetched into the cache.
+    FETCHED = 256
+
+
+# ------------------------------------------------------------------------------ permutations
+
+
+cdef inline uint64_t scrambled(uint64_t x) noexcept nogil:
+    """The finaliser of SplitMix64: every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> 30)) * <uint64_t>0xbf58476d1ce4e5b9
+    x = (x ^ (x >> 27)) * <uint64_t>0x94d049bb133111eb
+    return x ^ (x >> 31)
+
+
+cdef void permute(Permutation* order, uint64_t n, uint64_t key) noexcept nogil:
+    """Choose one of the permutations of the numbers below n."""
+    cdef int i
+    order.n = n
+    order.n_rounds = MANY_ROUNDS if n < FEW else ROUNDS
+    # The least even a whose square is at least n; the root may be rounded. With an odd one, all
+    # permutations would be even.
+    order.a = <uint64_t>sqrt(<double>n) + 2
+    while order.a > 1 and (order.a - 1) * (order.a - 1) >= n:
+        order.a -= 1
+    order.a += order.a & 1
+    order.b = (n + order.a - 1) // order.a
+    for i in range(order.n_rounds):
+        key += <uint64_t>0x9e3779b97f4a7c15
+        order.keys[i] = scrambled(key)
+
+
+cdef inline uint64_t permuted(const Permutation* order, uint64_t i) noexcept nogil:
+    """Where a permutation takes number i, which is below n.
+
+    Each round adds to one half of the pair (i // b, i % b) a random function of the other: that can
+    be undone, so it is a permutation of the numbers below a * b. Those from n on are walked past.
+    """
+    cdef uint64_t left, right
+    cdef int j
+    while True:
+        left = i // order.b
+        right = i - left * order.b
+        for j in range(0, order.n_rounds, 2):
+            left += ((scrambled(order.keys[j] + right) >> 32) * order.a) >> 32
+            if left >= order.a:
+                left -= order.a
+            right += ((scrambled(order.keys[j + 1] + left) >> 32) * order.b) >> 32
+            if right >= order.b:
+                right -= order.b
+        i = left * order.b + right
+        if i < order.n:
+            return i
+
+
+def permutation_of(n, key):
+    """Return where the permutation of a key takes each number below n, for tests."""
+    cdef Permutation order
+    permute(&order, n, key)
+    return [permuted(&order, i) for i in range(n)]
+
+
+# ------------------------------------------------------------------------------------ tables
+
+
+cdef class Table:
+    """Opened data: where the items of each key lie.
+
+    Parameters
+    ----------
+    store : Store
+        Closed at the end.
+    cuts : list of (key, array, axis, jump, length, copies)
+        What is cut from the array of a key: its items along `axis`, from one start to the next
+        `jump` further. An item has `length` of them; -1 stands for one, without the axis. A
+        `jump` of 0 with a length gives the whole array each time.
+    n : int
+        How many items there are.
+    starts : ndarray of int64 or None
+        The numbers of those that may be drawn.
+    """
+
+    def __cinit__(self, store, list cuts, int64_t n, starts):
+        cdef Field* field
+        cdef cnp.npy_intp* dims
+        cdef Py_ssize_t i, j, most = 1, n_dims = 0
+        for cut in cuts:
+            n_dims += len(cut[1].shape)
+        self.store = store
+        self.keys = []
+        self.arrays = []
+        self.readers = []
+        self.n = n
+        if starts is not None:
+            self.chosen = starts
+            self.starts = <int64_t*>address(starts) if len(starts) else NULL
+            self.n = len(starts)
+        self.n_fields = len(cuts)
+        self.fields = <Field*>PyMem_Malloc(
+            max(self.n_fields, 1) * sizeof(Field) + 2 * n_dims * sizeof(cnp.npy_intp))
+        if self.fields is NULL:
+            raise MemoryError()
+        dims = <cnp.npy_intp*>(self.fields + self.n_fields)
+        for i in range(self.n_fields):
+            key, array, axis, jump, length, copies = cuts[i]
+            self.keys.append(key)
+            self.arrays.append(array)
+            self.readers.append(array)
+            field = &self.fields[i]
+            field.axis = axis
+            field.jump = jump
+            field.length = length
+            field.is_read = type(array) is not ndarray
+            # Rows of a block would keep all of it, and some may be one; a window is read alone.
+            field.copies = length < 0 if field.is_read else copies
+            field.base = NULL
+            field.shape = dims
+            field.strides = dims + len(array.shape)
+            dims += 2 * len(array.shape)
+            if not field.is_read:
+                self.settle(field, array)
+                continue
+            self.reads = True
+            if length < 0:
+                field.n_bytes = array.dtype.itemsize
+                for j in range(1, len(array.shape)):
+                    field.n_bytes *= <Py_ssize_t>array.shape[j]
+                most = max(most, field.n_bytes)
+        self.block = min(BLOCK_ROWS, max(1, BLOCK_BYTES // most))
+        for i in range(self.n_fields):
+            if self.fields[i].is_read and self.fields[i].length >= 0:
+                self.block = 1
+
+    def __dealloc__(self):
+        PyMem_Free(self.fields)
+
+    def __del__(self):
+        if self.store is not None:
+            self.store.close()
+
+    cdef int settle(self, Field* field, cnp.ndarray array) except -1:
+        """Note how the items of an array lie."""
+        cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(array)
+        cdef cnp.npy_intp* strides = cnp.PyArray_STRIDES(array)
+        cdef int ndim = cnp.PyArray_NDIM(array), j, k = 0
+        cdef Py_ssize_t run = cnp.PyArray_ITEMSIZE(array), runs = 1, run_step = 0
+        cdef bint is_cut = field.length >= 0 and field.jump > 0 and not field.is_read
+        field.base = cnp.PyArray_BYTES(array)
+        field.array_ndim = ndim
+        field.size = shape[field.axis] if ndim else 0
+        field.step = 0
+        if field.length < 0 or is_cut:
+            field.step = field.jump * strides[AT(field.axis, ndim)]
+        for j in range(ndim):
+            if field.length < 0 and j == field.axis:
+                continue
+            field.shape[k] = shape[j]
+            field.strides[k] = strides[j]
+            if is_cut and j == field.axis:
+                field.shape[k] = field.length
+            k += 1
+        field.ndim = k
+        # As few runs as there can be: what is next to each other is one.
+        field.n_bytes = run
+        field.direct = True
+        for j in range(k - 1, -1, -1):
+            field.n_bytes *= field.shape[j]
+            if field.shape[j] == 1:
+                continue
+            if runs == 1 and field.strides[j] == run:
+                run *= field.shape[j]
+            elif runs == 1 or field.strides[j] == runs * run_step:
+                if runs == 1:
+                    run_step = field.strides[j]
+                runs *= field.shape[j]
+            else:
+                field.direct = False
+        field.runs = runs
+        field.run_bytes = run
+        field.run_step = run_step
+        field.fetched = run if 8 < runs and 64 <= run < 2048 else 0
+        if run < 16 and runs > 1:
+            # Element by element, NumPy is faster.
+            field.direct = False
+        return 0
+
+
+cdef class Plan:
+    """What a source starts its visits from.
+
+    Parameters
+    ----------
+    source : Source
+        Opens the data (``_open_table``).
+    rng : SeedSequence, RandomState, Generator or the module np.random
+        A sequence seeds each visit by its path.
+    """
+
+    def __cinit__(self, source, rng):
+        self.source = source
+        self.data = source.data
+        self.order = ORDERS[source.order]
+        self.is_seeded = isinstance(rng, np.random.SeedSequence)
+        if self.is_seeded:
+            take_entropy(&self.seed, rng)
+            # The key (0, 0, *path).
+            seed_key(&self.seed, 0)
+            seed_key(&self.seed, 0)
+        else:
+            self.rng = rng
+
+    def start(self, Scope scope):
+        """Return one visit, inside the activation of `scope` if any."""
+        return self.visit(scope)
+
+    def remember(self, Table table, stamp):
+        """Note the table of a file that is kept, for as long as it is."""
+        last = weakref.ref(table)
+        if not table.reads:
+            with cython.critical_section(self):
+                self.last = last
+                self.stamp = stamp
+
+    cdef Visit visit(self, Scope scope):
+        cdef Visit visit = Visit.__new__(Visit)
+        cdef Seed seed
+        visit.plan = self
+        visit.ahead = -1
+        if self.order == SEQUENTIAL:
+            return visit
+        if self.is_seeded:
+            visit.bits = OWN
+            seed = self.seed
+            if scope is not None:
+                for number in scope.path:
+                    seed_key(&seed, number)
+                seed_key(&seed, scope.place)
+                seed_key(&seed, scope.count())
+            pcg_start(&visit.pcg, &seed)
+            return visit
+        rng = self.rng
+        if rng is np.random:
+            visit.bits = MASKED
+            visit.owner = np.random.get_bit_generator()
+            visit.lock = visit.owner.lock
+        else:
+            rng = own_copy(rng, scope)
+            visit.bits = MASKED if isinstance(rng, RandomState) else SCALED
+            visit.owner = rng._bit_generator if visit.bits == MASKED else rng.bit_generator
+        visit.words = <bitgen_t*>PyCapsule_GetPointer(visit.owner.capsule, "BitGenerator")
+        return visit
+
+    cdef Table open(self):
+        """The data, opened; what lies in memory and has not changed is open already."""
+        cdef Table table
+        with cython.critical_section(self):
+            table = self.table
+            last = self.last
+            stamp = self.stamp
+        if table is not None and self.is_current(table):
+            return table
+        if last is not None:
+            table = last()
+            if table is not None and stamp.holds():
+                return table
+        table = self.source._open_table(self)
+        if type(self.data) is dict and table.store is None and not table.reads:
+            with cython.critical_section(self):
+                self.table = table
+        return table
+
+    cdef bint is_current(self, Table table) except? True:
+        """Whether the caller's arrays are those that a table was made of, and lie as they did."""
+        cdef Py_ssize_t i
+        cdef PyObject* found
+        cdef cnp.ndarray array
+        cdef Field* field
+        if table.chosen is not None:
+            # A mask may have been written into.
+            return False
+        for i in range(table.n_fields):
+            array = table.arrays[i]
+            field = &table.fields[i]
+            found = PyDict_GetItemWithError(self.data, table.keys[i])
+            if (found != <PyObject*>array or cnp.PyArray_BYTES(array) != field.base
+                    or cnp.PyArray_NDIM(array) != field.array_ndim
+                    or (field.array_ndim and cnp.PyArray_DIM(array, field.axis) != field.size)):
+                return False
+        return self.source.keys is not None or PyDict_Size(self.data) == table.n_fields
+
+
+cdef object own_copy(object rng, Scope scope):
+    """The copy of a caller's generator that an activation draws from, visit after visit."""
+    if scope is None or scope.bare:
+        return isolate(rng, {})
+    found = scope.find(id(rng))
+    if found is None:
+        while scope.parent is not None:
+            scope = scope.parent
+        scope.hold(rng)
+        found = scope.find(id(rng))
+    return found
+
+
+# ------------------------------------------------------------------------------------ visits
+
+
+cdef class Visit(Compiled):
+    """One activation of a source."""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.advance():
+            raise StopIteration
+        return self if self.fused else self.item()
+
+    cdef int begin(self) except -1:
+        cdef Table table = self.plan.open()
+        cdef uint64_t key
+        if self.plan.order == SHUFFLED:
+            # Bound by bound, as anybody could draw it.
+            key = self.below(1 << 32)
+            key |= <uint64_t>self.below(1 << 32) << 32
+            permute(&self.order, table.n, key)
+        self.table = table
+        if table.n == 0:
+            self.left = 0
+        return 0
+
+    cdef int64_t below(self, int64_t n) except -1:
+        """The next number below n."""
+        if self.bits == OWN:
+            return pcg_below(&self.pcg, n)
+        # Others may be drawing from the global state, as in _draws.draw.
+        if self.lock is not None and pescador_threaded():
+            with self.lock:
+                return bits_masked(self.words, n)
+        return bits_masked(self.words, n) if self.bits == MASKED else bits_below(self.words, n)
+
+    cdef inline int64_t draw(self) except -1:
+        """The number of the next item."""
+        cdef int64_t i
+        if self.plan.order == RANDOM:
+            i = self.below(self.table.n)
+        else:
+            i = self.done
+            self.done += 1
+            if self.plan.order == SHUFFLED:
+                i = permuted(&self.order, i)
+        if self.table.starts is not NULL:
+            return self.table.starts[AT(i, self.table.n)]
+        return i
+
+    cdef bint advance(self) except -1:
+        """Go on to the next sample; tell whether there is one."""
+        cdef Field* field
+        cdef Py_ssize_t i, j
+        if self.table is None and self.left:
+            self.begin()
+        if self.left == 0:
+            return self.end()
+        if self.table.reads:
+            if self.at == self.n_block:
+                self.read_block()
+                if self.n_block == 0:
+                    return self.end()
+            self.row = self.rows[AT(self.at, self.n_block)]
+            self.slot = self.slots[self.at]
+            self.at += 1
+        elif self.plan.order != RANDOM:
+            if self.done == self.table.n:
+                return self.end()
+            self.row = self.draw()
+        elif self.bits != OWN:
+            self.row = self.draw()
+        else:
+            # Nobody else sees its draws: the next row can be on its way to the cache.
+            self.row = self.draw() if self.ahead < 0 else self.ahead
+            self.ahead = self.draw()
+            for i in range(self.table.n_fields):
+                field = &self.table.fields[i]
+                for j in range(0, min(field.run_bytes, FETCHED), 64):
+                    PREFETCH(field.base + self.ahead * field.step + j)
+        self.left -= 1
+        return True
+
+    cdef int end(self) except -1:
+        """Let go of the data; return False."""
+        self.left = 0
+        self.table = None
+        self.drawn = self.places = None
+        return False
+
+    cdef int read_block(self) except -1:
+        """Draw as many rows as are read together, and read them."""
+        cdef Table table = self.table
+        cdef int64_t n = min(self.left, table.block), i
+        cdef Field* field
+        if self.plan.order != RANDOM:
+            n = min(n, table.n - self.done)
+        self.at = self.n_block = 0
+        if n == 0:
+            return 0
+        self.drawn = np.empty(n, np.int64)
+        self.rows = <int64_t*>address(self.drawn)
+        for i in range(n):
+            self.rows[i] = self.draw()
+        unique, self.places = np.unique(self.drawn, return_inverse=True)
+        self.slots = <int64_t*>address(self.places)
+        for i in range(table.n_fields):
+            field = &table.fields[i]
+            if not field.is_read:
+                continue
+            reader = table.readers[i]
+            if field.length < 0:
+                block = reader.read(unique)
+                shape = (len(unique), *reader.shape[1:])
+            else:
+                start = self.rows[0] * field.jump
+                block = reader.read_slice(start, start + field.length, field.axis)
+                shape = (*reader.shape[:field.axis], field.length, *reader.shape[field.axis + 1:])
+            if type(block) is not ndarray or block.shape != shape or block.dtype != reader.dtype:
+                raise DataError(
+                    f"key {table.keys[i]!r}: {reader!r} was to give an array of shape {shape} and "
+                    f"dtype {reader.dtype}, and gave {block!r:.200}")
+            table.arrays[i] = block
+            table.settle(field, block)
+        self.n_block = n
+        return 0
+
+    cdef object value(self, Py_ssize_t i):
+        """The item of field i."""
+        cdef Field* field = &self.table.fields[AT(i, self.table.n_fields)]
+        cdef cnp.ndarray array = <cnp.ndarray>PyList_GET_ITEM(self.table.arrays, i)
+        cdef cnp.ndarray view, result
+        cdef cnp.dtype dtype = array.dtype
+        cdef int flags = cnp.PyArray_FLAGS(array) & cnp.NPY_ARRAY_WRITEABLE
+        if field.copies and field.direct:
+            Py_INCREF(dtype)
+            result = PyArray_Empty(field.ndim, field.shape, dtype, False)
+            copy_item(self, i, cnp.PyArray_BYTES(result), False)
+            return result
+        Py_INCREF(dtype)
+        view = PyArray_NewFromDescr(
+            NDARRAY, dtype, field.ndim, field.shape, field.strides, place_of(self, field), flags,
+            NULL)
+        cnp.set_array_base(view, array)
+        return np.array(view, order="C") if field.copies else view
+
+    cdef dict item(self):
+        cdef dict result = {}
+        cdef Py_ssize_t i
+        for i in range(self.table.n_fields):
+            result[<object>PyList_GET_ITEM(self.table.keys, i)] = self.value(i)
+        return result
