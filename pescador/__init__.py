@@ -16,7 +16,8 @@ except ImportError as error:
         "the main interpreter only: not in a subinterpreter.)"
     ) from error
 
-from . import core, exceptions, maps, mux, util, zmq_stream
+from . import core, exceptions, maps, mux, sources, util, zmq_stream
+from .batches import batches
 from .core import Streamer, streamable
 from .exceptions import DataError, PescadorError
 from .maps import buffer_stream, cache, keras_tuples, tuples
@@ -36,6 +37,7 @@ __all__ = [
     "Streamer",
     "ZMQStreamer",
     "__version__",
+    "batches",
     "buffer_stream",
     "cache",
     "core",
@@ -43,6 +45,7 @@ __all__ = [
     "keras_tuples",
     "maps",
     "mux",
+    "sources",
     "streamable",
     "tuples",
     "util",

@@ -133,10 +133,24 @@ def _inside(fields: dict[str, Any]) -> str:
     """Return what a streamer that is only mentioned is made of, without going deeper."""
     if "streamers" in fields:
         return _size(fields["streamers"])
-    source = fields["data"] if "data" in fields else fields.get("streamer")
+    if _reads_data(fields):
+        return brief(fields["data"], deep=False)
+    source = fields.get("streamer")
     if _is_streamer(source):
         return "..."
     return brief(source, deep=False) + (", ..." if _n_arguments(fields) else "")
+
+
+def _reads_data(fields: dict[str, Any]) -> bool:
+    """Whether these are the attributes of a source, which reads data instead of a streamer."""
+    return "data" in fields and "streamer" not in fields
+
+
+def _data(value: Any) -> str:
+    """Return what several sources read from have in common."""
+    path = str(value) if _is(value, str, pathlib.PurePath) else ""
+    suffix = pathlib.PurePath(path).suffix
+    return f"{_cut(suffix, _TEXT)} files" if suffix else _name(type(value))
 
 
 def _size(streamers: Any) -> str:
@@ -201,7 +215,7 @@ def _head(streamer: Any, inside: list[str] | None = None, size: str | None = Non
     inside : list of str or None
         What to say instead of the arguments of a plain streamer.
     size : str or None
-        What to say instead of the number of streams of a mux.
+        What to say instead of the number of streams of a mux, or of the data of a source.
     """
     kind = type(streamer)
     fields = streamer.__dict__
@@ -218,8 +232,8 @@ def _head(streamer: Any, inside: list[str] | None = None, size: str | None = Non
         parts += _settings(fields, kind)
         if sum(map(len, parts)) > _LINE - 20:
             parts = [parts[0], *_counted(fields)]
-    elif "data" in fields:
-        parts = [brief(fields["data"]), *_settings(fields, kind)]
+    elif _reads_data(fields):
+        parts = [size or brief(fields["data"]), *_settings(fields, kind)]
     else:
         return f"<{_name(kind)} that was not initialised>"
     return _cut(f"{_name(kind)}({', '.join(parts)})", _LINE)
@@ -251,8 +265,8 @@ def _kind(streamer: Any) -> Any:
     fields = streamer.__dict__
     if "streamers" in fields:
         return (type(streamer), *_settings(fields, type(streamer)))
-    if "data" in fields:
-        return type(streamer), type(fields["data"])
+    if _reads_data(fields):
+        return (type(streamer), _data(fields["data"]), *_settings(fields, type(streamer)))
     source = fields.get("streamer")
     if type(source) is functools.partial:
         source = source.func
@@ -296,9 +310,10 @@ def _group(members: list[Any]) -> str:
         if all(_is(pool, list) for pool in pools):
             return _head(first, size=_span([len(pool) for pool in pools]))
         return _head(first)
-    fields = first.__dict__
-    source = fields["data"] if "data" in fields else fields.get("streamer")
-    if "data" not in fields and _is(source, *_FUNCTIONS, functools.partial):
+    if _reads_data(first.__dict__):
+        return _head(first, size=_data(first.__dict__["data"]))
+    source = first.__dict__.get("streamer")
+    if _is(source, *_FUNCTIONS, functools.partial):
         return _head(first, _counted(first.__dict__))
     return f"{_name(type(first))}({_name(type(source))})"
 

@@ -1,0 +1,179 @@
+"""From files to batches in one call, and what the command line says of them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import pescador
+from pescador import PescadorError, Streamer, buffer_stream
+from pescador.sources import Rows, Windows, from_files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve files of 20 rows, whose numbers sort in another order than their names."""
+    for i in range(12):
+        arrays = {"X": np.full((20, 3), i, np.float32), "y": np.arange(20) + 100 * i}
+        np.savez(tmp_path / f"part{i}.npz", **arrays)
+    return tmp_path
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert list(a) == list(b)
+        for key in a:
+            assert a[key].dtype == b[key].dtype
+            assert np.array_equal(a[key], b[key])
+
+
+def test_batches_are_those_of_the_pieces_that_they_are_made_of(folder):
+    paths = [f"{folder}/part{i}.npz" for i in range(12)]
+    for rows, options in (
+        (Rows, {}),
+        (Rows, {"order": "shuffled", "keys": ["y"]}),
+        (Windows, {"length": 5}),
+    ):
+        pool = [rows(path, **options, random_state=3) for path in paths]
+        mux = pescador.StochasticMux(pool, 4, 6, mode="single_active", random_state=3)
+        pieces = Streamer(buffer_stream, mux, 8)
+        ours = pescador.batches(f"{folder}/*.npz", 8, n_active=4, rate=6, random_state=3, **options)
+        assert isinstance(ours, Streamer)
+        same(list(ours(max_iter=20)), list(pieces(max_iter=20)))
+        same(list(ours(max_iter=5)), list(ours(max_iter=5)))
+
+
+def test_the_data_may_be_a_pattern_paths_or_arrays(folder):
+    paths = [folder / f"part{i}.npz" for i in range(12)]
+    arrays = [dict(np.load(path)) for path in paths]
+    expected = list(pescador.batches(f"{folder}/*.npz", 8, random_state=0)(max_iter=9))
+    for data in (folder / "*.npz", paths, map(str, paths), arrays, tuple(arrays)):
+        same(list(pescador.batches(data, 8, random_state=0)(max_iter=9)), expected)
+    [batch] = pescador.batches(arrays[3], 8)(max_iter=1)
+    assert (batch["X"] == 3).all()
+
+
+def test_an_exhaustive_run_gives_each_row_once_and_a_part_of_a_batch_if_asked(folder):
+    stream = pescador.batches(
+        f"{folder}/*.npz", 64, rate=None, mode="exhaustive", order="shuffled", partial=True
+    )
+    seen = np.concatenate([batch["y"] for batch in stream])
+    assert sorted(seen) == [j + 100 * i for i in range(12) for j in range(20)]
+    assert len(seen) % 64
+
+
+def test_files_are_in_natural_order_and_lists_in_their_own(folder):
+    names = [pathlib.Path(source.data).name for source in from_files(f"{folder}/*.npz")]
+    assert names == [f"part{i}.npz" for i in range(12)]
+    assert [source.data for source in from_files(["b.npz", "a.npz"])] == ["b.npz", "a.npz"]
+    (folder / "deeper").mkdir()
+    os.link(folder / "part7.npz", folder / "deeper" / "part7.npz")
+    assert len(from_files(folder / "**" / "part7.npz")) == 2
+
+
+def test_a_pool_may_be_made_of_any_streamers(folder):
+    def lines(path, keys):
+        with np.load(path) as data:
+            yield from ({key: data[key] for key in keys} for _ in range(2))
+
+    pool = from_files(f"{folder}/*.npz", lambda path, **how: Streamer(lines, path, **how), keys="y")
+    assert [len(list(streamer)) for streamer in pool] == [2] * 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing/*.npz", 8), "no file matches 'nothing/"),
+        (([], 8), "data=.. has no path"),
+        ((3, 8), "data=3"),
+        (("*.npz", 0), "batch_size=0"),
+        (("*.npz", 8.5), "batch_size=8.5"),
+        (("*.npz", 8, {"order": "random "}), "order="),
+        (("*.npz", 8, {"rate": -1}), "rate=-1"),
+        (("*.npz", 8, {"length": 0}), "length=0"),
+        ((["a.txt"], 8), "a.txt"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(folder, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder)
+    *positional, options = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
+    with pytest.raises(PescadorError, match=message):
+        pescador.batches(*positional, **options)
+
+
+def test_the_tree_shows_what_it_is_made_of(folder):
+    shown = str(pescador.batches(f"{folder}/*.npz", 8, order="shuffled"))
+    assert "buffer_stream" in shown
+    assert "StochasticMux(12 streams" in shown
+    assert "12 x Rows(.npz files, order='shuffled')" in shown
+
+
+# --------------------------------------------------------------------------------- command line
+
+
+def run(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "pescador", *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_describe_says_what_is_there_and_which_files_differ(folder):
+    pattern = f"{folder}/*.npz"
+    found = json.loads(run("describe", pattern, "--json").stdout)
+    assert found["files"] == 12
+    assert found["bytes"] == sum(path.stat().st_size for path in folder.glob("*.npz"))
+    assert found["keys"] == [
+        {
+            "key": "X",
+            "dtype": "float32",
+            "shape": [3],
+            "rows": {"least": 20, "most": 20, "all": 240},
+            "bytes": 240 * 12,
+        },
+        {
+            "key": "y",
+            "dtype": "int64",
+            "shape": [],
+            "rows": {"least": 20, "most": 20, "all": 240},
+            "bytes": 240 * 8,
+        },
+    ]
+    assert not found["differ"]
+    assert not found["damaged"]
+    np.savez(folder / "part3.npz", X=np.zeros((20, 4), np.float32), z=np.zeros(20))
+    (folder / "part5.npz").write_bytes(b"no archive")
+    done = run("describe", pattern, code=1)
+    assert "lacks y, also has z, X is float32[4]" in done.stdout
+    assert "part5.npz" in done.stdout.partition("cannot be read")[2]
+    assert done.stderr == ""
+
+
+def test_measure_says_how_fast_batches_come_here_and_elsewhere(folder):
+    done = run("measure", f"{folder}/*.npz", "--seconds", "0.3", "--rate", "8", "--json")
+    found = json.loads(done.stdout)
+    assert found["samples_per_second"] > 0
+    per_sample = found["bytes_per_second"] / found["samples_per_second"]
+    assert per_sample == pytest.approx(3 * 4 + 8)
+    assert 0 <= found["share_opening"] <= 1
+    settings = {(other["rate"], other["n_active"]) for other in found["others"]}
+    assert settings == {(32, 12), (2, 12), (8, 3)}
+    table = run("measure", f"{folder}/*.npz", "--seconds", "0.2", "--length", "4").stdout
+    assert "time spent opening files" in table
+
+
+def test_commands_say_what_is_wrong(folder):
+    assert "no file matches" in run("describe", "nothing/*.npz", code=2).stderr
+    assert "mode=" in run("measure", f"{folder}/*.npz", "--mode", "quick", code=2).stderr
+    assert (
+        "fewer samples"
+        in run(
+            "measure", f"{folder}/*.npz", "--mode", "exhaustive", "--batch-size", "999", code=2
+        ).stderr
+    )
