@@ -6,10 +6,9 @@ Train on data that is never in memory as a whole.
 
 The handwritten digits that scikit-learn ships are written as several
 hundred .npz files, each with samples of a single digit, as data sets of
-many recordings are. A StochasticMux keeps a few of the files open and
-mixes their samples, buffer_stream makes minibatches of them, a
-ZMQStreamer does all of that in a background process, and a linear
-classifier learns from what arrives.
+many recordings are. pescador.batches keeps a few of the files open and
+mixes their samples into minibatches, a ZMQStreamer does all of that in
+a background process, and a linear classifier learns from what arrives.
 """
 
 import argparse
@@ -59,29 +58,18 @@ def parse_arguments():
 def write_shards(folder, X, y, n_shards):
     """Write the samples, sorted by digit, as `n_shards` files."""
     order = np.argsort(y, kind="stable")
-    paths = []
     for i, rows in enumerate(np.array_split(order, n_shards)):
-        paths.append(folder / f"{i:05d}.npz")
-        np.savez(paths[-1], X=X[rows], y=y[rows])
-    return paths
+        np.savez(folder / f"{i}.npz", X=X[rows], y=y[rows])
 
 
-# The files that are open in this process, for the report at the end.
-open_shards = set()
-
-
-def samples(path):
-    """Draw samples of one file for ever, others at each visit."""
-    with np.load(path) as shard:
-        X, y = shard["X"], shard["y"]
-    open_shards.add(path)
-    try:
-        while True:
-            i = np.random.randint(len(X))
-            n_open = np.array(len(open_shards))
-            yield {"X": X[i], "y": y[i], "open": n_open}
-    finally:
-        open_shards.discard(path)
+def samples_per_second(stream, use):
+    """Hand each batch to a function, and say how fast that went."""
+    start = time.perf_counter()
+    n_samples = 0
+    for batch in stream:
+        use(batch)
+        n_samples += len(batch["y"])
+    return n_samples / (time.perf_counter() - start)
 
 
 def peak_memory():
@@ -95,7 +83,6 @@ def peak_memory():
 
 def main():
     args = parse_arguments()
-    np.random.seed(args.seed)
     digits = load_digits()
     X, X_test, y, y_test = train_test_split(
         digits.data / 16,
@@ -104,45 +91,44 @@ def main():
         random_state=args.seed,
     )
     classifier = SGDClassifier(random_state=args.seed)
+
+    def learn(batch):
+        X, y = batch["X"], batch["y"]
+        classifier.partial_fit(X, y, classes=range(10))
+
     with tempfile.TemporaryDirectory(prefix="pescador-") as folder:
-        paths = write_shards(pathlib.Path(folder), X, y, args.shards)
-        streamers = [pescador.Streamer(samples, path) for path in paths]
-        mux = pescador.StochasticMux(
-            streamers,
-            args.open,
-            args.rate,
-            mode="single_active",
+        write_shards(pathlib.Path(folder), X, y, args.shards)
+        batches = pescador.batches(
+            f"{folder}/*.npz",
+            args.batch_size,
+            n_active=args.open,
+            rate=args.rate,
             random_state=args.seed,
         )
-        size = args.batch_size
-        batches = pescador.Streamer(pescador.buffer_stream, mux, size)
-        background = pescador.ZMQStreamer(batches)
+        print(batches)
 
-        start = time.perf_counter()
-        most_open = n_samples = 0
+        background = pescador.ZMQStreamer(batches)
         stream = background.iterate(args.batches)
         with contextlib.closing(stream):
-            for batch in tqdm(
+            progress = tqdm(
                 stream,
                 total=args.batches,
                 unit=" batches",
                 disable=args.no_progress or None,
-            ):
-                X, y = batch["X"], batch["y"]
-                classifier.partial_fit(X, y, classes=range(10))
-                most_open = max(most_open, int(batch["open"].max()))
-                n_samples += len(y)
-        seconds = time.perf_counter() - start
+            )
+            training = samples_per_second(progress, learn)
+        # The same once more, in this process, without learning.
+        reading = samples_per_second(
+            batches.iterate(args.batches), lambda batch: None
+        )
 
-    here, worker = peak_memory()
     score = classifier.score(X_test, y_test)
+    here, worker = peak_memory()
     print(f"accuracy on {len(y_test)} held-out digits: {score:.3f}")
-    print(
-        f"samples per second: {n_samples / seconds:,.0f} with training"
-    )
+    print(f"samples per second: {training:,.0f} with training", end="")
+    print(f", {reading:,.0f} without, in this process")
     print(f"peak memory: {here:.0f} MB here", end=", ")
     print(f"{worker:.0f} MB in the background process")
-    print(f"shards open at most: {most_open} of {args.shards}")
 
 
 if __name__ == "__main__":
