@@ -80,7 +80,8 @@ def batches(
     >>> import tempfile, numpy as np
     >>> folder = tempfile.mkdtemp()
     >>> for i in range(3):
-    ...     np.savez(f"{folder}/{i}.npz", X=np.full((9, 4), i), y=np.full(9, i))
+    ...     X, y = np.full((9, 4), i), np.full(9, i)
+    ...     np.savez(f"{folder}/{i}.npz", X=X, y=y)
     >>> stream = batches(f"{folder}/*.npz", 8, rate=4, random_state=0)
     >>> for batch in stream(max_iter=2):
     ...     print(batch["X"].shape, batch["y"])

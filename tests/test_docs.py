@@ -16,9 +16,16 @@ GENERATED = ("_build", "gallery")
 PAGES = sorted(
     path for path in DOCS.rglob("*.rst") if path.relative_to(DOCS).parts[0] not in GENERATED
 )
-WITH_CODE = [*PAGES, ROOT / "README.md", *sorted((ROOT / "pescador").glob("*.py"))]
+WITH_CODE = [*PAGES, ROOT / "README.md", *sorted((ROOT / "pescador").rglob("*.py"))]
 NAMES = [path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES]
-MODULES = (pescador.core, pescador.mux, pescador.maps, pescador.zmq_stream, pescador.util)
+MODULES = (
+    pescador.core,
+    pescador.mux,
+    pescador.maps,
+    pescador.sources,
+    pescador.zmq_stream,
+    pescador.util,
+)
 
 
 def public():

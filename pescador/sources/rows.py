@@ -82,7 +82,8 @@ class Rows(Source):
     [0 1] 0
     [2 3] 1
     [4 5] 0
-    >>> [int(item["y"]) for item in Rows(data, ["y"], random_state=0)(max_iter=5)]
+    >>> labels = Rows(data, ["y"], random_state=0)
+    >>> [int(item["y"]) for item in labels(max_iter=5)]
     [0, 1, 0, 0, 0]
     """
 
