@@ -189,8 +189,10 @@ def _speed(stream: Iterator[dict[Any, Any]], batch_size: int, seconds: float) ->
     if batch is None:
         raise PescadorError(f"there are fewer samples than one batch, {batch_size}")
     size = sum(int(array.nbytes) for array in batch.values())
-    n, began = 0, start + seconds / 5
-    while (now := time.perf_counter()) < start + seconds:
+    n, began = 1, start + seconds / 5
+    counted, at = 0, time.perf_counter()
+    # However late the first batch came, one more is counted.
+    while (now := time.perf_counter()) < start + seconds or not counted:
         if now < began:
             counted, at = 0, now
         if next(stream, None) is None:
@@ -198,7 +200,7 @@ def _speed(stream: Iterator[dict[Any, Any]], batch_size: int, seconds: float) ->
         n += 1
         counted += 1
     if now < began or not counted:
-        counted, at = n + 1, start
+        counted, at = n, start
     samples = counted * batch_size / max(time.perf_counter() - at, 1e-9)
     return {
         "samples_per_second": samples,

@@ -166,6 +166,8 @@ def test_measure_says_how_fast_batches_come_here_and_elsewhere(folder):
     assert settings == {(32, 12), (2, 12), (8, 3)}
     table = run("measure", f"{folder}/*.npz", "--seconds", "0.2", "--length", "4").stdout
     assert "time spent opening files" in table
+    # However late the first batch comes.
+    assert "samples a second" in run("measure", f"{folder}/*.npz", "--seconds", "1e-9").stdout
 
 
 def test_commands_say_what_is_wrong(folder):
