@@ -136,7 +136,7 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
         ``samples_per_second``, ``bytes_per_second``, ``first_batch_seconds``,
         ``share_opening`` (of the time, by comparing two rates; None where `rate` is None),
         ``memory`` (bytes that the process has grown by: ``anonymous``, ``mapped``), and ``others``:
-        the same speed with other values of `rate` and `n_active`.
+        the same speed with other values of `rate` and `n_active`, where there is a `rate`.
     """
     n_files = len(data)
     rate = options["rate"]
@@ -144,7 +144,7 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
     plans: list[tuple[float | None, int]] = [(rate, n_active)]
     if rate is not None:
         plans += [(rate * 4, n_active), (max(rate / 4, 1), n_active)]
-    plans += [(rate, k) for k in (max(n_active // 4, 1), min(n_active * 4, n_files))]
+        plans += [(rate, k) for k in (max(n_active // 4, 1), min(n_active * 4, n_files))]
     plans = list(dict.fromkeys(plans))
     before = _memory()
     results = {}
@@ -239,6 +239,8 @@ def _print_measurement(found: dict[str, Any]) -> None:
     table.append(["memory", _bytes(found["memory"]["anonymous"])])
     table.append(["maps of files in memory", _bytes(found["memory"]["mapped"])])
     _print_table(table)
+    if not found["others"]:
+        return
     print("\nwith other settings:")
     rows = [["rate", "n_active", "samples a second", ""]]
     for other in found["others"]:

@@ -1,9 +1,11 @@
 """From files to batches in one call."""
 
 import functools
+import os
 from typing import Any
 
 from .core import Streamer
+from .exceptions import PescadorError
 from .maps import Allocator, buffer_stream
 from .mux import StochasticMux
 from .sources import Rows, Windows
@@ -41,16 +43,16 @@ def batches(
 
     Parameters
     ----------
-    data : str, PathLike, mapping, or iterable
+    data : str, PathLike, mapping, array, callable, or iterable of them
         A pattern such as ``"features/*.npz"``, whose files are taken in natural order; a list of
-        paths; a mapping of arrays, or a list of them, as `pescador.sources.Rows` reads.
+        paths; or what `pescador.sources.Rows` reads, a mapping of arrays say, or a list of such.
     batch_size : int > 0
         How many samples make a batch.
     n_active : int > 0 or None
         How many files are open at a time. None is 32, or all if they are fewer.
     rate : float > 0 or None
         How many samples a file gives, on average, before another takes its place. None takes each
-        to its end; rows in random order have none.
+        to its end, as ``order="sequential"`` needs; rows in random order have none.
     mode : {'single_active', 'with_replacement', 'exhaustive'}
         See `StochasticMux`.
     length : int, mapping or None
@@ -92,13 +94,20 @@ def batches(
     source: Any = Rows
     if length is not None:
         source = functools.partial(Windows, length=length)
-    if _is_mapping(data):
-        data = [data]
-    elif not (isinstance(data, list | tuple) and any(map(_is_mapping, data))):
-        data = files(data)
-    pool = [source(one, random_state=random_state, **options) for one in data]
+    pool = [source(one, random_state=random_state, **options) for one in _pieces(data)]
     if n_active is None:
         n_active = min(32, len(pool))
+    order = options.get("order", "random")
+    if rate is None and order == "random" and n_active < len(pool):
+        raise PescadorError(
+            f"rate=None would draw from {n_active} of {len(pool)} files for ever: random rows have "
+            "no end; give a rate, or order='shuffled'"
+        )
+    if rate is not None and order == "sequential":
+        raise PescadorError(
+            f"rate={rate!r} with order='sequential' would begin each file at its first row again "
+            "and never reach its last; rate=None takes files to their end"
+        )
     mux: StochasticMux[Any] = StochasticMux(
         pool, n_active, rate, mode=mode, random_state=random_state
     )
@@ -113,5 +122,18 @@ def batches(
     return Streamer(buffer_stream, mux, batch_size, **chosen)
 
 
-def _is_mapping(data: Any) -> bool:
-    return hasattr(data, "keys")
+def _pieces(data: Any) -> list[Any]:
+    """Return what each source is to read."""
+    if isinstance(data, str | os.PathLike):
+        return list(files(data))
+    if callable(data) or any(hasattr(data, name) for name in ("keys", "dtype")):
+        return [data]
+    try:
+        pieces = list(data)
+    except TypeError:
+        raise PescadorError(
+            f"data={data!r:.200} must be a pattern of paths, what a source reads, or a list of such"
+        ) from None
+    if not pieces:
+        raise PescadorError("data=[] is empty: there is nothing to read")
+    return pieces

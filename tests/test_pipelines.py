@@ -54,8 +54,9 @@ def test_the_data_may_be_a_pattern_paths_or_arrays(folder):
     expected = list(pescador.batches(f"{folder}/*.npz", 8, random_state=0)(max_iter=9))
     for data in (folder / "*.npz", paths, map(str, paths), arrays, tuple(arrays)):
         same(list(pescador.batches(data, 8, random_state=0)(max_iter=9)), expected)
-    [batch] = pescador.batches(arrays[3], 8)(max_iter=1)
-    assert (batch["X"] == 3).all()
+    for data in (arrays[3], lambda: arrays[3], arrays[3]["X"]):
+        [batch] = pescador.batches(data, 8)(max_iter=1)
+        assert (batch["data" if data is arrays[3]["X"] else "X"] == 3).all()
 
 
 def test_an_exhaustive_run_gives_each_row_once_and_a_part_of_a_batch_if_asked(folder):
@@ -71,6 +72,8 @@ def test_files_are_in_natural_order_and_lists_in_their_own(folder):
     names = [pathlib.Path(source.data).name for source in from_files(f"{folder}/*.npz")]
     assert names == [f"part{i}.npz" for i in range(12)]
     assert [source.data for source in from_files(["b.npz", "a.npz"])] == ["b.npz", "a.npz"]
+    os.rename(folder / "part0.npz", folder / "part[0].npz")
+    assert len(from_files(folder / "part[0].npz")) == 1
     (folder / "deeper").mkdir()
     os.link(folder / "part7.npz", folder / "deeper" / "part7.npz")
     assert len(from_files(folder / "**" / "part7.npz")) == 2
@@ -89,8 +92,12 @@ def test_a_pool_may_be_made_of_any_streamers(folder):
     ("arguments", "message"),
     [
         (("nothing/*.npz", 8), "no file matches 'nothing/"),
-        (([], 8), "data=.. has no path"),
+        (([], 8), "data=.. is empty"),
         ((3, 8), "data=3"),
+        (([3], 8), "data=3"),
+        (([Rows("part1.npz")], 8), "data=Rows.'part1.npz'. is a stream already"),
+        (("*.npz", 8, {"rate": None, "n_active": 4}), "4 of 12 files for ever"),
+        (("*.npz", 8, {"order": "sequential"}), "rate=16 with order='sequential'"),
         (("*.npz", 0), "batch_size=0"),
         (("*.npz", 8.5), "batch_size=8.5"),
         (("*.npz", 8, {"order": "random "}), "order="),
@@ -166,6 +173,9 @@ def test_measure_says_how_fast_batches_come_here_and_elsewhere(folder):
     assert settings == {(32, 12), (2, 12), (8, 3)}
     table = run("measure", f"{folder}/*.npz", "--seconds", "0.2", "--length", "4").stdout
     assert "time spent opening files" in table
+    table = run("measure", f"{folder}/*.npz", "--seconds", "0.2", "--rate", "none").stdout
+    assert "samples a second" in table
+    assert "other settings" not in table
     # However late the first batch comes.
     assert "samples a second" in run("measure", f"{folder}/*.npz", "--seconds", "1e-9").stdout
 

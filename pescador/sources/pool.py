@@ -36,6 +36,9 @@ def files(pattern_or_paths: Any) -> list[str]:
     """
     if isinstance(pattern_or_paths, str | os.PathLike):
         pattern = os.path.expanduser(os.fspath(pattern_or_paths))
+        # A name may have brackets of its own.
+        if os.path.exists(pattern):
+            return [pattern]
         found = sorted(glob.glob(pattern, recursive=True), key=_natural)
         if not found:
             raise PescadorError(f"no file matches {pattern!r}")

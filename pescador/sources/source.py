@@ -65,6 +65,8 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
     random_state: Seed
 
     def __init__(self, data: Any, keys: Any, order: Any, mmap: Any, random_state: Any) -> None:
+        if isinstance(data, Streamer):
+            raise PescadorError(f"data={data!r} is a stream already; a source reads arrays")
         check_data(data)
         self.data = data
         self.keys = _as_keys(keys)
