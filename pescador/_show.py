@@ -266,7 +266,7 @@ def _kind(streamer: Any) -> Any:
     if "streamers" in fields:
         return (type(streamer), *_settings(fields, type(streamer)))
     if _reads_data(fields):
-        return (type(streamer), _data(fields["data"]), *_settings(fields, type(streamer)))
+        return type(streamer), _data(fields["data"])
     source = fields.get("streamer")
     if type(source) is functools.partial:
         source = source.func
@@ -311,7 +311,9 @@ def _group(members: list[Any]) -> str:
             return _head(first, size=_span([len(pool) for pool in pools]))
         return _head(first)
     if _reads_data(first.__dict__):
-        return _head(first, size=_data(first.__dict__["data"]))
+        what = _data(first.__dict__["data"])
+        settings = {tuple(_settings(each.__dict__, type(each))) for each in members}
+        return _head(first, size=what) if len(settings) == 1 else f"{_name(type(first))}({what})"
     source = first.__dict__.get("streamer")
     if _is(source, *_FUNCTIONS, functools.partial):
         return _head(first, _counted(first.__dict__))

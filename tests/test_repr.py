@@ -273,4 +273,6 @@ def test_sources_say_what_they_read_and_how():
     )
     assert repr(Windows({"x": np.zeros(9)}, 3, hop=2)) == "Windows(dict of 1, length=3, hop=2)"
     mux = ShuffledMux([Rows(f"{i}.npz", random_state=i) for i in range(100)])
-    assert lines(mux)[1] == "    100 x Rows(str)"
+    assert lines(mux)[1] == "    100 x Rows(.npz files)"
+    mux = ShuffledMux([Rows(f"{i}.npz", random_state=7) for i in range(100)])
+    assert lines(mux)[1] == "    100 x Rows(.npz files, random_state=7)"
