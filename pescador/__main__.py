@@ -100,19 +100,20 @@ def _difference(most: dict[str, Any], one: dict[str, Any]) -> str:
 
 
 def _print_description(found: dict[str, Any]) -> None:
-    print(f"{found['files']:,} files, {_bytes(found['bytes'])}")
+    print(f"{_files(found['files'])}, {_bytes(found['bytes'])}")
     table = [["key", "dtype", "shape of a row", "rows in a file", "rows", "bytes"]]
     for key in found["keys"]:
         least, most, total = key["rows"]["least"], key["rows"]["most"], key["rows"]["all"]
         each = "-" if least is None else f"{least:,}" if least == most else f"{least:,} to {most:,}"
         shape = " x ".join(map(str, key["shape"])) or "-"
         table.append([key["key"], key["dtype"], shape, each, f"{total:,}", _bytes(key["bytes"])])
-    _print_table(table)
-    for what, paths in (("differ", found["differ"]), ("cannot be read", found["damaged"])):
+    if found["keys"]:
+        _print_table(table)
+    for what, paths in (("other keys", found["differ"]), ("an error", found["damaged"])):
         if paths:
-            print(f"\n{len(paths):,} {what}:")
+            print(f"\n{_files(len(paths))} with {what}:")
             for path, why in islice(paths.items(), _NAMED):
-                print(f"  {path}: {why}")
+                print(f"  {why if why.startswith(path) else f'{path}: {why}'}")
             if len(paths) > _NAMED:
                 print(f"  and {len(paths) - _NAMED:,} more")
 
@@ -143,7 +144,7 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
     n_active = min(options.pop("n_active") or 32, n_files)
     plans: list[tuple[float | None, int]] = [(rate, n_active)]
     if rate is not None:
-        plans += [(rate * 4, n_active), (max(rate / 4, 1), n_active)]
+        plans += [(rate * 4, n_active), (_whole(max(rate / 4, 1)), n_active)]
         plans += [(rate, k) for k in (max(n_active // 4, 1), min(n_active * 4, n_files))]
     plans = list(dict.fromkeys(plans))
     before = _memory()
@@ -226,7 +227,7 @@ def _memory() -> dict[str, int]:
 
 def _print_measurement(found: dict[str, Any]) -> None:
     print(
-        f"{found['files']:,} files, batches of {found['batch_size']:,}, "
+        f"{_files(found['files'])}, batches of {found['batch_size']:,}, "
         f"rate={found['rate']}, n_active={found['n_active']}"
     )
     table = [
@@ -266,6 +267,10 @@ def _with_progress(values: list[Any], what: str) -> Iterator[Any]:
         yield value
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _files(n: int) -> str:
+    return f"{n:,} file{'' if n == 1 else 's'}"
 
 
 def _bytes(n: float) -> str:
@@ -316,8 +321,12 @@ def _parser() -> argparse.ArgumentParser:
 def _rate(text: str) -> float | None:
     if text.lower() == "none":
         return None
-    value = float(text)
-    return int(value) if value.is_integer() else value
+    return _whole(float(text))
+
+
+def _whole(value: float) -> float:
+    """Return a number, as an int if it is whole: 4, and not 4.0."""
+    return int(value) if float(value).is_integer() else value
 
 
 def _paths(data: list[str]) -> list[str]:

@@ -178,7 +178,7 @@ def _settings(fields: dict[str, Any], kind: type) -> Iterator[str]:
         value = fields.get(name, default)
         if value is default or (type(value) is type(default) and bool(value == default)):
             continue
-        yield f"{name}={brief(value, deep=False)}"
+        yield f"{name}={brief(value, deep=_is(value, list))}"
 
 
 def _passed(fields: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

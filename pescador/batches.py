@@ -1,6 +1,7 @@
 """From files to batches in one call."""
 
 import functools
+import inspect
 import os
 from typing import Any
 
@@ -54,7 +55,8 @@ def batches(
         How many samples a file gives, on average, before another takes its place. None takes each
         to its end, as ``order="sequential"`` needs; rows in random order have none.
     mode : {'single_active', 'with_replacement', 'exhaustive'}
-        See `StochasticMux`.
+        See `StochasticMux`. With ``exhaustive``, each file is opened once, for `rate` samples; all
+        rows, each once, are those of ``rate=None`` and ``order="shuffled"``.
     length : int, mapping or None
         The length of windows, see `pescador.sources.Windows`; None for rows.
     random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
@@ -94,6 +96,7 @@ def batches(
     source: Any = Rows
     if length is not None:
         source = functools.partial(Windows, length=length)
+    _check_options(options, length)
     pool = [source(one, random_state=random_state, **options) for one in _pieces(data)]
     if n_active is None:
         n_active = min(32, len(pool))
@@ -120,6 +123,18 @@ def batches(
     if allocator is not None:
         chosen["allocator"] = allocator
     return Streamer(buffer_stream, mux, batch_size, **chosen)
+
+
+def _check_options(options: dict[str, Any], length: Any) -> None:
+    """Refuse options that the sources do not have, before they do."""
+    rows, windows = (
+        set(inspect.signature(source).parameters) - {"data"} for source in (Rows, Windows)
+    )
+    for name, value in options.items():
+        if name not in rows | windows:
+            raise TypeError(f"batches() got an unexpected keyword argument {name!r}")
+        if length is None and name not in rows:
+            raise PescadorError(f"{name}={value!r:.100} is of windows, which need a length")
 
 
 def _pieces(data: Any) -> list[Any]:

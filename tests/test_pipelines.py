@@ -104,6 +104,9 @@ def test_a_pool_may_be_made_of_any_streamers(folder):
         (("*.npz", 8, {"rate": -1}), "rate=-1"),
         (("*.npz", 8, {"length": 0}), "length=0"),
         ((["a.txt"], 8), "a.txt"),
+        (("*.npz", 8, {"hop": 3}), "hop=3 is of windows"),
+        ((["*.npz"], 8), "the path of one file"),
+        (([".."], 8), "reads the files of a folder"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(folder, monkeypatch, arguments, message):
@@ -111,6 +114,11 @@ def test_bad_arguments_are_refused_by_name(folder, monkeypatch, arguments, messa
     *positional, options = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
     with pytest.raises(PescadorError, match=message):
         pescador.batches(*positional, **options)
+
+
+def test_an_unknown_option_is_refused_as_one_of_batches():
+    with pytest.raises(TypeError, match=r"batches\(\) got an unexpected .* 'nactive'"):
+        pescador.batches("*.npz", 8, nactive=3)
 
 
 def test_the_tree_shows_what_it_is_made_of(folder):
@@ -158,7 +166,7 @@ def test_describe_says_what_is_there_and_which_files_differ(folder):
     (folder / "part5.npz").write_bytes(b"no archive")
     done = run("describe", pattern, code=1)
     assert "lacks y, also has z, X is float32[4]" in done.stdout
-    assert "part5.npz" in done.stdout.partition("cannot be read")[2]
+    assert "part5.npz" in done.stdout.partition("1 file with an error:")[2]
     assert done.stderr == ""
 
 

@@ -269,7 +269,7 @@ def test_the_console_form_is_the_tree():
 
 def test_sources_say_what_they_read_and_how():
     assert repr(Rows("a.npz", ["x"], order="shuffled")) == (
-        "Rows('a.npz', keys=list of 1, order='shuffled')"
+        "Rows('a.npz', keys=['x'], order='shuffled')"
     )
     assert repr(Windows({"x": np.zeros(9)}, 3, hop=2)) == "Windows(dict of 1, length=3, hop=2)"
     mux = ShuffledMux([Rows(f"{i}.npz", random_state=i) for i in range(100)])

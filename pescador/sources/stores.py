@@ -208,10 +208,18 @@ def _is_array(data: Any) -> bool:
 def _suffix(path: str | bytes) -> str:
     if isinstance(path, bytes):
         raise PescadorError(f"data={path!r} must be a path of text, not of bytes")
+    if any(mark in path for mark in "*?") and not os.path.exists(path):
+        raise PescadorError(
+            f"data={path!r} must be the path of one file; pescador.sources.from_files and "
+            "pescador.batches take patterns"
+        )
     suffix = os.path.splitext(path.rstrip(os.sep))[1].lower()
     if suffix not in FORMATS:
+        hint = ""
+        if os.path.isdir(path):
+            hint = f"; from_files({os.path.join(path, '*.npz')!r}) reads the files of a folder"
         raise PescadorError(
-            f"data={path!r} must be a path that ends with one of {', '.join(FORMATS)}"
+            f"data={path!r} must be a path that ends with one of {', '.join(FORMATS)}{hint}"
         )
     return suffix
 
