@@ -115,9 +115,10 @@ def content_of(env):
     digest = hashlib.sha256(repr((ENV[env].requires, sys.version)).encode())
     if "." in ENV[env].requires:
         files = [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml"]
-        files += [path for path in (ROOT / "pescador").glob("*.*") if path.suffix != ".so"]
+        package = [path for path in (ROOT / "pescador").rglob("*.*") if path.is_file()]
+        files += [path for path in package if path.suffix not in (".so", ".pyd", ".pyc")]
         for path in sorted(files):
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 

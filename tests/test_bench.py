@@ -109,6 +109,20 @@ def test_a_round_takes_whole_batches_of_those_that_unpack_them():
     assert jobs.calibrate(job, 1e-3) % cases.BLOCK == 0
 
 
+def test_the_environment_of_ours_is_made_anew_when_any_file_of_the_package_changes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(contestants, "ROOT", tmp_path)
+    module = tmp_path / "pescador" / "sources" / "rows.py"
+    module.parent.mkdir(parents=True)
+    for file in ("CMakeLists.txt", "pyproject.toml"):
+        (tmp_path / file).touch()
+    module.write_text("a")
+    before = contestants.content_of("ours")
+    module.write_text("b")
+    assert contestants.content_of("ours") != before
+
+
 def test_every_contestant_of_a_case_is_known():
     for it in cases.CASES.values():
         assert set(it.builders) <= set(contestants.CONTESTANTS) | {"pescador"}
