@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -197,3 +198,50 @@ def test_commands_say_what_is_wrong(folder):
             "measure", f"{folder}/*.npz", "--mode", "exhaustive", "--batch-size", "999", code=2
         ).stderr
     )
+
+
+MEMORY = """
+import json, sys
+import pescador
+from pescador._stores import mapped
+from pescador.sources import files
+
+def resident():
+    with open("/proc/self/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    return {name: int(lines[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")}
+
+batches = pescador.batches(sys.argv[1], 64, n_active=100, rate=4, random_state=0).iterate()
+batch = next(batches)
+row = sum(values[0].nbytes for values in batch.values())
+before, seen = resident(), []
+for _ in range(12):
+    next(batches)
+    now = resident()
+    seen.append({name: now[name] - before[name] for name in now} | {"mapped": mapped()[1]})
+print(json.dumps({"seen": seen, "drawn": 12 * 64 * row, "most": files.MOST_BYTES}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted on Linux")
+def test_large_files_take_no_memory_but_what_was_drawn_and_a_bounded_part_of_them_is_mapped(
+    tmp_path,
+):
+    row, n_bytes = 64, 10**8
+    header = {"descr": "<f4", "fortran_order": False, "shape": (n_bytes // (4 * row), row)}
+    for i in range(1_000):
+        with open(tmp_path / f"{i}.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            # All but the header is a hole, and takes no room.
+            file.truncate(file.tell() + n_bytes)
+    # As on the page on stores: what changed a moment ago is not kept.
+    time.sleep(0.1)
+    command = [sys.executable, "-c", MEMORY, tmp_path / "*.npy"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    size = (tmp_path / "0.npy").stat().st_size
+    for now in found["seen"]:
+        # The interpreter allocates 1 MiB at a time.
+        assert now["RssAnon"] <= found["drawn"] + 2**20
+        # A quarter of the memory or, if that is more, what the open visits need.
+        assert now["mapped"] <= max(found["most"], 100 * size) + size
+        assert now["RssFile"] <= now["mapped"]
