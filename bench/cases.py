@@ -20,8 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import data
 import numpy as np
+from contestants import OURS, PEER
 from jobs import Calls, Fresh, Items, Skip
+from limit import batches_in_c
 
 CASES: "dict[str, Case]" = {}
 
@@ -41,6 +44,7 @@ class Case:
     n_bytes: Callable[..., int] | None
     parallel: bool
     same: bool
+    files: Callable[..., Any] | None
     builders: dict[str, Callable[..., Any]] = field(default_factory=dict)
     ways: dict[str, str] = field(default_factory=dict)
 
@@ -74,13 +78,15 @@ def case(
     n_bytes=None,
     parallel=False,
     same=False,
+    files=None,
 ):
     """Make a function ``(pescador, **params)`` that returns a job into a case.
 
     unit: what one unit of work is. section: of the table. short, full: parameters, as dicts.
     tiny: parameters for ``make test``. warm: how many units of work until the state is steady.
     n_bytes: the size of one unit. parallel: whether the job has other processes, and so gets all
-    processors. same: whether all contestants give equal samples in the same order.
+    processors. same: whether all contestants give equal samples in the same order. files: writes
+    what is read, if it is not there yet; see ``data.py``.
     """
 
     def register(build):
@@ -96,6 +102,7 @@ def case(
             n_bytes=n_bytes,
             parallel=parallel,
             same=same,
+            files=files,
         )
         it.builders["pescador"] = build
         CASES[it.name] = it
@@ -1293,6 +1300,265 @@ def _(size):
     return Items(copied([(apart(source), source)]))
 
 
+# -------------------------------------------------------------------------------- pipelines
+
+# Files, and how many of them are open; samples of a batch are BATCH, of windows WINDOWS.
+FILES, OPEN = 1_000, 32
+WINDOWS, FRAMES = 32, 128
+# A recording's row and label, and a window of a spectrogram.
+ROW, WINDOW = 64 * 4 + 8, FRAMES * 128 * 4
+
+
+def rows_in(X, y, seed):
+    rng = np.random.default_rng(seed)
+    while True:
+        i = rng.integers(X.shape[0])
+        yield {"X": X[i], "y": y[i]}
+
+
+def windows_of(path, seed):
+    frames = np.load(path, mmap_mode="r")
+    rng = np.random.default_rng(seed)
+    while True:
+        i = rng.integers(len(frames) - FRAMES + 1)
+        yield {"data": frames[i : i + FRAMES]}
+
+
+def mixed_batches(pescador, source, paths, rate, size=BATCH, n_open=OPEN):
+    """Batches of what a generator function gives of each file, as pescador's users write it."""
+    streams = [pescador.Streamer(source, path, seed) for seed, path in enumerate(paths)]
+    mux = pescador.StochasticMux(
+        streams, min(n_open, len(paths)), rate, mode="single_active", random_state=0
+    )
+    return Items(pescador.buffer_stream(mux, size), per=size)
+
+
+def mixed_by_hand(start, n, rate, size=BATCH, n_open=OPEN):
+    """Batches of the streams that ``start(i, seed)`` opens, of which `n_open` are open."""
+    pick, poisson = np_free_random(), np.random.RandomState(0).poisson
+    seeds = itertools.count()
+    n_open = min(n_open, n)
+
+    def loop():
+        idle = list(range(n))
+        files = [idle.pop(int(pick() * len(idle))) for _ in range(n_open)]
+        streams = [start(i, next(seeds)) for i in files]
+        left = [rate and 1 + poisson(rate - 1) for _ in files]
+        while True:
+            batch = {}
+            for k in range(size):
+                slot = int(pick() * n_open)
+                if rate:
+                    if not left[slot]:
+                        idle.append(files[slot])
+                        place = int(pick() * len(idle))
+                        files[slot], idle[place] = idle[place], idle[-1]
+                        idle.pop()
+                        streams[slot] = start(files[slot], next(seeds))
+                        left[slot] = 1 + poisson(rate - 1)
+                    left[slot] -= 1
+                item = next(streams[slot])
+                if not k:
+                    batch = {
+                        key: np.empty((size, *value.shape), value.dtype)
+                        for key, value in item.items()
+                    }
+                for key, values in batch.items():
+                    values[k] = item[key]
+            yield batch
+
+    return Items(loop(), per=size)
+
+
+def rows_by_hand(files, rate, n_open=OPEN):
+    """The same over arrays that are all there, without a generator for each file."""
+    pick, poisson = np_free_random(), np.random.RandomState(0).poisson
+    n, n_rows, n_open = len(files), len(files[0]["y"]), min(n_open, len(files))
+    shape, dtype = files[0]["X"].shape[1:], files[0]["X"].dtype
+
+    def loop():
+        idle = [(arrays["X"], arrays["y"]) for arrays in files]
+        open_ones = [idle.pop(int(pick() * len(idle))) for _ in range(n_open)]
+        left = [rate and 1 + poisson(rate - 1) for _ in open_ones]
+        while True:
+            X, y = np.empty((BATCH, *shape), dtype), np.empty(BATCH, np.int64)
+            for k in range(BATCH):
+                slot = int(pick() * n_open)
+                if rate:
+                    if not left[slot]:
+                        idle.append(open_ones[slot])
+                        place = int(pick() * (n - n_open + 1))
+                        open_ones[slot], idle[place] = idle[place], idle[-1]
+                        idle.pop()
+                        left[slot] = 1 + poisson(rate - 1)
+                    left[slot] -= 1
+                i = int(pick() * n_rows)
+                from_X, from_y = open_ones[slot]
+                X[k] = from_X[i]
+                y[k] = from_y[i]
+            yield {"X": X, "y": y}
+
+    return Items(loop(), per=BATCH)
+
+
+def some_visits(rate=16, n=FILES, **params):
+    """Enough samples that nearly all files have been visited."""
+    return 4 * n * rate
+
+
+FUNCTION_WAY = "a generator function over np.load"
+MAPS_WAY = "maps of all files kept, rows copied one by one"
+
+
+@case(
+    "sample",
+    "Pipelines",
+    short=over("rate", 16, 8, 1),
+    tiny={"rate": 4, "n": 5},
+    warm=some_visits,
+    n_bytes=lambda **params: ROW,
+    files=lambda rate, n=FILES: data.recordings(n),
+)
+def job(pescador, rate, n=FILES):
+    """Batches of 64 rows of 1,000 .npz files, 32 open; with rate=1, each sample is a visit."""
+    paths = data.recordings(n)
+    return Items(pescador.batches(paths, BATCH, rate=rate, random_state=0).iterate(), per=BATCH)
+
+
+@job.by("peer", "ours-function", way=FUNCTION_WAY)
+def _(pescador, rate, n=FILES):
+    return mixed_batches(pescador, rows_of, data.recordings(n), rate)
+
+
+@job.by("hand", way=FUNCTION_WAY)
+def _(rate, n=FILES):
+    paths = data.recordings(n)
+    return mixed_by_hand(lambda i, seed: rows_of(paths[i], seed), n, rate)
+
+
+@job.by("hand-blocks", way=MAPS_WAY)
+def _(rate, n=FILES):
+    return rows_by_hand(list(map(data.mapped, data.recordings(n))), rate)
+
+
+@job.by("limit")
+def _(rate, n=FILES):
+    files = list(map(data.mapped, data.recordings(n)))
+    return Items(batches_in_c(files, BATCH, min(OPEN, n), rate), per=BATCH)
+
+
+def in_memory_files(n):
+    return [data.arrays_like_recordings(500, i) for i in range(n)]
+
+
+@case(
+    "sample",
+    "Pipelines",
+    tiny={"n": 5},
+    warm=lambda n=100: some_visits(n=n),
+    n_bytes=lambda n=100: ROW,
+)
+def in_memory(pescador, n=100):
+    """Batches of 64 over a ShuffledMux of Rows of 100 pairs of arrays, of 500 rows each."""
+    streams = [pescador.sources.Rows(one, random_state=0) for one in in_memory_files(n)]
+    mux = pescador.ShuffledMux(streams, random_state=0)
+    return Items(pescador.buffer_stream(mux, BATCH), per=BATCH)
+
+
+@in_memory.by("peer", "ours-function", way="a generator function")
+def _(pescador, n=100):
+    streams = [
+        pescador.Streamer(rows_in, one["X"], one["y"], seed)
+        for seed, one in enumerate(in_memory_files(n))
+    ]
+    mux = pescador.ShuffledMux(streams, random_state=0)
+    return Items(pescador.buffer_stream(mux, BATCH), per=BATCH)
+
+
+@in_memory.by("hand", way="a generator function")
+def _(n=100):
+    files = in_memory_files(n)
+    return mixed_by_hand(lambda i, seed: rows_in(**files[i], seed=seed), n, 0, n_open=n)
+
+
+@in_memory.by("hand-blocks", way="rows copied one by one")
+def _(n=100):
+    return rows_by_hand(in_memory_files(n), 0, n_open=n)
+
+
+@in_memory.by("limit")
+def _(n=100):
+    return Items(batches_in_c(in_memory_files(n), BATCH, n), per=BATCH)
+
+
+@case(
+    "sample",
+    "Pipelines",
+    tiny={"n": 5},
+    warm=some_visits,
+    n_bytes=lambda **params: WINDOW,
+    files=lambda n=FILES: data.spectrograms(n),
+)
+def windows(pescador, n=FILES):
+    """Batches of 32 windows of float32[128, 128] of 1,000 .npy files, 32 open, rate 16."""
+    paths = data.spectrograms(n)
+    stream = pescador.batches(paths, WINDOWS, length=FRAMES, random_state=0)
+    return Items(stream.iterate(), per=WINDOWS)
+
+
+@windows.by("peer", "ours-function", way="a generator function over np.load, mmap_mode='r'")
+def _(pescador, n=FILES):
+    return mixed_batches(pescador, windows_of, data.spectrograms(n), 16, WINDOWS)
+
+
+@windows.by("hand", way="a generator function over np.load, mmap_mode='r'")
+def _(n=FILES):
+    paths = data.spectrograms(n)
+    return mixed_by_hand(lambda i, seed: windows_of(paths[i], seed), n, 16, WINDOWS)
+
+
+@windows.by("limit")
+def _(n=FILES):
+    files = [{"data": np.load(path, mmap_mode="r")} for path in data.spectrograms(n)]
+    return Items(batches_in_c(files, WINDOWS, min(OPEN, n), 16, FRAMES), per=WINDOWS)
+
+
+def stored_rows(path, seed):
+    """Draw rows of one chunked store, as it is written without a library."""
+    kind = "zarr" if path.endswith(".zarr") else "hdf5"
+    module = data.module_of(kind)
+    store = module.open_group(path, mode="r") if kind == "zarr" else module.File(path)
+    with contextlib.nullcontext() if kind == "zarr" else store:
+        yield from rows_in(store["X"], store["y"], seed)
+
+
+@case(
+    "sample",
+    "Pipelines",
+    short=over("kind", "hdf5", "zarr"),
+    full=over("kind", "hdf5", "zarr", n_rows=8_192),
+    tiny={"kind": "hdf5", "n": 2},
+    warm=lambda n=16, **params: 16 * n,
+    n_bytes=lambda **params: ROW,
+    files=lambda kind, n=16, n_rows=512: data.stores(kind, n, n_rows),
+)
+def chunked(pescador, kind, n=16, n_rows=512):
+    """Batches of 64 rows of 16 HDF5 or Zarr stores in chunks of 64 rows, 8 open, rate 16."""
+    paths = data.stores(kind, n, n_rows)
+    stream = pescador.batches(paths, BATCH, n_active=min(8, n), random_state=0)
+    return Items(stream.iterate(), per=BATCH)
+
+
+@chunked.by("ours-function", way="a generator function that reads row by row")
+def _(pescador, kind, n=16, n_rows=512):
+    return mixed_batches(pescador, stored_rows, data.stores(kind, n, n_rows), 16, n_open=8)
+
+
+@chunked.by("peer")
+def _(pescador, kind, n=16, n_rows=512):
+    raise Skip("its environment reads neither HDF5 nor Zarr; see ours-function")
+
+
 # ------------------------------------------------------------------------------- end to end
 
 
@@ -1426,6 +1692,15 @@ class Goal:
     most: bool = False
 
 
+@dataclass
+class Pace:
+    """Ours is to take at most so many seconds for a unit of work, on a machine of our own."""
+
+    text: str
+    identifier: str
+    seconds: float
+
+
 def than(contestant, identifier, ratio, text=None):
     """A goal for ours against `contestant` on the same case."""
     return Goal(text or identifier, (identifier, contestant), (identifier, "ours"), ratio)
@@ -1483,6 +1758,21 @@ GOALS = [
     ),
     than("peer", "first_item/size=64", 1),
     Goal("bound against islice", ("bound", "ours"), ("bound", "hand"), 1.6, most=True),
+    than("peer", "job/rate=16", 100),
+    than("peer", "job/rate=8", 100),
+    # 1.5 million samples a second where the loop in C gives 7.
+    Goal(
+        "job/rate=16 against C", ("job/rate=16", "ours"), ("job/rate=16", "limit"), 4.67, most=True
+    ),
+    than("peer", "in_memory", 200),
+    Goal("windows against memcpy", ("windows", "limit"), ("windows", "ours"), 0.6),
+    than("ours-function", "chunked/kind=hdf5", 5),
+    than("ours-function", "chunked/kind=zarr", 5),
+]
+
+PACES = [
+    Pace("in_memory", "in_memory", 200e-9),
+    Pace("a visit to a file that was opened before", "job/rate=1", 5e-6),
 ]
 
 # What the README shows: identifiers, and what they are in its words.
@@ -1499,6 +1789,8 @@ MAIN = {
     "first/mux=stochastic": "first sample of a mux of 30,000",
     "batches/size=64": "`buffer_stream`, 64 items of 64 B",
     "batches/size=602112": "`buffer_stream`, 64 items of 602 kB",
+    "job/rate=16": "`pescador.batches`, rows of 1,000 `.npz` files",
+    "windows": "`pescador.batches`, windows of 64 KB of `.npy` files",
     "transport/size=64": "`ZMQStreamer`, items of 64 B",
     "transport/size=40000000": "`ZMQStreamer`, items of 40 MB",
 }
@@ -1522,6 +1814,9 @@ CORE = [
     "batches/size=64/label=True",
     "batches/size=64/axis=0",
     "batches_of_scalars/kind=float",
+    "job/rate=16",
+    "job/rate=1",
+    "in_memory",
 ]
 
 
@@ -1536,9 +1831,10 @@ def find(identifier):
 
 def build(name, params, contestant, pescador=None):
     """Return the job of a contestant; `pescador` is the package, for those that have its API."""
-    it = CASES[name]
-    if pescador is not None:
-        return it.builders["pescador"](pescador, **params)
-    if contestant not in it.builders:
+    builders = CASES[name].builders
+    builder = builders.get(contestant)
+    if builder is None and contestant in (OURS, PEER):
+        builder = builders["pescador"]
+    if builder is None:
         raise Skip("does something else")
-    return it.builders[contestant](**params)
+    return builder(**params) if pescador is None else builder(pescador, **params)

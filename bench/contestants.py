@@ -23,7 +23,12 @@ ROOT = BENCH.parent
 ENVS = BENCH / "envs"
 
 # The names under which a package of pescador's API is measured.
-OURS, PEER = "ours", "peer"
+OURS, PEER, FUNCTION = "ours", "peer", "ours-function"
+API = (OURS, PEER, FUNCTION)
+
+
+# The environment variable that tells workers where the files of a run are; see data.py.
+FILES = "PESCADOR_BENCH_FILES"
 
 
 @dataclass
@@ -46,11 +51,11 @@ class Contestant:
     note: str = ""
 
 
-# The end-to-end case trains a classifier, so that ours and the peer need scikit-learn. One
-# release of torch is named: it is the one that the torch columns were written against.
+# The end-to-end case trains a classifier, so that ours and the peer need scikit-learn; ours reads
+# HDF5 and Zarr. One release of torch is named: the one that the torch columns were written against.
 TORCH = "torch==2.13.0"
 ENV = {
-    "ours": Env((".", "scikit-learn>=1.5")),
+    "ours": Env((".", "scikit-learn>=1.5", "h5py>=3.11", "zarr>=3")),
     "peer": Env(("pescador==3.0.0", "scikit-learn>=1.5")),
     "more-itertools": Env(("more-itertools", "numpy")),
     "webdataset": Env(("webdataset", "numpy")),
@@ -67,9 +72,18 @@ ENV = {
 }
 
 CONTESTANTS = {
-    "limit": Contestant("ours", note="a bare generator's next, or memcpy into a warm buffer"),
+    "limit": Contestant(
+        "ours",
+        note="a bare generator's next, memcpy into a warm buffer, or a loop in C over mapped files",
+    ),
     "ours": Contestant("ours", ("pescador",), ("pescador", "numpy", "pyzmq")),
     "peer": Contestant("peer", ("pescador",), ("pescador", "numpy", "pyzmq")),
+    "ours-function": Contestant(
+        "ours",
+        ("pescador",),
+        ("pescador", "numpy"),
+        "ours, with the function that the peer is given",
+    ),
     "hand": Contestant("ours", note="the loop that one would write in Python without a library"),
     "hand-blocks": Contestant("ours", note="by hand as well, by those who count nanoseconds"),
     "more-itertools": Contestant(

@@ -25,7 +25,16 @@ import tempfile
 
 import contestants
 from contestants import BENCH, CONTESTANTS
-from run import RESULTS, THREADS, Progress, commit, have_numpy, machine
+from run import (
+    RESULTS,
+    THREADS,
+    Progress,
+    commit,
+    folder_of_files,
+    have_numpy,
+    machine,
+    write_files,
+)
 
 # Samples of the shorter run and of the longer one; those of slow contestants cost more each.
 COUNTS = {"ours": (2_000, 52_000), "hand": (2_000, 52_000), "peer": (200, 1_200)}
@@ -96,7 +105,7 @@ def main():
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed; callgrind, which counts instructions, is part of it")
     have_numpy()
-    from cases import CASES, CORE
+    from cases import CASES, CORE, find
 
     everything = [it.identifier(p) for it in CASES.values() for p in it.grid("full")]
     chosen = CORE
@@ -125,7 +134,9 @@ def main():
             return item, str(error)
 
     # Counts do not mind company.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with folder_of_files(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for case in chosen:
+            write_files(*find(case))
         for (case, name), found in pool.map(measure, work):
             progress.done += 1
             progress.show(case, f"· {name}")

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import contestants
-from contestants import ALWAYS, BENCH, CONTESTANTS, ENV
+from contestants import ALWAYS, BENCH, CONTESTANTS, ENV, FILES
+from jobs import Skip
 
 RESULTS = BENCH / "results"
 FIGURES = BENCH / "figures"
@@ -77,7 +78,7 @@ MEMORY = [
     "batches/size=602112",
 ]
 
-FAST = {"limit", "ours", "hand", "hand-blocks", "more-itertools"}
+FAST = {"limit", "ours", "ours-function", "hand", "hand-blocks", "more-itertools"}
 
 # Whose peak memory is measured on every case.
 MEASURED = {"ours", "peer", "hand"}
@@ -323,6 +324,9 @@ class Run:
             target *= 6
             n_rounds = self.rounds or -(-self.profile.rounds // 2)
         title = " and ".join(work.identifier for work in group)
+        for work in group:
+            self.progress.show(title, "· files")
+            write_files(work.case, work.params)
         counts = {}
         for place, work in enumerate(group):
             for name in work.names:
@@ -413,6 +417,22 @@ class Run:
             for worker in self.workers.values():
                 worker.close()
             self.progress.end()
+
+
+@contextlib.contextmanager
+def folder_of_files():
+    """A folder for the files of all cases, of which workers are told."""
+    with tempfile.TemporaryDirectory(prefix="pescador-bench-") as folder:
+        os.environ[FILES] = folder
+        yield
+
+
+def write_files(it, params):
+    """Write the files of a case, so that no contestant has to while it is timed."""
+    if it.files is not None:
+        # What takes packages that are not here is left to the environment of ours.
+        with contextlib.suppress(Skip):
+            it.files(**params)
 
 
 def machine():
@@ -595,11 +615,12 @@ def main():
     for name, reason in left.items():
         run.skip("all", name, reason)
     status = 0
-    try:
-        run.go()
-    except KeyboardInterrupt:
-        print("interrupted: what was measured is written", file=sys.stderr)
-        status = 130
+    with folder_of_files():
+        try:
+            run.go()
+        except KeyboardInterrupt:
+            print("interrupted: what was measured is written", file=sys.stderr)
+            status = 130
     data = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "make": make_command(args.profile),

@@ -17,7 +17,7 @@ import traceback
 
 import cases
 import jobs
-from contestants import CONTESTANTS, OURS, PEER
+from contestants import API, CONTESTANTS
 
 
 def peak_memory():
@@ -51,7 +51,7 @@ class Worker:
     def hello(self):
         it = CONTESTANTS[self.contestant]
         modules = [importlib.import_module(name) for name in it.imports]
-        if self.contestant in (OURS, PEER):
+        if self.contestant in API:
             self.pescador = modules[0]
         versions = {}
         for name in it.distributions:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 import sys
 
@@ -15,6 +16,7 @@ sys.path.insert(0, str(BENCH))
 
 import cases  # noqa: E402
 import contestants  # noqa: E402
+import data  # noqa: E402
 import jobs  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
@@ -24,7 +26,7 @@ COUNT = 12
 
 def job_of(name, contestant):
     it = cases.CASES[name]
-    package = pescador if contestant == "ours" else None
+    package = pescador if contestant in contestants.API else None
     try:
         return cases.build(name, it.tiny or it.short[0], contestant, package)
     except jobs.Skip as skip:
@@ -48,7 +50,7 @@ NAMES = sorted(cases.CASES)
 BY_HAND = sorted(
     (name, hand)
     for name, it in cases.CASES.items()
-    for hand in ("hand", "hand-blocks")
+    for hand in ("hand", "hand-blocks", "ours-function")
     if hand in it.builders
 )
 
@@ -87,6 +89,39 @@ def test_a_round_takes_what_it_reports(name):
         job.close()
 
 
+def bytes_of(rows):
+    """What is in each row of arrays that have as many, key after key."""
+    return {b"".join(v.tobytes() for v in row) for row in zip(*rows.values(), strict=True)}
+
+
+@pytest.mark.parametrize("name", ["job", "in_memory", "windows"])
+def test_the_loop_in_c_copies_samples_from_where_they_lie(name):
+    n = cases.CASES[name].tiny["n"]
+    if name == "windows":
+        spectrograms = [np.load(path) for path in data.spectrograms(n)]
+        starts = range(len(spectrograms[0]) - cases.FRAMES + 1)
+        files = [{"data": [one[i : i + cases.FRAMES] for i in starts]} for one in spectrograms]
+    elif name == "job":
+        files = [data.mapped(path) for path in data.recordings(n)]
+    else:
+        files = cases.in_memory_files(n)
+    batches = job_of(name, "limit").iterator
+    found = set().union(*(bytes_of(batch) for batch in itertools.islice(batches, COUNT)))
+    assert found <= set().union(*map(bytes_of, files))
+    assert len(found) > COUNT
+
+
+def test_the_loop_in_c_takes_as_many_samples_of_a_file_as_asked():
+    files = [{"y": np.full(3, i)} for i in range(100)]
+    try:
+        batches = cases.batches_in_c(files, 64, n_open=1, rate=8)
+        drawn = np.concatenate([batch["y"].copy() for batch in itertools.islice(batches, 1000)])
+    except jobs.Skip as skip:
+        pytest.skip(str(skip))
+    assert set(drawn) == set(range(100))
+    assert drawn.size / np.count_nonzero(np.diff(drawn)) == pytest.approx(8, rel=0.05)
+
+
 def test_a_stream_that_ends_is_no_result():
     with pytest.raises(jobs.Ended):
         jobs.Items(iter(range(10))).take(20)
@@ -107,6 +142,20 @@ def test_a_round_takes_whole_batches_of_those_that_unpack_them():
     # What is left of a batch costs nothing, so a round of less would look fast.
     job = cases.unpacked(itertools.repeat(range(cases.BLOCK)))
     assert jobs.calibrate(job, 1e-3) % cases.BLOCK == 0
+
+
+def test_files_are_written_once_in_a_run_and_removed_at_its_end(monkeypatch):
+    monkeypatch.setenv(contestants.FILES, "")
+    it = cases.CASES["job"]
+    with run.folder_of_files():
+        folder = pathlib.Path(os.environ[contestants.FILES])
+        run.write_files(it, it.tiny)
+        there = data.recordings(it.tiny["n"])
+        stamps = [os.stat(path).st_mtime_ns for path in there]
+        run.write_files(it, it.tiny)
+        assert [os.stat(path).st_mtime_ns for path in there] == stamps
+        assert {pathlib.Path(path).parent.parent for path in there} == {folder}
+    assert not folder.exists()
 
 
 def test_the_environment_of_ours_is_made_anew_when_any_file_of_the_package_changes(
@@ -152,6 +201,7 @@ def test_goals_and_core_cases_are_cases_of_the_short_profile():
     short = {it.identifier(p) for it in cases.CASES.values() for p in it.grid("short")}
     assert set(cases.CORE) | set(run.MEMORY) <= short
     assert {side[0] for goal in cases.GOALS for side in (goal.slow, goal.fast)} <= short
+    assert {pace.identifier for pace in cases.PACES} | set(cases.MAIN) <= short
 
 
 @pytest.mark.parametrize(
@@ -215,6 +265,8 @@ def results():
             measured("shuffled/n=10", "peer", [8e-6, 7e-6, 6.5e-6]),
             measured("shuffled/n=10", "hand", [4e-8] * 3),
             measured("shuffled/n=10", "grain", [6e-6] * 3),
+            measured("job/rate=1", "ours", [6e-6] * 3),
+            measured("in_memory", "ours", [2e-7] * 3),
         ],
         "memory": [],
         "skipped": [{"case": "all", "contestant": "torch", "reason": "not installed"}],
@@ -226,6 +278,8 @@ def test_the_table_says_ratios_goals_losses_and_who_is_missing(results):
     assert "50 ns ±10%" in text
     assert "| peer / ours | at least 120x | 140x | yes |" in text
     assert "| hand / ours | at least 2x | 0.80x | **no** |" in text
+    assert "| ours | at most 5 µs | 6 µs | **no** |" in text
+    assert "| ours | at most 200 ns | 200 ns | yes |" in text
     assert "| `shuffled/n=10` | hand | 40 ns ±0% | 50 ns ±10% | 1.25x |" in text
     way = cases.CASES["shuffled"].ways["grain"]
     assert f"| `shuffled/n=10` | 50 ns ±10% | grain | 6 µs ±0% | 120x | {way} |" in text
