@@ -320,18 +320,21 @@ cdef inline bint all_simple(tuple values) noexcept:
     return True
 
 
-cdef int is_immutable(object value) except -1:
-    if is_simple(value):
-        return True
+cdef inline int is_immutable(object value) except -1:
+    return is_simple(value) or immutable_beside(value, None)
+
+
+cdef int immutable_beside(object value, set seen) except -1:
+    """Whether a value cannot change; tuples whose ids are in `seen` were looked at."""
     cdef type kind = type(value)
     if kind is tuple:
-        return all_simple(<tuple>value) or all_immutable(value)
+        return all_simple(<tuple>value) or all_immutable(value, seen)
     if kind in IMMUTABLE:
         return True
     if kind in MUTABLE:
         return False
     if kind is frozenset or (PyTuple_Check(value) and is_named_tuple(kind)):
-        return all_immutable(value)
+        return all_immutable(value, seen)
     if PyType_Check(value):
         return True
     if kind is datetime.datetime or kind is datetime.time:
@@ -380,11 +383,17 @@ cdef bint holds_immutable(dict values) except? True:
     return True
 
 
-cdef int all_immutable(object values) except -1:
+cdef int all_immutable(object values, set seen) except -1:
+    # Tuples may share tuples: 30 levels of (t, t) are a billion ways to one value.
+    if seen is None:
+        seen = set()
+    elif id(values) in seen:
+        return True
+    seen.add(id(values))
     Py_EnterRecursiveCall(" while copying what a stream starts from")
     try:
         for item in values:
-            if not is_immutable(item):
+            if not (is_simple(item) or immutable_beside(item, seen)):
                 return False
         return True
     finally:
@@ -479,6 +488,8 @@ cdef object isolate_tuple(tuple value, object memo):
             result = tuple(items)
             remember(memo, value, result)
             return result
+    # Once is enough for those who share it.
+    remember(memo, value, value)
     return value
 
 

@@ -1059,6 +1059,25 @@ def test_what_is_inside_a_list_is_copied():
         assert original == item[:1]
 
 
+@pytest.mark.parametrize("leaf", [1, [1], iter, "generator"])
+def test_tuples_that_share_tuples_are_looked_at_once(leaf):
+    # A billion ways lead to the leaf: to go them all takes minutes.
+    value = ((x for x in "a") if leaf == "generator" else leaf,)
+    for _ in range(30):
+        value = (value, value)
+    depths = []
+
+    def source(value):
+        while isinstance(value, tuple):
+            depths.append(1)
+            assert value[0] is value[-1]
+            value = value[0]
+        yield value
+
+    assert len(list(Streamer(source, value))) == 1
+    assert len(depths) == 31
+
+
 def test_a_tuple_of_immutable_items_is_shared():
     source = tuple(range(1000))
     with Streamer(source) as active:
