@@ -541,3 +541,70 @@ def numbers(n):
 @pytest.mark.parametrize("method", METHODS)
 def test_streamers_of_decorated_functions_go_to_workers(method):
     assert len(list(ZMQStreamer(numbers(4), start_method=method))) == 4
+
+
+# ------------------------------------------------------- what sources and others do to processes
+
+
+WITHOUT_DESCRIPTORS = """
+    import gc, resource
+    def numbers():
+        for i in range(3):
+            yield {"x": np.array(i)}
+    def descriptors():
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+    stream = pescador.ZMQStreamer(pescador.Streamer(numbers), start_method=sys.argv[1])
+    other = iter(stream)
+    next(other)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    try:
+        while True:
+            held.append(os.dup(0))
+    except OSError:
+        pass
+    refused = 0
+    # To list descriptors takes one.
+    os.close(held.pop())
+    before = descriptors()
+    received = 0
+    while not received:
+        try:
+            received = len(list(stream))
+        except pescador.PescadorError as error:
+            refused += 1
+            assert "could not be started" in str(error) and "pickled" not in str(error), error
+        assert descriptors() == before, (descriptors(), before)
+        os.close(held.pop())
+        before -= 1
+    print(refused > 0, len(list(other)), received)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts descriptors in /proc")
+@pytest.mark.parametrize("method", METHODS)
+def test_without_descriptors_no_worker_starts_and_nothing_is_lost(method):
+    done = run(WITHOUT_DESCRIPTORS, method)
+    assert done.stdout == "True 2 3\n", done.stderr
+
+
+@pytest.mark.skipif("forkserver" not in METHODS, reason="has no fork server")
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_fork_server_that_was_killed_is_started_again(taken):
+    body = """
+        from pescador._channel import process
+        def numbers():
+            for i in range(3):
+                yield {"x": np.array(i)}
+        stream = pescador.ZMQStreamer(pescador.Streamer(numbers), start_method="forkserver")
+        for _ in range(10):
+            assert len(list(stream)) == 3
+            server = process._server._forkserver_pid
+            os.kill(server, signal.SIGKILL)
+            if sys.argv[1] == "True":
+                os.waitpid(server, 0)
+        print(len(os.listdir("/proc/self/fd")) < 12)
+    """
+    done = run(body, str(taken))
+    assert done.stdout == "True\n", done.stderr

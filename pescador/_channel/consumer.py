@@ -92,8 +92,11 @@ class Channel:
         streamer = self.streamer
         method = streamer.start_method or process.default_method()
         max_bytes = min(streamer.max_bytes, _MOST)
-        memory = _shared_memory(max_bytes)
-        self.pipe, worker_end = process.pipe(method)
+        try:
+            memory = _shared_memory(max_bytes)
+            self.pipe, worker_end = process.pipe(method)
+        except OSError as error:
+            raise _not_started(streamer, error) from error
         self.worker = process.new_process(
             method,
             work,
@@ -109,11 +112,10 @@ class Channel:
             process.start(self.worker)
         except Exception as error:
             hint = ""
-            if method != "fork" and "fork" in process.METHODS:
+            # A system that is short of something is short of it for any method.
+            if method != "fork" and "fork" in process.METHODS and not isinstance(error, OSError):
                 hint = '; with start_method="fork" nothing has to be pickled'
-            raise PescadorError(
-                f"the worker of {streamer.streamer!r} could not be started: {error}{hint}"
-            ) from error
+            raise _not_started(streamer, error, hint) from error
         finally:
             worker_end.close()
             if memory is not None:
@@ -339,6 +341,10 @@ def _shared_memory(max_bytes: int) -> _transport.Memory | None:
             max_bytes = max(max_bytes // 2, _LEAST)
 
 
+def _not_started(streamer: Any, error: Exception, hint: str = "") -> PescadorError:
+    return PescadorError(f"the worker of {streamer.streamer!r} could not be started: {error}{hint}")
+
+
 def _raise_from_worker(error: Report, streamer: Any) -> NoReturn:
     pickled, summary, text = error
     original = None
@@ -360,4 +366,6 @@ def _raise_death(worker: BaseProcess, streamer: Any, received: int) -> NoReturn:
         how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
     else:
         how = f"exited with code {code} before the end of its stream"
+        if code == 255 and worker._start_method == "forkserver":  # type: ignore[attr-defined]
+            how += ", or the fork server that started it was killed"
     raise PescadorError(f"the worker of {streamer.streamer!r} {how}, after {received} items")

@@ -147,9 +147,33 @@ if hasattr(os, "register_at_fork"):
 # Classes with a name in this module: an instance is pickled on its way to the new process.
 
 if "fork" in METHODS:
+    from multiprocessing import popen_fork
+
+    class _PopenFork(popen_fork.Popen):
+        def _launch(self, process_obj: BaseProcess) -> None:
+            made: list[int] = []
+
+            def pipe() -> tuple[int, int]:
+                ends = os.pipe()
+                made.extend(ends)
+                return ends
+
+            noted = SimpleNamespace(**{**vars(os), "pipe": pipe})
+            launch = popen_fork.Popen._launch  # type: ignore[attr-defined]
+            try:
+                _rebound(launch, os=noted)(self, process_obj)
+            except OSError:
+                # multiprocessing leaves the pipes open if there is no process to be had.
+                for descriptor in made:
+                    os.close(descriptor)
+                raise
 
     class Forked(multiprocessing.context.ForkProcess):
         """A worker that begins as a copy of this process."""
+
+        @staticmethod
+        def _Popen(process_obj: BaseProcess) -> Any:
+            return _PopenFork(process_obj)
 
 
 if "spawn" in METHODS:
@@ -183,18 +207,44 @@ if "forkserver" in METHODS:
     _server = forkserver.ForkServer()
 
     def _connect(descriptors: list[int]) -> tuple[int, int]:
+        _need_descriptors()
         _server.set_forkserver_preload([f"{__package__}.worker"])
         return _server.connect_to_new_process(descriptors)
 
+    def _need_descriptors() -> None:
+        """Raise OSError where a start would fail halfway, which would end the server."""
+        room: list[int] = []
+        try:
+            for _ in range(4):
+                room.extend(os.pipe())
+        finally:
+            for descriptor in room:
+                os.close(descriptor)
+
+    _launch_by_server = _rebound(
+        popen_forkserver.Popen._launch,  # type: ignore[attr-defined]
+        spawn=_spawn,
+        forkserver=SimpleNamespace(
+            connect_to_new_process=_connect,
+            read_signed=forkserver.read_signed,
+        ),
+    )
+
     class _PopenForkserver(popen_forkserver.Popen):
-        _launch = _rebound(
-            popen_forkserver.Popen._launch,  # type: ignore[attr-defined]
-            spawn=_spawn,
-            forkserver=SimpleNamespace(
-                connect_to_new_process=_connect,
-                read_signed=forkserver.read_signed,
-            ),
-        )
+        def _launch(self, process_obj: BaseProcess) -> None:
+            global _server
+            try:
+                _launch_by_server(self, process_obj)
+            except (ChildProcessError, ConnectionError, EOFError):
+                # The server was killed, and multiprocessing does not know: it happened just now, or
+                # somebody else has taken the exit status.
+                if self.finalizer is not None:
+                    self.finalizer()
+                with suppress(ChildProcessError):
+                    _server._stop()  # type: ignore[attr-defined]
+                _server = forkserver.ForkServer()
+                self._fds: list[int] = []
+                _launch_by_server(self, process_obj)
 
     class FromServer(multiprocessing.context.ForkServerProcess):
         """A worker that begins as a copy of a server process."""
