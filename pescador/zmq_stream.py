@@ -215,6 +215,9 @@ class ZMQStreamer(Streamer[T]):
       (``sys.exit`` raises `SystemExit`): a `PescadorError` that quotes it.
     - The worker is killed by a signal or calls ``os._exit``: a `PescadorError` that says so, within
       a second.
+    - The worker becomes another program, or closes all descriptors: likewise.
+    - The fork server is killed: likewise for each worker that it started; the next start makes
+      another.
     - The worker is stopped (SIGSTOP): the consumer waits until it is continued. Closing the
       iteration kills it after `timeout`, as it hears nothing else.
     - The streamer cannot be pickled where that is needed: a `PescadorError` at the first ``next``.

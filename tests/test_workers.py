@@ -546,6 +546,45 @@ def test_streamers_of_decorated_functions_go_to_workers(method):
 # ------------------------------------------------------- what sources and others do to processes
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_source_that_runs_another_program_is_an_error_before_that_ends(method):
+    body = """
+        def source():
+            yield {"pid": np.array(os.getpid())}
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.execvp("sleep", ["sleep", "300"])
+        source = pescador.Streamer(source)
+        stream = pescador.ZMQStreamer(source, start_method=sys.argv[1], timeout=0)
+        try:
+            for item in stream:
+                pid = int(item["pid"])
+        except pescador.PescadorError as error:
+            print(error)
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            print("ended")
+    """
+    done = run(body, method)
+    assert "closed the pipe to its consumer" in done.stdout, done.stderr
+    assert "after 1 items\nended\n" in done.stdout
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_source_opens_in_place_of_the_pipe_is_not_written_to(method, tmp_path):
+    def source():
+        yield from data(3)
+        os.closerange(3, 100)
+        files = [open(tmp_path / str(i), "w+b") for i in range(60)]  # noqa: SIM115
+        yield from data(3)
+        del files
+
+    with pytest.raises(PescadorError):
+        list(ZMQStreamer(Streamer(source), start_method=method))
+    assert len(list(tmp_path.iterdir())) == 60
+    assert not any(file.stat().st_size for file in tmp_path.iterdir())
+
+
 WITHOUT_DESCRIPTORS = """
     import gc, resource
     def numbers():

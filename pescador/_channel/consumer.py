@@ -41,6 +41,8 @@ __all__ = ["Channel"]
 _MOST = 2**40
 # The least memory that is worth sharing.
 _LEAST = 2**20
+# How many seconds a worker that has closed its pipe has to end.
+_FAREWELL = 0.5
 # After how many seconds of silence a worker is suspected to hang.
 _SUSPICIOUS = 60
 
@@ -80,6 +82,7 @@ class Channel:
         self.incoming: bytearray | None = None
         self.missing = 0
         self.gone = False
+        self.deaf_since: float | None = None
         self.doubts = 0
         # The worker's last word.
         self.total: int | None = None
@@ -207,6 +210,17 @@ class Channel:
             # Nothing has come since, and nothing will.
             assert self.worker is not None
             _raise_death(self.worker, self.streamer, self._received())
+        if self.deaf_since is not None and time.monotonic() > self.deaf_since + _FAREWELL:
+            assert self.worker is not None
+            if process.is_gone(self.worker):
+                self.gone = True
+                return False
+            # It lives, and can say no more: it runs another program, or has closed all descriptors.
+            raise PescadorError(
+                f"the worker of {self.streamer.streamer!r} closed the pipe to its consumer before "
+                f"the end of its stream (by os.exec or os.closerange, say), after "
+                f"{self._received()} items"
+            )
         if self.suspicious is not None:
             self._suspect()
         return False
@@ -308,6 +322,7 @@ class Channel:
             self.poller.unregister(self.pipe.fileno())
         self.pipe.close()
         self.pipe = None
+        self.deaf_since = time.monotonic()
 
     def _drain(self) -> None:
         """Read what the worker sends, which nobody wants: it may wait for that."""

@@ -311,7 +311,9 @@ def _reduce_memory(memory: _transport.Memory) -> tuple[Any, ...]:
 
 
 def _map(max_bytes: int, descriptor: Any) -> _transport.Memory:
-    return _transport.Memory(max_bytes, descriptor.detach())
+    number = descriptor.detach()
+    os.set_inheritable(number, False)
+    return _transport.Memory(max_bytes, number)
 
 
 def _reduce_memmap(array: Any) -> tuple[Any, ...]:
@@ -423,6 +425,8 @@ def _end_with_parent() -> None:
     # Processes that were forked later may keep its sentinel open; then its number tells. (Under
     # forkserver it is not our parent, but there they inherit nothing either.)
     number = os.getppid()
+    if sys.platform != "win32":
+        os.set_inheritable(parent.sentinel, False)
     with needs_thread():
         _watch.end_with(
             parent.sentinel, number if number == parent.pid else 0, int(HEARTBEAT * 1000)
@@ -473,18 +477,33 @@ def wait_for_end(worker: BaseProcess, timeout: float | None, drain: Callable[[],
         pause = min(pause + 0.002, HEARTBEAT)
 
 
+def _is_gone_within(worker: BaseProcess, seconds: float) -> bool:
+    """Wait for the end of a worker for some seconds; tell whether it has ended.
+
+    Not by `join`, which would wait for ever for a process that has closed its sentinel and lives.
+    """
+    deadline = time.monotonic() + seconds
+    wait([worker.sentinel], seconds)
+    pause = 0.0
+    while not is_gone(worker):
+        if time.monotonic() >= deadline:
+            return False
+        pause = min(pause + 0.0005, 0.05)
+        time.sleep(pause)
+    return True
+
+
 def end(worker: BaseProcess) -> None:
     """Make a worker end, if it has not, and forget it."""
-    if wait([worker.sentinel], 0):
-        worker.join(1)
+    gone = _is_gone_within(worker, 1 if wait([worker.sentinel], 0) else 0)
     # A stopped process is beyond the reach of anything but the last.
     for stop in (worker.terminate, worker.kill):
-        if is_gone(worker):
+        if gone:
             break
         stop()
-        worker.join(1)
+        gone = _is_gone_within(worker, 1)
     _workers.discard(worker)
-    if not is_gone(worker):
+    if not gone:
         return
     if worker.is_alive():
         # Somebody else has its exit status. Python would wait for it for ever.

@@ -1,7 +1,9 @@
 """The worker's end of a channel: stream, say how it ended, and end with the consumer."""
 
+import errno
 import os
 import pickle
+import sys
 import threading
 import traceback
 from collections import deque
@@ -20,6 +22,12 @@ from .schema import schema_of
 __all__ = ["describe", "work"]
 
 
+def _file_of(pipe: Connection) -> object:
+    """Return what tells the file of a descriptor from others."""
+    # On Windows, closing all descriptors leaves pipes alone.
+    return None if sys.platform == "win32" else os.fstat(pipe.fileno())[1:3]
+
+
 class _Consumer:
     """What the worker knows of its consumer: the other end of a pipe.
 
@@ -28,8 +36,19 @@ class _Consumer:
     """
 
     def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
+        self._pipe = pipe
+        self._file = _file_of(pipe)
+        if sys.platform != "win32":
+            # Another program that the source runs is not to hold it open.
+            os.set_inheritable(pipe.fileno(), False)
         self.stopped = False
+
+    @property
+    def pipe(self) -> Connection:
+        """The pipe; an OSError where the source has closed it, and may have another file there."""
+        if _file_of(self._pipe) != self._file:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._pipe
 
     def wait(self, timeout: float | None = NAP) -> bool:
         """Wait until it wakes us, or for some seconds; tell whether it still wants something."""
