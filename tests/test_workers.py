@@ -585,6 +585,15 @@ def test_what_a_source_opens_in_place_of_the_pipe_is_not_written_to(method, tmp_
     assert not any(file.stat().st_size for file in tmp_path.iterdir())
 
 
+def test_a_worker_that_is_killed_by_a_signal_without_a_name_is_an_error_too():
+    def source():
+        yield from data(2)
+        os.kill(os.getpid(), signal.SIGRTMIN + 3)
+
+    with pytest.raises(PescadorError, match=f"signal {signal.SIGRTMIN + 3}, after 2 items"):
+        list(ZMQStreamer(Streamer(source)))
+
+
 WITHOUT_DESCRIPTORS = """
     import gc, resource
     def numbers():

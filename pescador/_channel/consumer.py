@@ -378,7 +378,10 @@ def _raise_death(worker: BaseProcess, streamer: Any, received: int) -> NoReturn:
     if code is None:
         how = "is gone"
     elif code < 0:
-        how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        how = f"was killed by signal {-code}"
+        # Real-time signals have no names.
+        with suppress(ValueError):
+            how += f" ({signal.Signals(-code).name})"
     else:
         how = f"exited with code {code} before the end of its stream"
         if code == 255 and worker._start_method == "forkserver":  # type: ignore[attr-defined]
