@@ -656,3 +656,29 @@ def test_a_fork_server_that_was_killed_is_started_again(taken):
     """
     done = run(body, str(taken))
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ctrl_c_while_a_new_process_begins_is_for_the_consumer_alone(method):
+    body = """
+        import threading
+        caught = []
+        signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+        starting = True
+        def press():
+            while starting:
+                os.killpg(0, signal.SIGINT)
+                time.sleep(0.01)
+        def numbers():
+            for i in range(3):
+                yield {"x": np.array(i)}
+        thread = threading.Thread(target=press)
+        thread.start()
+        stream = pescador.ZMQStreamer(pescador.Streamer(numbers), start_method=sys.argv[1])
+        print(len(list(stream)))
+        starting = False
+        thread.join()
+        print(len(caught) > 0)
+    """
+    done = run(body, method, start_new_session=True)
+    assert (done.stdout, done.stderr) == ("3\nTrue\n", "")

@@ -266,9 +266,31 @@ def pipe(method: str) -> Any:
     return context.Pipe()
 
 
+@contextmanager
+def _without_ctrl_c(has_tracker: bool) -> Iterator[None]:
+    """Have processes begin with SIGINT blocked, until they do as workers do with signals.
+
+    Ctrl-C reaches them, too, and a new Python would end with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    if has_tracker:
+        # multiprocessing starts it before other processes, and unblocks the signal then.
+        resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start(worker: BaseProcess) -> None:
     """Start a worker process."""
-    with _may_have_children():
+    forks = worker._start_method == "fork"  # type: ignore[attr-defined]
+    with _may_have_children(), _without_ctrl_c(has_tracker=not forks):
         worker.start()
         _workers.add(worker)
 
