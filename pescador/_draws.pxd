@@ -100,7 +100,8 @@ cdef class Counts:
 
 
 cdef double repeated_sum(double v, int64_t n) noexcept nogil
-cdef Py_ssize_t exact_rank(double u, Py_ssize_t m, double v) noexcept nogil
+cdef Py_ssize_t exact_rank(double u, Py_ssize_t m, double low, double high) noexcept nogil
+cdef Py_ssize_t edges_below(double u, Py_ssize_t m, double v, double w) noexcept nogil
 
 
 cdef inline Py_ssize_t quick_rank(double u, Py_ssize_t m) noexcept nogil:
@@ -139,7 +140,7 @@ cdef inline Py_ssize_t choose(Categorical chooser, double u) noexcept nogil:
     cdef Py_ssize_t i
     if chooser.equal:
         i = quick_rank(u, chooser.k)
-        return i if i >= 0 else exact_rank(u, chooser.k, chooser.share)
+        return i if i >= 0 else exact_rank(u, chooser.k, chooser.share, chooser.share)
     if chooser.indexed:
         i = chooser.guide[AT(<Py_ssize_t>(u * chooser.n_cells), chooser.n_cells)]
         while chooser.edges[AT(i, chooser.k)] <= u:
@@ -160,6 +161,11 @@ cdef inline Py_ssize_t guess(Categorical chooser, double u) noexcept nogil:
 cdef enum:
     # v goes round among some ten values, as streams are left out and come back.
     N_LEDGERS = 8
+    # Events at the end of a journal that are carried out when it is long: v nearly always forgets
+    # what came before within some tens.
+    TAIL = 256
+    # Events of a journal, and as many as streams, after which it is carried out.
+    JOURNAL = 1024
 
 
 cdef struct Node:
@@ -169,6 +175,7 @@ cdef struct Node:
     int32_t left, right, parent        # -1 for none
     int32_t kind                       # index of its size among all sizes
     uint64_t lanes                     # of a leaf: streams left in each of eight lanes, a byte each
+    int32_t rest                       # of a leaf: streams left behind the last of each lane
     uint64_t[N_LEDGERS] stamps         # of the ledgers that its totals are up to date for
     double[N_LEDGERS] totals           # its sum, for the v of each ledger
 
@@ -188,12 +195,25 @@ cdef struct Ledger:
     double[17] sums                    # of 0, 1, ... times v
 
 
+cdef struct Event:
+    # What happened to the pool.
+    int64_t stream                     # i + 1: stream i was put back; -i - 1: it was left out; or 0
+    int64_t times                      # normalisations after that
+
+
 @cython.final
 cdef class Pool:
     cdef Py_ssize_t n
     cdef Py_ssize_t m                  # how many can be picked
-    cdef double v                      # the probability of each of them, before `pending`
-    cdef int64_t pending               # normalisations that v has not been through yet
+    cdef double v                      # the probability of each, before what is in the journal
+    cdef Event* journal
+    cdef Py_ssize_t length, room       # events in it; how many there is memory for
+    cdef Py_ssize_t at                 # events that have been carried out, in the nodes ...
+    cdef Py_ssize_t present            # ... where so many streams can be picked
+    cdef double* values                # what v may be there
+    cdef Py_ssize_t n_values           # how many; 0 where that is left open, -1 on the way back
+    cdef bint is_thorough              # whether all events are needed
+    cdef Py_ssize_t n_roundings        # v is 1 / m but for these, after a normalisation
     cdef Kind* kinds                   # by falling size
     cdef int32_t n_kinds
     cdef int32_t part_kind, last_kind
@@ -212,14 +232,19 @@ cdef class Pool:
     cdef int32_t kind_of(self, Py_ssize_t size) noexcept nogil
     cdef int32_t add_node(self, Py_ssize_t start, Py_ssize_t size, int32_t parent) noexcept
     cdef int track(self) except -1
-    cdef void settle(self) noexcept nogil
-    cdef double total(self) noexcept nogil
-    cdef int open_ledger(self) noexcept nogil
-    cdef double node_total(self, int32_t node, int book) noexcept nogil
-    cdef void set(self, Py_ssize_t i, bint on) noexcept nogil
     cdef bint has(self, Py_ssize_t i) noexcept nogil
-    cdef Py_ssize_t find(self, double u) noexcept nogil
-    cdef void renormalise(self) noexcept nogil
+    cdef int set(self, Py_ssize_t i, bint on) except -1
+    cdef int note(self, int64_t stream) except -1
+    cdef void turn(self, int64_t stream) noexcept nogil
+    cdef int open_ledger(self, double v) noexcept nogil
+    cdef double total(self, double v) noexcept nogil
+    cdef double node_total(self, int32_t node, int book) noexcept nogil
+    cdef double normalised(self, double v, int64_t times) noexcept nogil
+    cdef void step(self) noexcept nogil
+    cdef int settle(self) except -1
+    cdef int renormalise(self) except -1
+    cdef Py_ssize_t close_rank(self, double u) except -1
+    cdef Py_ssize_t find(self, double u) except -1
     cdef int take(self, Py_ssize_t i) except -1
     cdef int drop(self, Py_ssize_t i) except -1
     cdef int put_back(self, Py_ssize_t i) except -1

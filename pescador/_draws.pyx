@@ -16,10 +16,11 @@ from pescador._core import mersenne_is_known
 from pescador.exceptions import PescadorError
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.math cimport INFINITY, ceil, exp, floor, frexp, ldexp, log, sqrt
+from libc.math cimport INFINITY, ceil, exp, floor, frexp, ldexp, log, nextafter, sqrt
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
@@ -240,11 +241,31 @@ def close_calls():
     return n_close_calls
 
 
-cdef Py_ssize_t exact_rank(double u, Py_ssize_t m, double v) noexcept nogil:
-    """Which of m choices of probability v a draw picks: how many edges are at most u."""
+# How many parts of pools have been summed, so that tests can see that they were few.
+cdef int64_t n_parts_summed = 0
+
+
+def parts_summed():
+    """Return how many parts of pools have been summed since the module was loaded."""
+    return n_parts_summed
+
+
+cdef Py_ssize_t exact_rank(double u, Py_ssize_t m, double low, double high) noexcept nogil:
+    """Which of m choices a draw picks, of a probability from low to high; -1 where that decides it.
+    """
     global n_close_calls
+    cdef Py_ssize_t rank = edges_below(u, m, high, low)
     n_close_calls += 1
-    cdef double total = repeated_sum(v, m)
+    # Rounded sums grow with their terms.
+    return rank if low == high or rank == edges_below(u, m, low, high) else -1
+
+
+cdef Py_ssize_t edges_below(double u, Py_ssize_t m, double v, double w) noexcept nogil:
+    """How many edges are at most u: sums of shares v, divided by that of m shares w.
+
+    The shares are 1 / m, but for a few roundings.
+    """
+    cdef double total = repeated_sum(w, m)
     cdef double slack = (m + 8.0) * m * 2.220446049250313e-16
     cdef double x = u * m
     cdef Py_ssize_t low, high, middle
@@ -595,11 +616,15 @@ cdef class Pool:
       size: there are few sizes, and only the parts around missing streams are summed one by one.
     * v takes few values, again and again. For the last of them the sums of all parts are kept in
       a ledger each, and only those parts are summed again where a stream came or went.
-    * As long as nobody comes or goes, normalising is put off until v is asked for.
+    * What happens is noted in a journal, and carried out when a close call asks for v.
+    * Each normalisation leaves v within a few roundings of 1 / m. In most close calls, all of
+      these values pick the same stream.
+    * Of a long journal, only the end is carried out, for each of these values: they soon become
+      one, whatever came before. If they do not, the whole journal is carried out.
     """
 
     def __cinit__(self, Py_ssize_t n):
-        self.n = self.m = n
+        self.n = self.m = self.present = n
         self.v = 1.0 / n
         # np.sum may take the pool in several parts: all of one size but the last.
         self.n_parts = (n - 1) // PART + 1
@@ -613,11 +638,23 @@ cdef class Pool:
                 half = first_half(self.kinds[i].size)
                 self.kinds[i].left = self.kind_of(half)
                 self.kinds[i].right = self.kind_of(self.kinds[i].size - half)
+        # The roundings on the way from a share to a normalised one: those of a leaf, of each level
+        # and part, and of the quotients.
+        self.n_roundings = 32 + self.n_parts
+        half = size
+        while half > 128:
+            half -= first_half(half)
+            self.n_roundings += 1
+        self.values = <double*>PyMem_Malloc((2 * self.n_roundings + 1) * sizeof(double))
+        if self.values is NULL:
+            raise MemoryError()
         self.part_kind = self.kind_of(size)
         self.last_kind = self.kind_of(n - (self.n_parts - 1) * size)
 
     def __dealloc__(self):
         PyMem_Free(self.kinds)
+        PyMem_Free(self.values)
+        PyMem_Free(self.journal)
         PyMem_Free(self.nodes)
         PyMem_Free(self.roots)
         PyMem_Free(self.leaf_of)
@@ -695,6 +732,7 @@ cdef class Pool:
             self.nodes[node].right = self.add_node(start + half, size - half, node)
         else:
             self.nodes[node].lanes = <uint64_t>(size // 8) * 0x0101010101010101
+            self.nodes[node].rest = size % 8
             for i in range(start // 8, (start + size + 7) // 8):
                 self.leaf_of[i] = node
         return node
@@ -702,31 +740,62 @@ cdef class Pool:
     cdef bint has(self, Py_ssize_t i) noexcept nogil:
         return self.nodes is NULL or (self.bits[i // 64] >> (i % 64)) & 1
 
-    cdef void set(self, Py_ssize_t i, bint on) noexcept nogil:
-        cdef int32_t node
+    cdef int set(self, Py_ssize_t i, bint on) except -1:
+        """Have stream i among those that can be picked, or not."""
         cdef Py_ssize_t word
         cdef int change = 1 if on else -1
+        self.track()
         if self.has(AT(i, self.n)) == on:
-            return
+            return 0
+        self.note(change * (i + 1))
         self.m += change
         self.bits[i // 64] ^= (<uint64_t>1) << (i % 64)
         word = i // 64 + 1
         while word <= self.n_words:
             self.counts[word] += change
             word += word & -word
-        node = self.leaf_of[i // 8]
-        if i < self.nodes[node].start + self.nodes[node].size // 8 * 8:
-            if on:
-                self.nodes[node].lanes += (<uint64_t>1) << (8 * (i % 8))
-            else:
-                self.nodes[node].lanes -= (<uint64_t>1) << (8 * (i % 8))
+        return 0
+
+    cdef int note(self, int64_t stream) except -1:
+        """Begin an event of the journal: a stream came or went."""
+        cdef Py_ssize_t room
+        cdef Event* journal
+        if self.length >= self.n + JOURNAL:
+            self.settle()
+        if self.length == self.room:
+            room = 2 * self.room + 16
+            journal = <Event*>PyMem_Realloc(self.journal, room * sizeof(Event))
+            if journal is NULL:
+                raise MemoryError()
+            self.journal = journal
+            self.room = room
+        self.journal[self.length].stream = stream
+        self.journal[self.length].times = 0
+        self.length += 1
+        return 0
+
+    cdef void turn(self, int64_t stream) noexcept nogil:
+        """Have a stream come (i + 1) or go (-i - 1) in the sums; nobody for 0."""
+        cdef int change = 1 if stream > 0 else -1
+        cdef Py_ssize_t i = stream * change - 1
+        cdef int32_t node
+        if stream == 0:
+            return
+        self.present += change
+        node = self.leaf_of[AT(i, self.n) // 8]
+        if i >= self.nodes[node].start + self.nodes[node].size // 8 * 8:
+            self.nodes[node].rest += change
+        elif change > 0:
+            self.nodes[node].lanes += (<uint64_t>1) << (8 * (i % 8))
+        else:
+            self.nodes[node].lanes -= (<uint64_t>1) << (8 * (i % 8))
         while node >= 0:
             self.nodes[node].missing -= change
             memset(self.nodes[node].stamps, 0, sizeof(self.nodes[node].stamps))
             node = self.nodes[node].parent
 
-    cdef int open_ledger(self) noexcept nogil:
-        """The ledger of the present v: one that was kept, or a new one."""
+    cdef int open_ledger(self, double v) noexcept nogil:
+        """The ledger of v: one that was kept, or a new one."""
         cdef int i, book = 0
         cdef int32_t j
         cdef Kind* kind
@@ -735,19 +804,19 @@ cdef class Pool:
         self.clock += 1
         for i in range(N_LEDGERS):
             ledger = &self.ledgers[i]
-            if ledger.v == self.v and ledger.stamp:
+            if ledger.v == v and ledger.stamp:
                 ledger.used = self.clock
                 return i
             if ledger.used < self.ledgers[book].used:
                 book = i
         ledger = &self.ledgers[book]
         self.last_stamp += 1
-        ledger.v = self.v
+        ledger.v = v
         ledger.stamp = self.last_stamp
         ledger.used = self.clock
         ledger.sums[0] = 0.0
         for i in range(1, 17):
-            ledger.sums[i] = ledger.sums[i - 1] + self.v
+            ledger.sums[i] = ledger.sums[i - 1] + v
         # Halves are smaller, so they come after what they are halves of.
         for j in range(self.n_kinds - 1, -1, -1):
             kind = &self.kinds[j]
@@ -757,13 +826,13 @@ cdef class Pool:
                 # Eight equal lanes: adding them up doubles three times, which rounds nothing.
                 total = 8.0 * ledger.sums[kind.size // 8]
                 for _ in range(kind.size % 8):
-                    total += self.v
+                    total += v
             kind.totals[book] = total
         return book
 
-    cdef double total(self) noexcept nogil:
+    cdef double total(self, double v) noexcept nogil:
         """The sum of the distribution, as np.sum rounds it."""
-        cdef int book = self.open_ledger()
+        cdef int book = self.open_ledger(v)
         cdef double total = 0.0
         cdef Py_ssize_t j
         for j in range(self.n_parts):
@@ -776,11 +845,11 @@ cdef class Pool:
         return total
 
     cdef double node_total(self, int32_t node, int book) noexcept nogil:
+        global n_parts_summed
         cdef Node* part = &self.nodes[node]
         cdef Ledger* ledger = &self.ledgers[book]
         cdef double total
         cdef double* sums = ledger.sums
-        cdef Py_ssize_t i
         cdef uint64_t lanes
         if part.missing == 0:
             return self.kinds[part.kind].totals[book]
@@ -788,6 +857,7 @@ cdef class Pool:
             return 0.0
         if part.stamps[book] == ledger.stamp:
             return part.totals[book]
+        n_parts_summed += 1
         if part.left >= 0:
             total = self.node_total(part.left, book) + self.node_total(part.right, book)
         else:
@@ -796,33 +866,113 @@ cdef class Pool:
                       + (sums[(lanes >> 16) & 255] + sums[(lanes >> 24) & 255]))
                      + ((sums[(lanes >> 32) & 255] + sums[(lanes >> 40) & 255])
                         + (sums[(lanes >> 48) & 255] + sums[lanes >> 56])))
-            for i in range(part.start + part.size // 8 * 8, part.start + part.size):
-                if self.has(i):
-                    total += self.v
+            for _ in range(part.rest):
+                total += ledger.v
         part.stamps[book] = ledger.stamp
         part.totals[book] = total
         return total
 
-    cdef void settle(self) noexcept nogil:
-        """Carry out the normalisations that were put off."""
-        cdef double total
-        while self.pending > 0:
-            total = self.total()
-            self.pending -= 1
-            if total == 1.0:
-                self.pending = 0
+    cdef double normalised(self, double v, int64_t times) noexcept nogil:
+        """A share after so many normalisations in which nobody comes or goes."""
+        cdef double mark = v
+        cdef int64_t steps = 0, most = 1
+        while times > 0:
+            v /= self.total(v)
+            times -= 1
+            steps += 1
+            # Sooner or later it stays the same, or goes round among a few values.
+            if v == mark:
+                times %= steps
+            elif steps == most:
+                mark = v
+                steps = 0
+                most *= 2
+        return v
+
+    cdef void step(self) noexcept nogil:
+        """Carry out the next event of the journal, for each value that v may have."""
+        cdef Event* event = &self.journal[self.at]
+        cdef int64_t times = event.times
+        cdef Py_ssize_t n = 0, i, j
+        cdef double v
+        self.at += 1
+        self.turn(event.stream)
+        if self.present == 0:
+            # Whoever is put back into an empty pool has a share of 1.
+            self.values[0] = 1.0
+            self.n_values = 1
+            return
+        if times > 0 and self.n_values == 0 and self.length - self.at < TAIL:
+            times -= 1
+            v = 1.0 / self.present
+            for _ in range(self.n_roundings):
+                v = nextafter(v, 0.0)
+            for _ in range(2 * self.n_roundings + 1):
+                self.values[self.n_values] = v
+                self.n_values += 1
+                v = nextafter(v, 2.0)
+        if times == 0:
+            return
+        for i in range(self.n_values):
+            v = self.normalised(self.values[i], times)
+            for j in range(n):
+                if self.values[j] == v:
+                    break
             else:
-                self.v /= total
+                self.values[n] = v
+                n += 1
+        self.n_values = n
 
-    cdef void renormalise(self) noexcept nogil:
-        self.pending += 1
+    cdef int settle(self) except -1:
+        """Have v as it is now.
 
-    cdef Py_ssize_t find(self, double u) noexcept nogil:
+        A handler of signals may come here, too, or end this: it goes on from the last event.
+        """
+        while self.length > 0:
+            if self.at == 0:
+                self.values[0] = self.v
+                self.n_values = self.is_thorough or self.length <= 2 * TAIL
+            if self.n_values < 0:
+                self.at -= 1
+                self.turn(-self.journal[self.at].stream)
+            elif self.at < self.length:
+                self.step()
+            elif self.n_values == 1:
+                self.v = self.values[0]
+                self.at = self.length = 0
+                self.is_thorough = False
+            else:
+                self.is_thorough = True
+                self.n_values = -1
+            if self.at % 16 == 0:
+                PyErr_CheckSignals()
+        return 0
+
+    cdef int renormalise(self) except -1:
+        """Share what is missing among the streams that can be picked."""
+        if self.at == self.length:
+            self.note(0)
+        self.journal[self.length - 1].times += 1
+        return 0
+
+    cdef Py_ssize_t close_rank(self, double u) except -1:
+        """The rank of the stream that a draw picks where rounding decides it."""
+        cdef double v, reach
+        cdef Py_ssize_t rank = -1
+        if self.length > 0 and self.journal[self.length - 1].times > 0:
+            v = 1.0 / self.m
+            reach = v * (self.n_roundings * 2.220446049250313e-16)
+            rank = exact_rank(u, self.m, v - reach, v + reach)
+        if rank < 0:
+            self.settle()
+            rank = exact_rank(u, self.m, self.v, self.v)
+        return rank
+
+    cdef Py_ssize_t find(self, double u) except -1:
         """The stream that a draw picks."""
         cdef Py_ssize_t rank = quick_rank(u, self.m), word, step
         if rank < 0:
-            self.settle()
-            rank = exact_rank(u, self.m, self.v)
+            rank = self.close_rank(u)
         if self.m == self.n:
             return rank
         word = 0
@@ -839,24 +989,15 @@ cdef class Pool:
     cdef int take(self, Py_ssize_t i) except -1:
         """Leave stream i out of the picks to come, and share its probability among the rest."""
         self.drop(i)
-        self.renormalise()
-        return 0
+        return self.renormalise()
 
     cdef int drop(self, Py_ssize_t i) except -1:
         """Leave stream i out of the picks to come."""
-        self.track()
-        self.settle()
-        self.set(i, False)
-        return 0
+        return self.set(i, False)
 
     cdef int put_back(self, Py_ssize_t i) except -1:
         """Make stream i as likely as the others."""
-        self.track()
-        self.settle()
-        if self.m == 0:
-            self.v = 1.0
-        self.set(i, True)
-        return 0
+        return self.set(i, True)
 
     @property
     def distribution(self):
@@ -869,3 +1010,19 @@ cdef class Pool:
             if not self.has(i):
                 p[i] = 0.0
         return values
+
+
+def pool_after(n, changes):
+    """Return what a pool of n picks after each change, and its distribution in the end, for tests.
+
+    A change is (i, on, times, draws): whether stream i can be picked, how many normalisations come
+    after that, and the draws to pick for.
+    """
+    pool = Pool(n)
+    picks = []
+    for i, on, times, draws in changes:
+        pool.set(i, on)
+        for _ in range(times):
+            pool.renormalise()
+        picks.append([pool.find(u) for u in draws])
+    return picks, pool.distribution

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import pescador
 from conftest import with_hooks
-from pescador import PescadorError, Streamer
+from pescador import PescadorError, Streamer, _draws
 from streams import Failure, count, failing, forever, letters, nothing
 
 MODES = ("with_replacement", "single_active", "exhaustive")
@@ -1076,14 +1076,14 @@ class Alarm(Exception):
     pass
 
 
-def interrupted(iteration):
+def interrupted(iteration, after=0.05):
     """Interrupt a loop that yields nothing, soon after it has begun."""
 
     def on_alarm(*_):
         raise Alarm
 
     before = signal.signal(signal.SIGVTALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
+    signal.setitimer(signal.ITIMER_VIRTUAL, after)
     try:
         with pytest.raises(Alarm):
             list(iteration)
@@ -1125,6 +1125,32 @@ def test_a_large_pool_of_empty_streams_is_no_quadratic_search(weights):
         mux.weights = np.random.RandomState(0).uniform(1, 2, n)
     # A pass over all of them for each would take longer than a test may.
     assert list(mux) == []
+
+
+@pytest.mark.parametrize("mode", ["exhaustive", "with_replacement", "single_active"])
+def test_streams_found_empty_leave_the_pool_in_a_few_steps_each(mode):
+    n = 20_000
+    empty, some = Streamer(()), Streamer(range(5))
+    before = _draws.parts_summed()
+    assert list(pescador.StochasticMux([empty] * n, 100, 8, mode=mode, random_state=0)) == []
+    # Among others, too.
+    mux = pescador.StochasticMux([empty, some] * (n // 2), 100, 1, mode=mode, random_state=0)
+    assert len(list(mux.iterate(50_000))) == (n // 2 if mode == "exhaustive" else 50_000)
+    assert _draws.parts_summed() - before < 5 * n * np.log2(n)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_look_at_the_distribution_of_a_large_pool_can_be_interrupted():
+    n = 1_000_000
+    pool = [Streamer(())] * n
+    mux = pescador.StochasticMux(pool, n // 2, None, mode="exhaustive", random_state=0)
+    with mux as active:
+        interrupted((active.distribution_ for _ in range(1)), 0.001)
+        before = _draws.parts_summed()
+        p = active.distribution_
+        assert _draws.parts_summed() > before
+    with mux as active:
+        assert (active.distribution_ == p).all()
 
 
 def test_muxes_that_share_muxes_are_each_looked_at_once():
