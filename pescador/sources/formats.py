@@ -1,7 +1,8 @@
-"""HDF5, Zarr, Parquet, Arrow and audio files, and arrays of other libraries, read in slices.
+"""Parquet, Arrow and audio files, and arrays of other libraries, read in slices.
 
-Each opener takes a path, keys (a tuple, or None for all) and whether files may be mapped, and
-returns arrays by key and a function that closes them.
+Each opener takes a path, keys (a tuple, or None for all), whether files may be mapped, and what may
+be dropped if there is no room for a map. It returns arrays by key, a function that closes them or
+None, and, if they serve again, what tells whether they still do.
 """
 
 import abc
@@ -10,19 +11,27 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import DataError, PescadorError
-from .files import open_regular, reading
+from .files import Recent, open_regular, reading
 from .npy import select
 
-__all__ = ["Opener", "Sliced", "open_arrow", "open_audio", "open_hdf5", "open_parquet", "open_zarr"]
+__all__ = ["Opened", "Opener", "Rowwise", "Sliced", "open_arrow", "open_audio", "open_parquet"]
 
-Opened = tuple[dict[Any, Any], Callable[[], object]]
-Opener = Callable[[str, tuple[Any, ...] | None, bool], Opened]
+
+class Lasting(Protocol):
+    """What tells whether files are still what they were."""
+
+    def holds(self) -> bool:
+        """Whether they are unchanged."""
+
+
+Opened = tuple[dict[Any, Any], Callable[[], object] | None, Lasting | None]
+Opener = Callable[[str, tuple[Any, ...] | None, bool, Recent[Any]], Opened]
 
 # Frames of MP3 and blocks of Vorbis depend on those before them, which a seek leaves out.
 PREROLL = 2**13
@@ -33,7 +42,7 @@ LAST_PAGE = 2**18
 REQUEST = 2**16
 
 
-def _package(name: str, path: str) -> Any:
+def package(name: str, path: str) -> Any:
     """Import what reads a file."""
     try:
         return importlib.import_module(name)
@@ -49,7 +58,7 @@ def _check_is_file(path: str) -> None:
 
 
 @contextmanager
-def _opening(path: str, close: Callable[[], object]) -> Iterator[None]:
+def opening(path: str, close: Callable[[], object]) -> Iterator[None]:
     """Close what was opened if it cannot be used; tell of errors by the path."""
     try:
         with reading(path):
@@ -122,16 +131,26 @@ class Rowwise(abc.ABC):
             )
         return array
 
-    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return rows."""
+    def _valid(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the numbers of rows that are there."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices[0] <= indices[-1] < self.shape[0]:
             raise IndexError(f"{self.what} has {self.shape[0]} rows; asked for {indices}")
+        return indices
+
+    @staticmethod
+    def _ends(groups: npt.NDArray[np.int64]) -> list[int]:
+        """Return where each run of equal numbers ends."""
+        if not len(groups):
+            return []
+        return [*(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), len(groups)]
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return rows."""
+        indices = self._valid(indices)
         result = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        cuts = np.flatnonzero(np.diff(self._groups(indices))) + 1
-        ends = [*cuts.tolist(), len(indices)] if len(indices) else []
         begin = 0
-        for end in ends:
+        for end in self._ends(self._groups(indices)):
             start, stop = int(indices[begin]), int(indices[end - 1]) + 1
             with reading(self.what):
                 rows = self._checked(self._rows(start, stop), (stop - start, *self.shape[1:]))
@@ -191,64 +210,6 @@ def sliced(what: str, source: Any) -> Any:
         with reading(what):
             return np.asarray(source[()])
     return Sliced(what, source)
-
-
-def _from_groups(
-    path: str, keys: tuple[Any, ...] | None, root: Any, kind: type, names: Any
-) -> dict[Any, Any]:
-    """Return arrays out of nested groups; a key is the path to it."""
-    arrays = {}
-    for key in select(path, names(), None) if keys is None else keys:
-        try:
-            found = root[key]
-        except (KeyError, ValueError):
-            select(path, names(), (key,))
-            raise
-        if not isinstance(found, kind):
-            raise DataError(f"{path}: key {key!r} is a group; an array was expected")
-        arrays[key] = sliced(f"{path}: key {key!r}", found)
-    return arrays
-
-
-def open_hdf5(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
-    """Open an HDF5 file, whose datasets are keys."""
-    h5py = _package("h5py", path)
-    _check_is_file(path)
-    with reading(path):
-        file = h5py.File(path, "r")
-    with _opening(path, file.close):
-
-        def names() -> list[str]:
-            found: list[str] = []
-            file.visititems(
-                lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
-            )
-            return found
-
-        return _from_groups(path, keys, file, h5py.Dataset, names), file.close
-
-
-def open_zarr(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
-    """Open a Zarr store, whose arrays are keys; a single one has the key "data"."""
-    zarr = _package("zarr", path)
-    if int(zarr.__version__.partition(".")[0]) < 3:
-        raise PescadorError(
-            f"{path} cannot be read by zarr {zarr.__version__}: pip install 'zarr>=3'"
-        )
-    with reading(path):
-        os.stat(path)
-        root = zarr.open(path, mode="r")
-    with _opening(path, root.store.close):
-        if isinstance(root, zarr.Array):
-            [*chosen] = select(path, ["data"], keys)
-            return {key: sliced(f"{path}: key {key!r}", root) for key in chosen}, root.store.close
-
-        def names() -> list[str]:
-            return sorted(
-                name for name, item in root.members(max_depth=None) if isinstance(item, zarr.Array)
-            )
-
-        return _from_groups(path, keys, root, zarr.Array, names), root.store.close
 
 
 class Column(Rowwise):
@@ -361,13 +322,13 @@ def _columns(
     return arrays
 
 
-def open_parquet(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
+def open_parquet(path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Recent[Any]) -> Opened:
     """Open a Parquet file, whose columns are keys."""
-    parquet = _package("pyarrow.parquet", path)
+    parquet = package("pyarrow.parquet", path)
     _check_is_file(path)
     with reading(path):
         file = parquet.ParquetFile(path, memory_map=mmap)
-    with _opening(path, file.close):
+    with opening(path, file.close):
         begins = [0]
         for group in range(file.num_row_groups):
             begins.append(begins[-1] + file.metadata.row_group(group).num_rows)
@@ -388,16 +349,16 @@ def open_parquet(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
 
             return between
 
-        return _columns(path, keys, file.schema_arrow, begins, load), file.close
+        return _columns(path, keys, file.schema_arrow, begins, load), file.close, None
 
 
-def open_arrow(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
+def open_arrow(path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Recent[Any]) -> Opened:
     """Open an Arrow or Feather file, whose columns are keys."""
-    pyarrow = _package("pyarrow", path)
+    pyarrow = package("pyarrow", path)
     _check_is_file(path)
     with reading(path):
         file = pyarrow.memory_map(path) if mmap else pyarrow.OSFile(path)
-    with _opening(path, file.close):
+    with opening(path, file.close):
         try:
             table = pyarrow.ipc.open_file(file).read_all()
         except pyarrow.ArrowInvalid:
@@ -410,7 +371,7 @@ def open_arrow(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
             return lambda start, stop: (column, 0)
 
         begins = [0, *np.cumsum([batch.num_rows for batch in table.to_batches()]).tolist()]
-        return _columns(path, keys, table.schema, begins, load), file.close
+        return _columns(path, keys, table.schema, begins, load), file.close, None
 
 
 class Audio(Rowwise):
@@ -440,13 +401,12 @@ class Audio(Rowwise):
         return self._file.read(skipped + stop - start, "float32", always_2d=True)[skipped:]
 
 
-def open_audio(path: str, keys: tuple[Any, ...] | None, mmap: bool) -> Opened:
+def open_audio(path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Recent[Any]) -> Opened:
     """Open an audio file, which has one key, "data", of frames of float32 and their channels."""
-    soundfile = _package("soundfile", path)
+    soundfile = package("soundfile", path)
     _check_is_file(path)
     with reading(path):
         file = soundfile.SoundFile(path)
-    with _opening(path, file.close):
-        return {
-            key: Audio(f"{path}: key {key!r}", file) for key in select(path, ["data"], keys)
-        }, file.close
+    with opening(path, file.close):
+        arrays = {key: Audio(f"{path}: key {key!r}", file) for key in select(path, ["data"], keys)}
+        return arrays, file.close, None

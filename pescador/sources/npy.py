@@ -10,7 +10,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
@@ -258,17 +258,17 @@ def _view(what: str, member: Member, values: Any) -> npt.NDArray[Any]:
 
 def open_npy(
     path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Recent[Any]
-) -> tuple[dict[Any, Any], File, bool]:
+) -> tuple[dict[Any, Any], Callable[[], object] | None, Stamp | None]:
     """Open a `.npy` or `.npz` file.
 
     Returns
     -------
     arrays : dict
         Arrays over a map of the file, in memory, or of `FileArray`.
-    file : File
-        To be closed.
-    may_be_kept : bool
-        Whether the arrays serve again, until the file changes.
+    close : callable or None
+        To be called at the end.
+    stamp : Stamp or None
+        What tells whether the arrays serve again.
     """
     descriptor, stamp = open_regular(path)
     try:
@@ -301,7 +301,9 @@ def open_npy(
             else:
                 arrays[key] = _read_whole(descriptor, what, member)
                 may_be_kept = False
-        return arrays, file, may_be_kept
+        if not may_be_kept:
+            return arrays, file.close, None
+        return arrays, None if mmap else file.close, stamp
     finally:
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._stores import Stamp
 from .._transport import is_masked
 from ..exceptions import DataError, PescadorError
 from . import formats
+from .chunks import open_hdf5, open_zarr
 from .files import MOST_KEPT, Recent, trim
 from .npy import open_npy, select
 
@@ -19,11 +19,10 @@ __all__ = ["Store", "check_data", "count_rows", "open_store"]
 
 PATHS = (str, os.PathLike)
 
-FORMATS: dict[str, formats.Opener | None] = {
-    ".npz": None,
-    ".npy": None,
-    **dict.fromkeys((".h5", ".hdf5", ".hdf"), formats.open_hdf5),
-    ".zarr": formats.open_zarr,
+FORMATS: dict[str, formats.Opener] = {
+    **dict.fromkeys((".npz", ".npy"), open_npy),
+    **dict.fromkeys((".h5", ".hdf5", ".hdf"), open_hdf5),
+    ".zarr": open_zarr,
     **dict.fromkeys((".parquet", ".pq"), formats.open_parquet),
     **dict.fromkeys((".arrow", ".feather"), formats.open_arrow),
     **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3"), formats.open_audio),
@@ -46,8 +45,8 @@ class Store:
         Whether items must be copies.
     close : callable, optional
         Called at the end.
-    stamp : Stamp, optional
-        What the file was, if the store serves again while it stays that.
+    stamp : object with `holds`, optional
+        What tells whether the file is what it was, if the store serves again while it stays that.
     """
 
     __slots__ = ("_close", "arrays", "is_file", "n_rows", "name", "stamp", "tables")
@@ -58,7 +57,7 @@ class Store:
         arrays: dict[Any, Any],
         is_file: bool,
         close: Callable[[], object] | None = None,
-        stamp: Stamp | None = None,
+        stamp: formats.Lasting | None = None,
     ) -> None:
         self.name = name
         self.arrays = arrays
@@ -67,7 +66,10 @@ class Store:
         self.n_rows = -1
         self.stamp = stamp
         # What sources have made of it, by their class, where it serves again as it is.
-        self.tables: dict[type, Any] | None = {} if stamp is not None and close is None else None
+        # Where blocks are read, a table holds the last one, which is not to stay.
+        serves_again = stamp is not None and close is None
+        in_memory = all(type(array) is np.ndarray for array in arrays.values())
+        self.tables: dict[type, Any] | None = {} if serves_again and in_memory else None
         self._close = close
 
     def close(self) -> None:
@@ -226,16 +228,11 @@ def _suffix(path: str | bytes) -> str:
 
 def _open_path(request: tuple[str, tuple[Any, ...] | None, bool]) -> Store:
     path, keys, mmap = request
-    opener = FORMATS[_suffix(path)]
-    if opener is not None:
-        arrays, close = opener(path, keys, mmap)
-        return Store(path, arrays, True, close)
-    arrays, file, may_be_kept = open_npy(path, keys, mmap, _kept)
-    if not may_be_kept:
-        return Store(path, arrays, True, file.close)
-    store = Store(path, arrays, True, None if mmap else file.close, file.stamp)
-    _kept.put(request, store)
-    trim(_kept)
+    arrays, close, stamp = FORMATS[_suffix(path)](path, keys, mmap, _kept)
+    store = Store(path, arrays, True, close, stamp)
+    if store.stamp is not None:
+        _kept.put(request, store)
+        trim(_kept)
     return store
 
 

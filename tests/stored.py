@@ -1,0 +1,51 @@
+"""What tests of files share: comparing to the byte, and files of another time."""
+
+import os
+import pathlib
+import time
+
+import numpy as np
+from hypothesis import strategies as st
+
+from pescador.sources import files
+
+
+def same(ours, theirs):
+    ours = np.asarray(ours)
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def whole(array):
+    """All values of what a store holds."""
+    return array if isinstance(array, np.ndarray) else array.read_slice(0, array.shape[0])
+
+
+def aged(path):
+    """A file, or all of a folder, that was last changed a while ago."""
+    then = time.time_ns() - 10 * files.TICK
+    for each in [pathlib.Path(path), *pathlib.Path(path).rglob("*")]:
+        os.utime(each, ns=(then, then))
+    return str(path)
+
+
+def check_parts(ours, theirs, data):
+    """Parts of an array are those that NumPy gives."""
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype
+    if isinstance(ours, np.ndarray):
+        same(ours, theirs)
+        return
+    n = theirs.shape[0]
+    rows = data.draw(st.lists(st.integers(0, n - 1), unique=True)) if n else []
+    rows = np.array(sorted(rows), np.int64)
+    got = ours.read(rows)
+    same(got, theirs[rows])
+    assert got.flags.c_contiguous
+    assert got.flags.writeable
+    axis = data.draw(st.integers(0, theirs.ndim - 1))
+    ends = sorted(data.draw(st.tuples(*[st.integers(0, theirs.shape[axis])] * 2)))
+    got = ours.read_slice(*ends, axis)
+    same(got, theirs[(slice(None),) * axis + (slice(*ends),)])
+    assert got.flags.c_contiguous
