@@ -1233,14 +1233,15 @@ def rows_apart(batches):
             yield {"x": row}
 
 
+def put_stacked(put, size):
+    stream = sends(size)
+    while True:
+        put(stacked(list(itertools.islice(stream, joined(size)))))
+
+
 @transport.by("hand-blocks", way="multiprocessing.Queue; up to 256 KB, items stacked to 512 KB")
 def _(size):
     n = joined(size)
-
-    def put_stacked(put, size):
-        stream = sends(size)
-        while True:
-            put(stacked(list(itertools.islice(stream, n))))
 
     def opened():
         if n == 1:

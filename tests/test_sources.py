@@ -204,6 +204,8 @@ def test_a_file_that_is_replaced_is_read_anew_and_one_that_is_gone_is_an_error(t
         next(rows.iterate())
 
 
+# NumPy 2.5 warns of it.
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
 def test_an_array_whose_shape_was_set_is_read_by_its_new_shape():
     data = {"x": np.arange(6)}
     rows = Rows(data, order="sequential")
