@@ -44,6 +44,7 @@ cdef extern from "_native.h":
     PyObject* next_value "pescador_next_value" (
         PyObject* items, Py_ssize_t* position, PyObject* key) noexcept
     void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
+    int64_t pescador_add(int64_t* counter, int64_t by) noexcept nogil
 
 cdef extern from "_batches.h":
     int pescador_resize(
@@ -77,6 +78,7 @@ cdef enum:
     WITHOUT_GIL = 1 << 18
 
 cdef PyTypeObject* NDARRAY = <PyTypeObject*>np.ndarray
+cdef type np_ndarray = np.ndarray
 cdef object MEMMAP = np.memmap
 cdef object VOID = np.void
 # NumPy's scalars that are a header, as that of any object, and the value.
@@ -99,6 +101,9 @@ cdef bint is_free(PyObject* memory):
     """Whether nobody holds the memory but the list that it is in."""
     return (pescador_is_unshared(memory)
             and pescador_is_unshared(<PyObject*>(<Memory>memory).array))
+
+
+cdef int64_t n_stamps = 0              # given so far, to all batches of this process
 
 
 cdef class Rows:
@@ -452,6 +457,18 @@ cdef class Column(Rows):
                 self.expected = NDARRAY if self.kind == ARRAYS else <PyTypeObject*>self.type
         return self.add(value)
 
+    cdef bint begins_with(self, cnp.ndarray array) noexcept:
+        """Whether an item of a source that this takes would give the plan that there is."""
+        return self.type is np_ndarray and array.dtype is self.given
+
+    cdef int begin_as_before(self) except -1:
+        """Start a batch with the plan that there is, for arrays."""
+        self.clear()
+        self.begun = True
+        self.start(self.first_capacity())
+        self.expected = NDARRAY
+        return 0
+
     cdef int add(self, object value) except -1:
         """Copy a value to its place."""
         cdef Py_ssize_t rows = 1
@@ -707,7 +724,7 @@ cdef class Batches:
     cdef list columns
     cdef bint is_stale                 # items were added in the usual way since
     cdef int64_t changes               # of the columns and their plans, when `stamp` was given
-    cdef int64_t stamp                 # what visits bear whose items all columns take
+    cdef int64_t stamp                 # what tables bear whose items all columns take
 
     def __cinit__(self, source, Py_ssize_t size, bint partial=False, axis=None, *,
                   bint reuse=False, allocator=None):
@@ -743,10 +760,10 @@ cdef class Batches:
                     break
                 item = steal(pointer)
                 if type(item) is not Visit:
+                    self.is_stale = True
                     if n == 0:
                         self.begin(item)
                     self.add(item)
-                    self.is_stale = True
                 elif n == 0:
                     self.add_first(item)
                 else:
@@ -827,10 +844,32 @@ cdef class Batches:
 
     cdef int add_first(self, Visit visit) except -1:
         """Begin a batch with the item of a source."""
+        cdef Py_ssize_t i
+        if self.begins_with(visit):
+            for i in range(len(self.columns)):
+                (<Column>PyList_GET_ITEM(self.columns, i)).begin_as_before()
+            return self.add_from(visit)
         item = visit.item()
-        self.begin(item)
         self.is_stale = True
+        self.begin(item)
         return self.add(item)
+
+    cdef bint begins_with(self, Visit visit) except -1:
+        """Whether a batch that a visit begins has the plan of the batch before."""
+        cdef Table table = visit.table
+        cdef Column column
+        cdef Py_ssize_t i
+        if len(self.columns) != table.n_fields:
+            return False
+        if self.is_stale:
+            self.look_for_changes()
+        if table.stamp != self.stamp and not self.takes(visit):
+            return False
+        for i in range(table.n_fields):
+            column = <Column>PyList_GET_ITEM(self.columns, i)
+            if not column.begins_with(<cnp.ndarray>PyList_GET_ITEM(table.arrays, i)):
+                return False
+        return True
 
     cdef int look_for_changes(self) except -1:
         """Have no visit take the quick way on the word of a plan that is no more."""
@@ -839,7 +878,7 @@ cdef class Batches:
             changes += (<Column>column).changes
         if changes != self.changes:
             self.changes = changes
-            self.stamp += 1
+            self.stamp = pescador_add(&n_stamps, 1)
         self.is_stale = False
         return 0
 
@@ -848,7 +887,7 @@ cdef class Batches:
         cdef Py_ssize_t i
         if self.is_stale:
             self.look_for_changes()
-        if visit.stamp != self.stamp and not self.takes(visit):
+        if visit.table.stamp != self.stamp and not self.takes(visit):
             self.is_stale = True
             return self.add(visit.item())
         for i in range(len(self.columns)):
@@ -867,7 +906,7 @@ cdef class Batches:
             if not (same_key(column.key, table.keys[i])
                     and column.takes(&table.fields[i], table.arrays[i])):
                 return False
-        visit.stamp = self.stamp
+        table.stamp = self.stamp
         return True
 
     cdef object value_of(self, object item, object key):

@@ -56,6 +56,14 @@ cdef class Compiled:
     cdef bint fused                    # it gives visits, which know where their row lies, not items
 
 
+cdef class Opener:
+    # What a streamer keeps as its `_plan`, if it is to start without Python in between.
+    cdef unsigned int tag              # of the streamer's class when its hooks were last looked at
+    cdef Py_ssize_t n_fields           # how many attributes the streamer had then
+
+    cdef Compiled open(self, Scope scope)
+
+
 cdef Scope bare_scope(Scope scope)
 cdef Scope hook_scope(object mux, Scope scope)
 cdef PyObject* surround(PyObject* scope) noexcept

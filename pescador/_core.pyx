@@ -678,10 +678,36 @@ cdef Family family_of(type kind):
 
 cdef object opened(object streamer, Scope scope):
     """The compiled iterator of one activation of a streamer, or None if it has none."""
-    cdef Family family = family_of(type(streamer))
+    cdef PyTypeObject* kind = Py_TYPE(<PyObject*>streamer)
+    cdef unsigned int tag = kind.tp_version_tag
+    cdef dict fields
+    cdef Opener kept = None
+    cdef Family family
+    if tag != 0:
+        fields = PyObject_GenericGetDict(streamer, NULL)
+        kept = opener_of(fields)
+        # It goes when an attribute is set: what was seen of the hooks holds while it is there.
+        if kept is not None and kept.tag == tag and kept.n_fields == len(fields):
+            return kept.open(scope)
+    family = family_of(type(streamer))
     if family is None or family.opener is None:
         return None
-    return family.opener(streamer, scope)
+    stream = family.opener(streamer, scope)
+    if stream is not None and tag != 0 and kind.tp_version_tag == tag:
+        fields = PyObject_GenericGetDict(streamer, NULL)
+        kept = opener_of(fields)
+        if kept is not None:
+            kept.tag = tag
+            kept.n_fields = len(fields)
+    return stream
+
+
+cdef inline Opener opener_of(dict fields):
+    """What a streamer of these attributes can be started from, or None."""
+    cdef PyObject* found = PyDict_GetItemWithError(fields, "_plan")
+    if found is not NULL and isinstance(<object>found, Opener):
+        return <Opener>found
+    return None
 
 
 cpdef bint is_stock(object streamer) except? True:
@@ -801,6 +827,14 @@ cdef class Compiled:
         """Return the iterator, which ends after `max_iter` samples from now on."""
         self.left = as_bound(max_iter)
         return self
+
+
+cdef class Opener:
+    """What a streamer that is no mux is started from, visit after visit."""
+
+    cdef Compiled open(self, Scope scope):
+        """One activation."""
+        raise NotImplementedError
 
 
 cdef bint fuse(object stream) noexcept:

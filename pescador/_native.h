@@ -14,6 +14,14 @@
 #include <emmintrin.h>
 #endif
 
+/* Add to a counter that all threads share; returns what it is then. */
+#if defined(_MSC_VER)
+#include <intrin.h>
+#define pescador_add(counter, by) ((int64_t)_InterlockedExchangeAdd64(counter, by) + (by))
+#else
+#define pescador_add(counter, by) __atomic_add_fetch(counter, by, __ATOMIC_RELAXED)
+#endif
+
 /* The next item of an iterator (a new reference); NULL without an exception at its end,
  * NULL with one when it failed. */
 static inline PyObject *

@@ -5,7 +5,7 @@ cimport numpy as cnp
 from libc.stdint cimport int64_t, uint64_t
 
 from pescador._bitgen cimport bitgen_t
-from pescador._core cimport PREFETCH, Compiled, Scope
+from pescador._core cimport PREFETCH, Compiled, Opener, Scope
 from pescador._seeds cimport Pcg, Seed
 
 
@@ -73,12 +73,13 @@ cdef class Table:
     cdef int64_t* starts               # those that may be drawn, where not all may; or NULL
     cdef bint reads                    # whether any field is read in blocks
     cdef Py_ssize_t block              # how many items are read together
+    cdef int64_t stamp                 # of the plan of batches that its items were found to fit
 
     cdef int settle(self, Field* field, cnp.ndarray array) except -1
 
 
 @cython.final
-cdef class Plan:
+cdef class Plan(Opener):
     cdef object source                 # what it is the plan of: asked for its checks and its words
     cdef object data
     cdef Order order
@@ -91,7 +92,7 @@ cdef class Plan:
     cdef object last, stamp
 
     cdef Visit visit(self, Scope scope)
-    cdef Table open(self)
+    cdef Table table_of_now(self)
     cdef bint is_current(self, Table table) except? True
 
 
@@ -99,7 +100,6 @@ cdef class Plan:
 cdef class Visit(Compiled):
     cdef Plan plan
     cdef Table table                   # None before the first sample, and after the last
-    cdef int64_t stamp                 # the plan of a batch that its rows were found to fit
 
     cdef Bits bits
     cdef Pcg pcg

@@ -193,6 +193,7 @@ cdef class Table:
 
     cdef int settle(self, Field* field, cnp.ndarray array) except -1:
         """Note how the items of an array lie."""
+        self.stamp = 0
         cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(array)
         cdef cnp.npy_intp* strides = cnp.PyArray_STRIDES(array)
         cdef int ndim = cnp.PyArray_NDIM(array), j, k = 0
@@ -266,6 +267,9 @@ cdef class Plan:
         """Return one visit, inside the activation of `scope` if any."""
         return self.visit(scope)
 
+    cdef Compiled open(self, Scope scope):
+        return self.visit(scope)
+
     def remember(self, Table table, stamp):
         """Note the table of a file that is kept, for as long as it is."""
         last = weakref.ref(table)
@@ -303,7 +307,7 @@ cdef class Plan:
         visit.words = <bitgen_t*>PyCapsule_GetPointer(visit.owner.capsule, "BitGenerator")
         return visit
 
-    cdef Table open(self):
+    cdef Table table_of_now(self):
         """The data, opened; what lies in memory and has not changed is open already."""
         cdef Table table
         with cython.critical_section(self):
@@ -370,7 +374,7 @@ cdef class Visit(Compiled):
         return self if self.fused else self.item()
 
     cdef int begin(self) except -1:
-        cdef Table table = self.plan.open()
+        cdef Table table = self.plan.table_of_now()
         cdef uint64_t key
         if self.plan.order == SHUFFLED:
             # Bound by bound, as anybody could draw it.

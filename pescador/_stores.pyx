@@ -22,15 +22,7 @@ cdef extern from "_stores.h" nogil:
     void pescador_unmap_file(void* address, size_t size)
     int64_t pescador_read(int file, char* to, int64_t n, int64_t at, int64_t* done)
 
-cdef extern from *:
-    """
-    #if defined(_MSC_VER)
-    #include <intrin.h>
-    #define pescador_add(counter, by) ((int64_t)_InterlockedExchangeAdd64(counter, by) + (by))
-    #else
-    #define pescador_add(counter, by) __atomic_add_fetch(counter, by, __ATOMIC_RELAXED)
-    #endif
-    """
+cdef extern from "_native.h":
     int64_t pescador_add(int64_t* counter, int64_t by) noexcept nogil
 
 # What is mapped at present, in all of this process.

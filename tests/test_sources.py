@@ -236,6 +236,29 @@ def test_a_subclass_that_overrides_a_hook_gets_it_called():
     assert [int(b["y"][0]) for b in pescador.buffer_stream(mux, 1)] == expected
 
 
+def test_a_hook_that_is_replaced_between_visits_is_called_from_then_on(monkeypatch):
+    class Own(Rows):
+        pass
+
+    def twice(self, max_iter=None):
+        for item in Rows.iterate(self, max_iter):
+            yield {"y": 2 * item["y"]}
+
+    rows = Own(table(3), order="sequential")
+    mux = pescador.ChainMux([rows], "cycle")
+    assert labels(mux, 9) == [0, 1, 2] * 3
+    with monkeypatch.context() as patch:
+        patch.setattr(Own, "iterate", twice)
+        assert labels(mux, 3) == [0, 2, 4]
+    assert labels(mux, 6) == [0, 1, 2] * 2
+    rows.iterate = lambda max_iter=None: iter([{"y": 7}])
+    assert labels(mux, 2) == [7, 7]
+    del rows.iterate
+    assert labels(mux, 6) == [0, 1, 2] * 2
+    rows.__dict__["iterate"] = lambda max_iter=None: iter([{"y": 7}])
+    assert labels(mux, 2) == [7, 7]
+
+
 def test_a_streamer_over_rows_and_with_blocks_read_the_same():
     rows = Rows(table(), order="sequential")
     assert [int(item["y"]) for item in Streamer(rows)] == list(range(10))
@@ -742,6 +765,19 @@ def test_batches_are_the_same_whether_rows_are_copied_straight_or_given_as_items
     assert error == usual_error
     assert len(straight) == len(usual)
     assert all(map(equal, straight, usual))
+
+
+def test_batches_that_share_a_source_are_planned_apart():
+    X = np.arange(12.0).reshape(6, 2)
+    source = Rows({"X": X}, order="sequential")
+    single = Streamer([{"X": X[0].astype(np.float32)}])
+    own = pescador.buffer_stream(pescador.ChainMux([source]), 2)
+    mixed = pescador.buffer_stream(pescador.ChainMux([single, source]), 3)
+    joined = pescador.buffer_stream(pescador.ChainMux([source]), 2, axis=0)
+    for i in range(2):
+        assert equal(next(own), {"X": X[2 * i : 2 * i + 2]})
+        assert equal(next(joined), {"X": X[2 * i : 2 * i + 2].ravel()})
+        assert equal(next(mixed), {"X": X[[[0, 0, 1], [2, 3, 4]][i]]})
 
 
 def test_batches_of_rows_are_what_indexing_gives(tmp_path):
