@@ -6,6 +6,8 @@ plan is kept, and NumPy joins it at the end. Either way the result is what ``np.
 ``np.concatenate``) makes of the values.
 """
 
+import os
+
 import numpy as np
 
 from pescador.exceptions import DataError, PescadorError
@@ -541,6 +543,16 @@ cdef class Column(Rows):
                 return False
         return True
 
+    cdef bint fits_shape(self, const Field* field) noexcept:
+        """Whether items of a source have the shape of the others, but for the axis of a join."""
+        cdef int j
+        if field.ndim != self.value_ndim:
+            return False
+        for j in range(self.value_ndim):
+            if field.shape[j] != self.value_shape[j] and not (self.joins and j == self.axis):
+                return False
+        return True
+
     cdef inline int add_from(self, Visit visit, Py_ssize_t i) except -1:
         """Copy an item that this takes from where it lies to its place."""
         cdef const Field* field = &visit.table.fields[AT(i, visit.table.n_fields)]
@@ -722,6 +734,7 @@ cdef class Batches:
     cdef bint running                  # guards the columns against an allocator that asks for more
     cdef object axis, allocator
     cdef list columns
+    cdef object began                  # the source whose item began the batch, if it was one
     cdef bint is_stale                 # items were added in the usual way since
     cdef int64_t changes               # of the columns and their plans, when `stamp` was given
     cdef int64_t stamp                 # what tables bear whose items all columns take
@@ -762,6 +775,7 @@ cdef class Batches:
                 if type(item) is not Visit:
                     self.is_stale = True
                     if n == 0:
+                        self.began = None
                         self.begin(item)
                     self.add(item)
                 elif n == 0:
@@ -845,6 +859,7 @@ cdef class Batches:
     cdef int add_first(self, Visit visit) except -1:
         """Begin a batch with the item of a source."""
         cdef Py_ssize_t i
+        self.began = visit.plan.source
         if self.begins_with(visit):
             for i in range(len(self.columns)):
                 (<Column>PyList_GET_ITEM(self.columns, i)).begin_as_before()
@@ -888,6 +903,7 @@ cdef class Batches:
         if self.is_stale:
             self.look_for_changes()
         if visit.table.stamp != self.stamp and not self.takes(visit):
+            self.refuse_misfit(visit)
             self.is_stale = True
             return self.add(visit.item())
         for i in range(len(self.columns)):
@@ -908,6 +924,31 @@ cdef class Batches:
                 return False
         table.stamp = self.stamp
         return True
+
+    cdef int refuse_misfit(self, Visit visit) except -1:
+        """Raise an error that names the source whose items no batch can have with those before."""
+        cdef Table table = visit.table
+        cdef Column column
+        cdef const Field* field
+        for column in self.columns:
+            if column.key not in table.keys:
+                problem = f"has no key {column.key!r}, as the first item of the batch has"
+                remedy = "keys= chooses those that all sources have"
+            else:
+                field = &table.fields[AT(table.keys.index(column.key), table.n_fields)]
+                if not column.begun or column.kind != ARRAYS or column.fits_shape(field):
+                    continue
+                here = tuple([field.shape[j] for j in range(field.ndim)])
+                there = tuple([column.value_shape[j] for j in range(column.value_ndim)])
+                problem = f"has items of shape {here} of key {column.key!r}, the batch of {there}"
+                if column.joins:
+                    problem += f", which differ along another axis than {column.along}"
+                remedy = "keys= leaves a key out"
+            began = "" if self.began is None else f" (begun by {self.began!r})"
+            if isinstance(visit.plan.data, (str, os.PathLike)):
+                remedy += ", and `python -m pescador describe` lists the files that differ"
+            raise DataError(f"{visit.plan.source!r} {problem}{began}; {remedy}")
+        return 0
 
     cdef object value_of(self, object item, object key):
         try:

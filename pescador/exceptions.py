@@ -6,4 +6,4 @@ class PescadorError(Exception):
 
 
 class DataError(PescadorError):
-    """An item is not data, that is, not a mapping of keys to arrays."""
+    """Data are not what they should be: an item that is no mapping, a file, a key or a shape."""

@@ -84,9 +84,10 @@ def buffer_stream(
         If an argument is invalid, or the allocator returns something else than it should.
     DataError
         If an item is not a mapping of keys to values: as soon as it arrives, with its type and
-        position.
+        position. If an item of a source lacks a key of its batch, or cannot be joined to the
+        others for its shape: the source is named.
     KeyError
-        If an item lacks a key of the first item of its batch.
+        If any other item lacks a key of the first item of its batch.
 
     Notes
     -----

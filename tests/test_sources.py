@@ -762,8 +762,14 @@ def test_batches_are_the_same_whether_rows_are_copied_straight_or_given_as_items
 
     straight, *error = outcome(tree)
     usual, *usual_error = outcome(behind_a_generator(tree))
-    assert error == usual_error
-    assert len(straight) == len(usual)
+    if error != usual_error:
+        # Where items of a source cannot be joined, it is told at once, and by name.
+        assert error[0] is DataError
+        assert "has no key" in error[1] or "has items of shape" in error[1]
+        assert usual_error[0] in (KeyError, ValueError, None)
+        assert partial <= (usual_error[0] is not None)
+    else:
+        assert len(straight) == len(usual)
     assert all(map(equal, straight, usual))
 
 
@@ -778,6 +784,29 @@ def test_batches_that_share_a_source_are_planned_apart():
         assert equal(next(own), {"X": X[2 * i : 2 * i + 2]})
         assert equal(next(joined), {"X": X[2 * i : 2 * i + 2].ravel()})
         assert equal(next(mixed), {"X": X[[[0, 0, 1], [2, 3, 4]][i]]})
+
+
+@pytest.mark.parametrize(
+    ("other", "axis", "words"),
+    [
+        ({"X": np.ones((4, 2))}, None, "has no key 'y'"),
+        (
+            {"X": np.ones((4, 3)), "y": np.ones(4)},
+            None,
+            r"shape \(3,\) of key 'X', the batch of \(2,",
+        ),
+        ({"X": np.ones((4, 2)), "y": np.ones((4, 1))}, None, r"shape \(1,\) of key 'y'"),
+        ({"X": np.ones((4, 2, 5)), "y": np.ones((4, 1))}, 0, r"shape \(2, 5\) .* axis than 0"),
+    ],
+)
+def test_files_that_cannot_share_a_batch_are_named(tmp_path, other, axis, words):
+    y = np.ones(4) if axis is None else np.ones((4, 1))
+    np.savez(tmp_path / "a.npz", X=np.ones((4, 2)), y=y)
+    np.savez(tmp_path / "b.npz", **other)
+    streams = [Rows(tmp_path / name, random_state=0) for name in ("a.npz", "b.npz")]
+    batches = pescador.buffer_stream(pescador.RoundRobinMux(streams, "cycle"), 2, axis=axis)
+    with pytest.raises(DataError, match=rf"b\.npz.*{words}.*a\.npz.*describe"):
+        next(batches)
 
 
 def test_batches_of_rows_are_what_indexing_gives(tmp_path):
