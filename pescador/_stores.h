@@ -57,6 +57,12 @@ pescador_unmap_file(void *address, size_t size)
     (void)address, (void)size;
 }
 
+static inline void
+pescador_advise(void *address, size_t size, int at_random)
+{
+    (void)address, (void)size, (void)at_random;
+}
+
 /* Each reader has a descriptor of its own, so its position may be moved. */
 static inline int64_t
 pescador_read_some(int file, char *to, size_t n, int64_t at)
@@ -113,6 +119,13 @@ static inline void
 pescador_unmap_file(void *address, size_t size)
 {
     (void)munmap(address, size);
+}
+
+/* Whether to read more from the disk than what is asked for. It is advice: that it fails is no error. */
+static inline void
+pescador_advise(void *address, size_t size, int at_random)
+{
+    (void)madvise(address, size, at_random ? MADV_RANDOM : MADV_NORMAL);
 }
 
 static inline int64_t

@@ -20,6 +20,7 @@ cdef extern from "_stores.h" nogil:
     int pescador_stamp_file(int file, pescador_stamp* stamp)
     void* pescador_map_file(int file, size_t size)
     void pescador_unmap_file(void* address, size_t size)
+    void pescador_advise(void* address, size_t size, bint at_random)
     int64_t pescador_read(int file, char* to, int64_t n, int64_t at, int64_t* done)
 
 cdef extern from "_native.h":
@@ -101,7 +102,8 @@ cdef class Map:
     """
 
     cdef void* address
-    cdef int64_t size
+    cdef readonly int64_t size
+    cdef bint at_random                # what the system was told last
 
     def __cinit__(self, int file, int64_t size):
         if size <= 0:
@@ -118,6 +120,13 @@ cdef class Map:
             pescador_unmap_file(self.address, <size_t>self.size)
             pescador_add(&n_maps, -1)
             pescador_add(&n_mapped, -self.size)
+
+    def advise(self, bint at_random):
+        """Tell the system whether places will be read at random: then it reads nothing ahead."""
+        if at_random != self.at_random:
+            self.at_random = at_random
+            with nogil:
+                pescador_advise(self.address, <size_t>self.size, at_random)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.address, self.size, 1, flags)

@@ -5,8 +5,11 @@ import copy
 import itertools
 import json
 import math
+import os
 import pathlib
 import pickle
+import re
+import sys
 import types
 
 import numpy as np
@@ -127,6 +130,38 @@ def test_rows_of_a_file_are_those_of_its_arrays(tmp_path, mmap):
         )
         assert all(map(equal, here, there))
         assert next(here, None) is next(there, None) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps")
+@pytest.mark.parametrize(
+    ("shape", "options", "reads_ahead"),
+    [
+        ((200_000, 64), {}, False),
+        ((200_000, 64), {"order": "shuffled"}, False),
+        ((200_000, 64), {"order": "sequential"}, True),
+        ((200_000, 64), {"length": 8}, True),
+        ((2_000, 6_400), {}, True),
+        ((2_000, 64), {}, True),
+    ],
+)
+def test_only_small_rows_of_large_files_in_random_order_are_read_without_those_around_them(
+    tmp_path, shape, options, reads_ahead
+):
+    path = tmp_path / "a.npy"
+    np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
+    os.utime(path, (1, 1))
+    # What another source has said of the map is not to stay.
+    other = {"order": "random"} if reads_ahead else {"order": "sequential"}
+    streams = [
+        Rows(path, random_state=0, **other),
+        (Windows if "length" in options else Rows)(path, random_state=0, **options),
+    ]
+    iterators = [stream.iterate() for stream in streams]
+    for iterator in iterators:
+        next(iterator)
+    smaps = pathlib.Path("/proc/self/smaps").read_text()
+    [flags] = re.findall(rf"{re.escape(str(path))}\n(?:.*\n)*?VmFlags: (.*)", smaps)
+    assert ("rr" in flags.split()) is not reads_ahead
 
 
 def test_keys_choose_and_order_what_an_item_has():

@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ try:
 except ImportError:  # pragma: no cover - Windows, which has no such limits
     resource = None  # type: ignore[assignment]
 
-__all__ = ["File", "Recent", "map_file", "open_regular", "reading", "settled", "trim"]
+__all__ = ["File", "Recent", "advise", "map_file", "open_regular", "reading", "settled", "trim"]
 
 V = TypeVar("V")
 
@@ -34,6 +34,11 @@ MOST_LAYOUTS = 2**16
 MOST_KEPT = 2**14
 # So many descriptors are worth no look at the limit.
 FEW = 8
+# Below so many bytes, a file is in memory after a few reads, whatever was read ahead.
+LARGE = 2**24
+# Each page of a row that is not read ahead is a read of its own: up to four are less than one read
+# of the 128 KB that Linux reads ahead, or of more.
+MOST_SCATTERED = 2**14
 # A file may change again within one tick of its clock, which shows in no time stamp.
 TICK = 50_000_000
 
@@ -174,6 +179,26 @@ def map_file(descriptor: int, size: int, kept: Recent[Any]) -> Map | None:
         except OSError:
             kept.clear()
     return None
+
+
+def advise(arrays: Iterable[Any], n_bytes: int) -> None:
+    """Tell the system how the maps of large files under some arrays will be read.
+
+    The system reads ahead around each page that is not in memory, which is for nothing where items
+    are drawn at random and small: of a large file, none of the rest will be asked for soon.
+
+    Parameters
+    ----------
+    arrays : iterable of arrays
+        Those that are over no map are left alone.
+    n_bytes : int
+        The size of the items that are drawn at random; 0 for any other order.
+    """
+    at_random = 0 < n_bytes <= MOST_SCATTERED
+    for array in arrays:
+        whole = getattr(array, "base", None)
+        if type(whole) is Map and whole.size >= LARGE:
+            whole.advise(at_random)
 
 
 def trim(kept: Recent[Any]) -> None:

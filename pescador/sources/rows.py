@@ -1,8 +1,10 @@
 """Rows: items along the first axis of arrays."""
 
+import math
 from typing import Any
 
 from ..util import Seed
+from .files import advise
 from .source import Cut, Source, register
 from .stores import Store, count_rows
 
@@ -100,6 +102,9 @@ class Rows(Source):
 
     def _cut(self, store: Store) -> tuple[list[Cut], int, None]:
         n = count_rows(store)
+        arrays = store.arrays.values()
+        row_bytes = max(math.prod(a.shape[1:]) * a.dtype.itemsize for a in arrays)
+        advise(arrays, 0 if self.order == "sequential" else row_bytes)
         cuts = [(key, array, 0, 1, -1, store.is_file) for key, array in store.arrays.items()]
         return cuts, n, None
 

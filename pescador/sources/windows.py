@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..exceptions import DataError, PescadorError
 from ..util import Seed, as_choice, as_count
+from .files import advise
 from .source import Cut, Source, register
 from .stores import Store
 
@@ -183,6 +184,8 @@ class Windows(Source):
         return found
 
     def _cut(self, store: Store) -> tuple[list[Cut], int, npt.NDArray[np.int64] | None]:
+        # Each is large, or next to others.
+        advise(store.arrays.values(), 0)
         keys = self.keys
         if keys is None:
             keys = [key for key in store.arrays if self._where_key is None or key != self.where]
