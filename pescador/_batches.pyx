@@ -556,7 +556,15 @@ cdef class Column(Rows):
     cdef inline int add_from(self, Visit visit, Py_ssize_t i) except -1:
         """Copy an item that this takes from where it lies to its place."""
         cdef const Field* field = &visit.table.fields[AT(i, visit.table.n_fields)]
-        cdef Py_ssize_t rows = field.shape[0] if self.joins else 1
+        cdef Py_ssize_t rows = 1
+        if field.is_plain and not self.joins and self.count < self.capacity:
+            pescador_copy(self.data + self.count * self.row_bytes,
+                          field.base + visit.row * field.step, field.run_bytes, False)
+            self.count += 1
+            self.n += 1
+            return 0
+        if self.joins:
+            rows = field.shape[0]
         if rows > self.capacity - self.count:
             self.reserve(rows)
         if self.joins:

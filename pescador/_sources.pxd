@@ -52,6 +52,7 @@ cdef struct Field:
     Py_ssize_t runs, run_bytes, run_step
     Py_ssize_t fetched                 # of a run, bytes that are fetched ahead
     Py_ssize_t n_bytes                 # of an item
+    bint is_plain                      # an item is one small run in memory
     bint copies                        # items are new arrays, not views
     bint is_read                       # from a store that is no memory, in blocks
     # Of windows: where they are cut, from start to start, how long; -1 for rows, without that axis.
@@ -106,7 +107,8 @@ cdef class Visit(Compiled):
     cdef object owner                  # of `words`
     cdef object lock                   # of the global state
     cdef bitgen_t* words
-    cdef int64_t ahead                 # the next row, where it is drawn one ahead; else -1
+    cdef bint looks_ahead              # nobody else sees its draws, so rows are drawn one ahead
+    cdef int64_t ahead                 # the next row then
     cdef int64_t done                  # rows drawn, where each is drawn once
     cdef Permutation order
     cdef int64_t row                   # of the present sample

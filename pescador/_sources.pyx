@@ -236,6 +236,7 @@ cdef class Table:
         if run < 16 and runs > 1:
             # Element by element, NumPy is faster.
             field.direct = False
+        field.is_plain = runs == 1 and run < WITHOUT_GIL and not field.is_read
         return 0
 
 
@@ -282,7 +283,6 @@ cdef class Plan:
         cdef Visit visit = Visit.__new__(Visit)
         cdef Seed seed
         visit.plan = self
-        visit.ahead = -1
         if self.order == SEQUENTIAL:
             return visit
         if self.is_seeded:
@@ -384,6 +384,9 @@ cdef class Visit(Compiled):
         self.table = table
         if table.n == 0:
             self.left = 0
+        elif self.plan.order == RANDOM and self.bits == OWN and not table.reads:
+            self.looks_ahead = True
+            self.ahead = self.draw()
         return 0
 
     cdef int64_t below(self, int64_t n) except -1:
@@ -418,7 +421,16 @@ cdef class Visit(Compiled):
             self.begin()
         if self.left == 0:
             return self.end()
-        if self.table.reads:
+        if self.looks_ahead:
+            # The next row can be on its way to the cache.
+            self.row = self.ahead
+            i = pcg_below(&self.pcg, self.table.n)
+            self.ahead = i if self.table.starts is NULL else self.table.starts[AT(i, self.table.n)]
+            for i in range(self.table.n_fields):
+                field = &self.table.fields[i]
+                for j in range(0, min(field.run_bytes, FETCHED), 64):
+                    PREFETCH(field.base + self.ahead * field.step + j)
+        elif self.table.reads:
             if self.at == self.n_block:
                 self.read_block()
                 if self.n_block == 0:
@@ -430,16 +442,8 @@ cdef class Visit(Compiled):
             if self.done == self.table.n:
                 return self.end()
             self.row = self.draw()
-        elif self.bits != OWN:
-            self.row = self.draw()
         else:
-            # Nobody else sees its draws: the next row can be on its way to the cache.
-            self.row = self.draw() if self.ahead < 0 else self.ahead
-            self.ahead = self.draw()
-            for i in range(self.table.n_fields):
-                field = &self.table.fields[i]
-                for j in range(0, min(field.run_bytes, FETCHED), 64):
-                    PREFETCH(field.base + self.ahead * field.step + j)
+            self.row = self.draw()
         self.left -= 1
         return True
 
