@@ -2,7 +2,7 @@
 
 An engine is one activation of a mux. It holds the active set as plain arrays (which streamer is
 in each slot, how many samples it gave and may give, its weight) and, apart from them, the
-iterators that the samples come from. Arguments were checked in mux.py.
+iterators that the samples come from. Arguments were checked in mux/.
 """
 
 import sys

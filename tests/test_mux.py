@@ -443,6 +443,13 @@ def test_nothing_makes_an_array_of_a_running_engine_writeable(weights):
             assert set(itertools.islice(stream, 30)) <= set("abc")
 
 
+@pytest.mark.parametrize("name", pescador.mux.__all__)
+def test_pickles_name_a_mux_as_every_release_does(name):
+    cls = getattr(pescador, name)
+    assert pickle.loads(f"cpescador.mux\n{name}\n.".encode()) is cls
+    assert pickle.dumps(cls, 0).startswith(f"cpescador.mux\n{name}\n".encode())
+
+
 def test_an_activated_copy_cannot_be_pickled():
     with pescador.ShuffledMux(letters("abc")) as active, pytest.raises(TypeError):
         pickle.dumps(active)
