@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _draws
-from .exceptions import PescadorError
+from .exceptions import ArgumentError
 
 Weights = Sequence[float] | npt.NDArray[Any] | None
 
@@ -17,7 +17,7 @@ def check_weights(weights: Any, n: int, dtype: Any = None) -> Any:
     if _draws.are_weights(weights, n):
         return weights
     if isinstance(weights, np.ma.MaskedArray):
-        raise PescadorError(
+        raise ArgumentError(
             f"weights={weights!r} is a masked array; fill in what is masked, as "
             "weights.filled(0) does"
         )
@@ -28,20 +28,20 @@ def check_weights(weights: Any, n: int, dtype: Any = None) -> Any:
         if dtype is not None or not np.issubdtype(array.dtype, np.floating) or array.itemsize > 8:
             array = array.astype(dtype or np.float64)
     except (TypeError, ValueError) as error:
-        raise PescadorError(f"weights={weights!r} must be a vector of numbers: {error}") from error
+        raise ArgumentError(f"weights={weights!r} must be a vector of numbers: {error}") from error
     if array.ndim != 1 or len(array) != n:
-        raise PescadorError(
+        raise ArgumentError(
             f"weights has shape {array.shape}; it must have one number for each of the {n} "
             "streamers"
         )
     bad = ~np.isfinite(array) | (array < 0)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        raise PescadorError(f"weights[{i}]={array[i]!r} must be a finite number, 0 or more")
+        raise ArgumentError(f"weights[{i}]={array[i]!r} must be a finite number, 0 or more")
     with np.errstate(over="ignore"):
         total = np.sum(array)
     if not 0 < total < np.inf:
-        raise PescadorError(
+        raise ArgumentError(
             f"weights add up to {total!r}; they must have a positive, finite sum, and so need at "
             "least one positive value"
         )

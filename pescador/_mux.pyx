@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from pescador.core import Streamer
-from pescador.exceptions import PescadorError
+from pescador.exceptions import ArgumentError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -80,7 +80,7 @@ cpdef list vacant(n):
     try:
         return [None] * n
     except (MemoryError, OverflowError):
-        raise PescadorError(f"n_active={n} open streams are more than memory can hold") from None
+        raise ArgumentError(f"n_active={n} open streams are more than memory can hold") from None
 
 
 cdef class Engine(Compiled):

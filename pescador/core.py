@@ -25,7 +25,7 @@ from types import FunctionType, TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, cast
 
 from . import _core, _repr
-from .exceptions import PescadorError
+from .exceptions import ArgumentError, PescadorError
 
 __all__ = ["Streamer", "streamable"]
 
@@ -85,7 +85,7 @@ class Streamer(Generic[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If `streamer` is neither iterable nor a generator function.
 
     Examples
@@ -124,7 +124,7 @@ class Streamer(Generic[T]):
             hint = ""
             if callable(streamer):
                 hint = " (a function counts if it has a yield of its own)"
-            raise PescadorError(
+            raise ArgumentError(
                 f"streamer={streamer!r} must be an iterable or a generator function{hint}"
             )
         self.streamer = streamer

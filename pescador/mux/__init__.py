@@ -35,7 +35,10 @@ Mixing is compiled (``_mux.pyx``). A subclass that overrides one of the hooks ``
 engines do.
 """
 
+# As in every release, these are found here, too.
 from ..core import Streamer as Streamer
+from ..exceptions import PescadorError as PescadorError
+from ..util import get_rng as get_rng
 from .base import BaseMux
 from .chain import ChainMux
 from .legacy import Mux

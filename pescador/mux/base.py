@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .. import _core, _draws, _mux
 from ..core import Streamer
-from ..exceptions import PescadorError
+from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, get_rng
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def not_plain(mux: "BaseMux[Any]") -> list[Any]:
 def check_generator(mux: "BaseMux[Any]", method: str) -> None:
     """Refuse a random generator that lacks the method which a mux draws by."""
     if not callable(getattr(mux.rng, method, None)):
-        raise PescadorError(
+        raise ArgumentError(
             f"rng={mux.rng!r} must be a random generator, such as util.get_rng(seed)"
         )
 
@@ -95,7 +95,7 @@ def as_pool(streamers: Any) -> list[Streamer[Any]]:
     try:
         iter(streamers)
     except TypeError:
-        raise PescadorError(
+        raise ArgumentError(
             f"streamers={streamers!r} must be an iterable of streamers or iterables"
         ) from None
     pool = []
@@ -103,14 +103,14 @@ def as_pool(streamers: Any) -> list[Streamer[Any]]:
         try:
             pool.append(as_streamer(streamer))
         except PescadorError as error:
-            raise PescadorError(f"streamers[{i}] is no stream: {error}") from error
+            raise ArgumentError(f"streamers[{i}] is no stream: {error}") from error
     return pool
 
 
 def require_streams(mux: "BaseMux[Any]") -> None:
     """Refuse an empty pool."""
     if not mux.n_streams:
-        raise PescadorError(f"streamers={mux.streamers!r} is empty; a mux needs a stream")
+        raise ArgumentError(f"streamers={mux.streamers!r} is empty; a mux needs a stream")
 
 
 def _is_compiled(mux: "BaseMux[Any]") -> bool:
@@ -156,7 +156,7 @@ def _open(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine | None
 
 
 def register(cls: type["BaseMux[Any]"], *more: str) -> None:
-    """Note the hooks of a mux that has an engine, and those that only this mux has."""
+    """Note the hooks of a class of muxes: those of all, and `more` that only this one has."""
     _core.register(cls, (*_HOOKS, *more), opener=_open)
 
 
@@ -179,7 +179,7 @@ class BaseMux(Streamer[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid.
     """
 
@@ -358,7 +358,7 @@ class BaseMux(Streamer[T]):
         to, since it was made.
         """
         if not isinstance(self.streamers, Sized) or not isinstance(self.streamers, Iterable):
-            raise PescadorError(
+            raise ArgumentError(
                 f"streamers={self.streamers!r} must be a list of streamers or iterables"
             )
 

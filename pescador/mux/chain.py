@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import _core, _mux
 from ..core import Streamer
-from ..exceptions import PescadorError
+from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, as_choice
 from .base import BaseMux, EngineAttribute, T, as_pool, as_streamer, not_plain, register
 
@@ -32,7 +32,7 @@ class ChainMux(BaseMux[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid; while iterating, if a generator function gives something that
         is no stream.
 
@@ -116,7 +116,7 @@ class ChainMux(BaseMux[T]):
         try:
             Streamer(streamers)
         except PescadorError:
-            raise PescadorError(
+            raise ArgumentError(
                 f"streamers={streamers!r} must be an iterable of streamers or iterables, or a "
                 "generator function of such"
             ) from None

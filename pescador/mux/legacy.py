@@ -51,7 +51,7 @@ class Mux(StochasticMux[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid.
 
     Warns

@@ -41,7 +41,7 @@ class RoundRobinMux(BaseMux[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid.
 
     Notes

@@ -36,7 +36,7 @@ class ShuffledMux(BaseMux[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid.
 
     Notes

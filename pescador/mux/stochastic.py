@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .. import _core, _draws, _mux
 from .._checks import Weights, as_weights, check_weights
-from ..exceptions import PescadorError
+from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, as_bool, as_choice, as_count, is_number
 from .base import (
     BaseMux,
@@ -27,15 +27,19 @@ _MODES = ("with_replacement", "single_active", "exhaustive")
 _DISTS = ("constant", "binomial", "poisson")
 
 
-def _check_rate(rate: Any, least: float) -> None:
-    # Counts are drawn as 64-bit integers.
-    most = 2.0**63 if least else np.inf
-    if rate is None or (
-        is_number(rate) and rate > 0 and rate >= least and (rate < most or not least)
-    ):
+def _check_rate(rate: Any, dist: str | None) -> None:
+    """Check a rate for counts that are drawn from `dist`; None is the Poisson of 2.0."""
+    if rate is None:
         return
-    bound = "a number from 1 to 2**63" if least else "a number above 0"
-    raise PescadorError(f"rate={rate!r} must be None or {bound}")
+    is_drawn_from_1 = dist in ("binomial", "poisson")
+    if is_number(rate) and rate > 0 and (not is_drawn_from_1 or 1 <= rate < 2.0**63):
+        return
+    bound, hint = "a number above 0", ""
+    if is_drawn_from_1:
+        # Counts are drawn as 64-bit integers.
+        bound = "a number from 1 to 2**63"
+        hint = f" with dist={dist!r}; dist='constant' takes any above 0"
+    raise ArgumentError(f"rate={rate!r} must be None or {bound}{hint}")
 
 
 def _check_sampling(mux: "StochasticMux[Any]") -> None:
@@ -43,11 +47,11 @@ def _check_sampling(mux: "StochasticMux[Any]") -> None:
     n_active = as_count("n_active", mux.n_active)
     as_choice("mode", mux.mode, _MODES)
     as_choice("dist", mux.dist, _DISTS)
-    _check_rate(mux.rate, least=0.0 if mux.__pescador_is_2_0__ or mux.dist == "constant" else 1.0)
+    _check_rate(mux.rate, None if mux.__pescador_is_2_0__ else mux.dist)
     as_bool("prune_empty_streams", mux.prune_empty_streams)
     # Without replacement, a pool smaller than the active set left slots empty in 2.0.
     if not mux.__pescador_is_2_0__ and mux.mode != "with_replacement" and n_active > mux.n_streams:
-        raise PescadorError(
+        raise ArgumentError(
             f"n_active={n_active} must be at most the number of streamers, "
             f"{mux.n_streams}, with mode={mux.mode!r}"
         )
@@ -133,7 +137,7 @@ class StochasticMux(BaseMux[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid.
 
     Examples

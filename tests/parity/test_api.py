@@ -233,6 +233,14 @@ def test_pickles_of_the_reference_release_can_be_loaded(name):
     assert list(ours.iterate(8)) == list(theirs.iterate(8))
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_module_imports_from_another_is_found_there_too(name):
+    theirs = vars(getattr(peer, name)).items()
+    package = f"{peer.__name__}."
+    imported = {key for key, it in theirs if getattr(it, "__module__", "").startswith(package)}
+    assert imported <= vars(importlib.import_module(f"pescador.{name}")).keys()
+
+
 def test_everything_that_the_package_exports_is_exported():
     public = {"streamable"}
     for name in ("core", "exceptions", "maps", "mux", "zmq_stream"):
