@@ -19,13 +19,14 @@ except ImportError as error:
 from . import core, exceptions, maps, mux, sources, util, zmq_stream
 from .batches import batches
 from .core import Streamer, streamable
-from .exceptions import DataError, PescadorError
+from .exceptions import ArgumentError, DataError, PescadorError
 from .maps import buffer_stream, cache, keras_tuples, tuples
 from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
 from .version import version as __version__
 from .zmq_stream import ZMQStreamer
 
 __all__ = [
+    "ArgumentError",
     "BaseMux",
     "ChainMux",
     "DataError",

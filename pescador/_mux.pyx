@@ -2,7 +2,7 @@
 
 An engine is one activation of a mux. It holds the active set as plain arrays (which streamer is
 in each slot, how many samples it gave and may give, its weight) and, apart from them, the
-iterators that the samples come from. Arguments were checked in mux.py.
+iterators that the samples come from. Arguments were checked in mux/.
 """
 
 import sys
@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from pescador.core import Streamer
-from pescador.exceptions import PescadorError
+from pescador.exceptions import ArgumentError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -80,7 +80,7 @@ cpdef list vacant(n):
     try:
         return [None] * n
     except (MemoryError, OverflowError):
-        raise PescadorError(f"n_active={n} open streams are more than memory can hold") from None
+        raise ArgumentError(f"n_active={n} open streams are more than memory can hold") from None
 
 
 cdef class Engine(Compiled):

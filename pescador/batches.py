@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from .core import Streamer
-from .exceptions import PescadorError
+from .exceptions import ArgumentError
 from .maps import Allocator, buffer_stream
 from .mux import StochasticMux
 from .sources import Rows, Windows
@@ -76,7 +76,7 @@ def batches(
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If there is no such file, or an argument is invalid.
 
     Examples
@@ -102,12 +102,12 @@ def batches(
         n_active = min(32, len(pool))
     order = options.get("order", "random")
     if rate is None and order == "random" and n_active < len(pool):
-        raise PescadorError(
+        raise ArgumentError(
             f"rate=None would draw from {n_active} of {len(pool)} files for ever: random rows have "
             "no end; give a rate, or order='shuffled'"
         )
     if rate is not None and order == "sequential":
-        raise PescadorError(
+        raise ArgumentError(
             f"rate={rate!r} with order='sequential' would begin each file at its first row again "
             "and never reach its last; rate=None takes files to their end"
         )
@@ -134,7 +134,7 @@ def _check_options(options: dict[str, Any], length: Any) -> None:
         if name not in rows | windows:
             raise TypeError(f"batches() got an unexpected keyword argument {name!r}")
         if length is None and name not in rows:
-            raise PescadorError(f"{name}={value!r:.100} is of windows, which need a length")
+            raise ArgumentError(f"{name}={value!r:.100} is of windows, which need a length")
 
 
 def _pieces(data: Any) -> list[Any]:
@@ -146,9 +146,9 @@ def _pieces(data: Any) -> list[Any]:
     try:
         pieces = list(data)
     except TypeError:
-        raise PescadorError(
+        raise ArgumentError(
             f"data={data!r:.200} must be a pattern of paths, what a source reads, or a list of such"
         ) from None
     if not pieces:
-        raise PescadorError("data=[] is empty: there is nothing to read")
+        raise ArgumentError("data=[] is empty: there is nothing to read")
     return pieces

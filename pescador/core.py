@@ -24,8 +24,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from types import FunctionType, TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, cast
 
-from . import _core, _show
-from .exceptions import PescadorError
+from . import _core, _repr
+from .exceptions import ArgumentError, PescadorError
 
 __all__ = ["Streamer", "streamable"]
 
@@ -85,7 +85,7 @@ class Streamer(Generic[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If `streamer` is neither iterable nor a generator function.
 
     Examples
@@ -124,7 +124,7 @@ class Streamer(Generic[T]):
             hint = ""
             if callable(streamer):
                 hint = " (a function counts if it has a yield of its own)"
-            raise PescadorError(
+            raise ArgumentError(
                 f"streamer={streamer!r} must be an iterable or a generator function{hint}"
             )
         self.streamer = streamer
@@ -278,16 +278,16 @@ class Streamer(Generic[T]):
 
     def __repr__(self) -> str:
         """One line, for messages; ``str``, consoles and notebooks show the tree of streamers."""
-        return _show.line(self)
+        return _repr.line(self)
 
     def __str__(self) -> str:
-        return _show.text(_show.tree(self))
+        return _repr.text(_repr.tree(self))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self) if cycle else str(self))
 
     def _repr_html_(self) -> str:
-        return _show.as_html(_show.tree(self))
+        return _repr.as_html(_repr.tree(self))
 
 
 _core.register(
@@ -295,6 +295,7 @@ _core.register(
     ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
     plain=True,
 )
+_repr.register(Streamer)
 
 
 def streamable(function: Callable[P, Iterable[T]]) -> Callable[P, Streamer[T]]:

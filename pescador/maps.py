@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _batches, _core, _maps
+from .exceptions import ArgumentError
 from .exceptions import DataError as DataError
-from .exceptions import PescadorError
+from .exceptions import PescadorError as PescadorError
 from .util import Seed, as_count, get_rng, is_number
 
 __all__ = ["buffer_stream", "cache", "keras_tuples", "tuples"]
@@ -31,7 +32,7 @@ def __stack_data(data: list[Any], axis: int | None) -> dict[Any, Any]:
 def _opened(stream: Iterable[T]) -> "_core.Opened[T]":
     """Check that a stream can be iterated; the ``with`` block of the result does it."""
     if not (isinstance(stream, Iterable) or hasattr(type(stream), "__getitem__")):
-        raise PescadorError(f"stream={stream!r} must be an iterable, such as a Streamer")
+        raise ArgumentError(f"stream={stream!r} must be an iterable, such as a Streamer")
     return _core.Opened(stream)
 
 
@@ -80,7 +81,7 @@ def buffer_stream(
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid, or the allocator returns something else than it should.
     DataError
         If an item is not a mapping of keys to values: as soon as it arrives, with its type and
@@ -122,9 +123,9 @@ def buffer_stream(
         buffer_size = int(buffer_size)
     size = as_count("buffer_size", buffer_size)
     if not (axis is None or (isinstance(axis, int | np.integer) and not isinstance(axis, bool))):
-        raise PescadorError(f"axis={axis!r} must be None or an int")
+        raise ArgumentError(f"axis={axis!r} must be None or an int")
     if not (allocator is None or callable(allocator)):
-        raise PescadorError(
+        raise ArgumentError(
             f"allocator={allocator!r} must be None or a callable (shape, dtype) -> ndarray"
         )
     opened = _opened(stream)
@@ -153,7 +154,7 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If there are no keys.
     DataError
         If an item is not a mapping of keys to values.
@@ -166,7 +167,7 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
     [(2, 1), (4, 3)]
     """
     if not keys:
-        raise PescadorError("keys=() is empty; tuples needs at least one key")
+        raise ArgumentError("keys=() is empty; tuples needs at least one key")
     opened = _opened(stream)
     # Who keeps an error keeps this frame, and would keep the stream open.
     del stream
@@ -182,7 +183,7 @@ def _as_keys(name: str, keys: Any) -> Any:
         return keys
     if isinstance(keys, Iterable):
         return tuple(keys)
-    raise PescadorError(f"{name}={keys!r} must be a key, an iterable of keys, or None")
+    raise ArgumentError(f"{name}={keys!r} must be a key, an iterable of keys, or None")
 
 
 def keras_tuples(
@@ -207,7 +208,7 @@ def keras_tuples(
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If neither `inputs` nor `outputs` names a key.
     DataError
         If an item is not a mapping of keys to values.
@@ -221,7 +222,7 @@ def keras_tuples(
     """
     x, y = _as_keys("inputs", inputs), _as_keys("outputs", outputs)
     if x is None and y is None:
-        raise PescadorError(
+        raise ArgumentError(
             f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
         )
     opened = _opened(stream)
@@ -260,7 +261,7 @@ def cache(
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid.
 
     Examples
@@ -270,7 +271,7 @@ def cache(
     """
     size = as_count("n_cache", n_cache)
     if not (is_number(prob) and 0 < prob <= 1):
-        raise PescadorError(f"prob={prob!r} must be a number above 0 and at most 1")
+        raise ArgumentError(f"prob={prob!r} must be a number above 0 and at most 1")
     rng = get_rng(random_state)
     opened = _opened(stream)
     # Who keeps an error keeps this frame, and would keep the stream open.

@@ -9,7 +9,8 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
-from .exceptions import PescadorError
+from .exceptions import ArgumentError
+from .exceptions import PescadorError as PescadorError
 
 __all__ = ["Deprecated", "batch_length", "deprecated", "get_rng", "moved", "rename_kw"]
 
@@ -155,7 +156,7 @@ def batch_length(batch: Mapping[Any, Sized]) -> int | None:
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If two values differ in length.
 
     Examples
@@ -165,7 +166,7 @@ def batch_length(batch: Mapping[Any, Sized]) -> int | None:
     """
     lengths = {key: len(value) for key, value in batch.items()}
     if len(set(lengths.values())) > 1:
-        raise PescadorError(f"the values of a batch must have one length; these have {lengths}")
+        raise ArgumentError(f"the values of a batch must have one length; these have {lengths}")
     return next(iter(lengths.values()), None)
 
 
@@ -186,7 +187,7 @@ def get_rng(random_state: Seed) -> Rng:
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If it is none of these, or no valid seed.
 
     Examples
@@ -202,12 +203,12 @@ def get_rng(random_state: Seed) -> Rng:
         try:
             return np.random.RandomState(seed=int(random_state))
         except ValueError as error:
-            raise PescadorError(f"random_state={random_state!r} is no seed: {error}") from error
+            raise ArgumentError(f"random_state={random_state!r} is no seed: {error}") from error
     if isinstance(random_state, np.random.BitGenerator):
         return np.random.Generator(random_state)
     if isinstance(random_state, np.random.SeedSequence):
         return np.random.default_rng(random_state)
-    raise PescadorError(
+    raise ArgumentError(
         f"random_state={random_state!r} must be None, an int, or a RandomState, Generator, "
         "BitGenerator or SeedSequence of numpy.random"
     )
@@ -221,24 +222,24 @@ def is_number(value: Any, *kinds: type) -> bool:
 
 
 def as_count(name: str, value: Any, hint: str = "") -> int:
-    """Return `value` as an int, or raise a PescadorError unless it is a whole number above 0.
+    """Return `value` as an int, or raise an ArgumentError unless it is a whole number > 0.
 
     What is larger than any container can be is as good as the largest.
     """
     if is_number(value, int, np.integer) and value > 0:
         return min(int(value), sys.maxsize)
-    raise PescadorError(f"{name}={value!r} must be a positive whole number{hint}")
+    raise ArgumentError(f"{name}={value!r} must be a positive whole number{hint}")
 
 
 def as_bool(name: str, value: Any) -> bool:
-    """Return `value` as a bool, or raise a PescadorError unless it is one."""
+    """Return `value` as a bool, or raise an ArgumentError unless it is one."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise PescadorError(f"{name}={value!r} must be a bool")
+    raise ArgumentError(f"{name}={value!r} must be a bool")
 
 
 def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """Return `value`, or raise a PescadorError unless it is one of `choices`."""
+    """Return `value`, or raise an ArgumentError unless it is one of `choices`."""
     if isinstance(value, str) and value in choices:
         return value
-    raise PescadorError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+    raise ArgumentError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")

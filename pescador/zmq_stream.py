@@ -28,7 +28,8 @@ from ._channel.consumer import Channel
 from ._channel.schema import encode, receive
 from ._signals import Guard
 from .core import Streamer
-from .exceptions import PescadorError
+from .exceptions import ArgumentError
+from .exceptions import DataError as DataError
 from .util import as_count
 
 __all__ = ["ZMQStreamer"]
@@ -178,7 +179,7 @@ class ZMQStreamer(Streamer[T]):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid. While iterating: if the worker cannot be started, or dies.
     DataError
         While iterating, if an item is not ``{key: ndarray}`` or an array holds Python objects.
@@ -263,26 +264,26 @@ class ZMQStreamer(Streamer[T]):
         self.min_port = as_count("min_port", min_port)
         self.max_port = as_count("max_port", max_port)
         if not min_port < max_port <= 65535:
-            raise PescadorError(
+            raise ArgumentError(
                 f"min_port={min_port} must be less than max_port={max_port}, and that at most 65535"
             )
         self.max_tries = as_count("max_tries", max_tries)
         if not isinstance(copy, bool | np.bool_):
-            raise PescadorError(f"copy={copy!r} must be a bool")
+            raise ArgumentError(f"copy={copy!r} must be a bool")
         self.copy = copy
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
-            raise PescadorError(f"timeout={timeout!r} must be None or a number of seconds")
+            raise ArgumentError(f"timeout={timeout!r} must be None or a number of seconds")
         self.timeout = timeout
         self.max_bytes = as_count("max_bytes", max_bytes)
         if start_method is not None and start_method not in process.METHODS:
-            raise PescadorError(
+            raise ArgumentError(
                 f"start_method={start_method!r} must be None or one of {', '.join(process.METHODS)}"
             )
         self.start_method = start_method
         if start_timeout is not None and not (
             isinstance(start_timeout, int | float) and start_timeout > 0
         ):
-            raise PescadorError(
+            raise ArgumentError(
                 f"start_timeout={start_timeout!r} must be None or a number of seconds above 0"
             )
         self.start_timeout = start_timeout

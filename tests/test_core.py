@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pescador
-from pescador import PescadorError, Streamer, streamable
+from pescador import ArgumentError, PescadorError, Streamer, streamable
 from streams import Failure, count, data, failing, nothing
 
 
@@ -30,7 +30,7 @@ def test_a_streamer_passes_its_arguments_to_the_generator_function():
 
 @pytest.mark.parametrize("source", [3, None, len, lambda: [1, 2], count(3).__next__, object()])
 def test_what_gives_no_stream_is_refused_with_its_name(source):
-    with pytest.raises(PescadorError, match="streamer="):
+    with pytest.raises(ArgumentError, match="streamer="):
         Streamer(source)
 
 

@@ -150,6 +150,19 @@ def test_what_the_pages_on_the_inside_name_is_in_the_code():
     assert missing == {}
 
 
+def test_the_list_of_rooms_names_each_file_of_the_package_and_no_other():
+    text = (DOCS / "inside" / "rooms.rst").read_text()
+    listed, folder = [], ""
+    for line in re.search(r"^   pescador/\n((?:     .*\n)*)", text, re.M)[1].split("\n"):
+        if not line.startswith(" " * 7):
+            folder = "".join(re.findall(r"^ +(\w+/)", line))
+        listed += [folder + name for name in re.findall(r"\b\w+\.pyx?\b", line)]
+    package = ROOT / "pescador"
+    files = {path for pattern in ("*.py", "*.pyx") for path in package.rglob(pattern)}
+    names = {path.relative_to(package).as_posix() for path in files if path.name != "__init__.py"}
+    assert sorted(listed) == sorted(names)
+
+
 def test_the_table_of_differences_is_included_from_the_readme():
     readme = (ROOT / "README.md").read_text()
     text = (DOCS / "coming_from_pescador.rst").read_text()

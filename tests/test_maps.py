@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import pescador
-from pescador import DataError, PescadorError, Streamer
+from pescador import ArgumentError, DataError, Streamer
 from streams import data
 
 
@@ -114,7 +114,7 @@ def test_values_that_cannot_be_joined_name_their_key():
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "2", None, True])
 def test_a_bad_buffer_size_is_refused(size):
-    with pytest.raises(PescadorError, match="buffer_size="):
+    with pytest.raises(ArgumentError, match="buffer_size="):
         next(pescador.buffer_stream([{"x": 1}], size))
 
 
@@ -137,7 +137,7 @@ def test_a_bad_buffer_size_is_refused(size):
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, name):
-    with pytest.raises(PescadorError, match=name):
+    with pytest.raises(ArgumentError, match=name):
         next(call())
 
 
@@ -245,7 +245,7 @@ def test_more_items_than_there_can_be_may_be_asked_for(count):
 
 @pytest.mark.parametrize("prob", [1j, np.complex128(0.5), np.timedelta64(1, "s"), "1", None, True])
 def test_a_probability_that_is_no_number_is_refused(prob):
-    with pytest.raises(PescadorError, match="prob="):
+    with pytest.raises(ArgumentError, match="prob="):
         next(pescador.cache("abc", 2, prob))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pescador
-from pescador import PescadorError, Streamer, buffer_stream
+from pescador import ArgumentError, Streamer, buffer_stream
 from pescador.sources import Rows, Windows, from_files
 
 
@@ -113,7 +113,7 @@ def test_a_pool_may_be_made_of_any_streamers(folder):
 def test_bad_arguments_are_refused_by_name(folder, monkeypatch, arguments, message):
     monkeypatch.chdir(folder)
     *positional, options = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
-    with pytest.raises(PescadorError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         pescador.batches(*positional, **options)
 
 

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 import pescador
 from conftest import Classes, with_hooks
-from pescador import DataError, PescadorError, Streamer, _sources
+from pescador import ArgumentError, DataError, Streamer, _sources
 from pescador.sources import Rows, Windows
 
 FROZEN = pathlib.Path(__file__).with_name("frozen_sources.json")
@@ -193,7 +193,7 @@ def test_iterations_are_true_generators_that_open_nothing_before_the_first_next(
     ],
 )
 def test_a_bad_argument_of_rows_is_refused_by_name_when_it_is_passed(argument, options):
-    with pytest.raises(PescadorError, match=argument):
+    with pytest.raises(ArgumentError, match=argument):
         Rows(**{"data": table(), **options})
 
 
@@ -627,7 +627,7 @@ def test_windows_that_the_data_cannot_give_are_refused(words, options):
     ],
 )
 def test_a_bad_argument_of_windows_is_refused_by_name_when_it_is_passed(argument, options):
-    with pytest.raises(PescadorError, match=argument):
+    with pytest.raises(ArgumentError, match=argument):
         Windows(**{"data": table(), "length": 3, **options})
 
 

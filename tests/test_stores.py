@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from stored import aged, check_parts, same, whole
 
-from pescador import DataError, PescadorError
+from pescador import ArgumentError, DataError, PescadorError
 from pescador._stores import Map, mapped, read_runs
 from pescador.sources import files, stores
 from pescador.sources.stores import check_data, count_rows, open_store
@@ -489,7 +489,7 @@ def test_rows_are_counted_once_they_are_alike(npz, tmp_path):
 
 def test_data_that_no_visit_could_open_are_refused_without_reading():
     for data in 3, None, "a.txt", "folder", {"X": "a.txt"}, b"a.npy":
-        with pytest.raises(PescadorError, match=r"data=.* must be a"):
+        with pytest.raises(ArgumentError, match=r"data=.* must be a"):
             check_data(data)
     for data in "a.npz", pathlib.Path("a.H5"), "a.zarr/", {"X": "a.npy"}, np.zeros(3), dict:
         check_data(data)

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from pescador import PescadorError, util
+from pescador import ArgumentError, PescadorError, util
 
 
 def test_get_rng_takes_seeds_generators_and_none():
@@ -24,14 +24,20 @@ def test_get_rng_takes_seeds_generators_and_none():
 
 @pytest.mark.parametrize("state", ["0", 1.0, [1], -1, 2**32, object(), np.float64(1)])
 def test_get_rng_refuses_what_is_no_seed(state):
-    with pytest.raises(PescadorError, match="random_state="):
+    with pytest.raises(ArgumentError, match="random_state="):
         util.get_rng(state)
+
+
+def test_a_bad_argument_is_a_value_error_too():
+    for kind in (PescadorError, ValueError):
+        with pytest.raises(kind, match="random_state="):
+            util.get_rng("seed")
 
 
 def test_batch_length_is_the_common_length():
     assert util.batch_length({"x": [1, 2], "y": np.zeros((2, 3))}) == 2
     assert util.batch_length({}) is None
-    with pytest.raises(PescadorError, match="'y': 3"):
+    with pytest.raises(ArgumentError, match="'y': 3"):
         util.batch_length({"x": [1, 2], "y": [1, 2, 3]})
 
 

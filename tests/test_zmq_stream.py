@@ -20,7 +20,7 @@ import pytest
 import zmq
 
 import pescador
-from pescador import DataError, PescadorError, Streamer, ZMQStreamer, zmq_stream
+from pescador import ArgumentError, DataError, PescadorError, Streamer, ZMQStreamer, zmq_stream
 from streams import Failure, data, failing
 
 pytestmark = pytest.mark.usefixtures("start_method")
@@ -427,7 +427,7 @@ def test_a_worker_may_have_a_worker():
 )
 def test_bad_arguments_are_refused_by_name(argument, value):
     arguments = {"streamer": Streamer(data, 1)} | {argument: value}
-    with pytest.raises(PescadorError, match=f"{argument}="):
+    with pytest.raises(ArgumentError, match=f"{argument}="):
         ZMQStreamer(**arguments)
     with pytest.raises(PescadorError, match="max_iter="):
         next(ZMQStreamer(Streamer(data, 1)).iterate(-1))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from ..core import Streamer
-from ..exceptions import PescadorError
+from ..exceptions import ArgumentError
 from .rows import Rows
 
 __all__ = ["files", "from_files"]
@@ -31,7 +31,7 @@ def files(pattern_or_paths: Any) -> list[str]:
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If there is no such file.
     """
     if isinstance(pattern_or_paths, str | os.PathLike):
@@ -41,16 +41,16 @@ def files(pattern_or_paths: Any) -> list[str]:
             return [pattern]
         found = sorted(glob.glob(pattern, recursive=True), key=_natural)
         if not found:
-            raise PescadorError(f"no file matches {pattern!r}")
+            raise ArgumentError(f"no file matches {pattern!r}")
         return found
     try:
         found = [os.fspath(path) for path in pattern_or_paths]
     except TypeError:
-        raise PescadorError(
+        raise ArgumentError(
             f"data={pattern_or_paths!r:.200} must be a pattern of paths, or a list of paths"
         ) from None
     if not found:
-        raise PescadorError("data=[] has no path; a list of paths, or a pattern, is needed")
+        raise ArgumentError("data=[] has no path; a list of paths, or a pattern, is needed")
     return found
 
 
@@ -85,7 +85,7 @@ def from_files(
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If there is no such file, or an option is invalid.
 
     Examples

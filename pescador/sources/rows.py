@@ -43,7 +43,7 @@ class Rows(Source):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid.
     DataError
         While iterating: if a key is missing, if arrays differ in length, have no first axis or

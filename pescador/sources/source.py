@@ -15,7 +15,7 @@ from .. import _sources
 from .._core import Scope, around, is_stock, isolate
 from .._core import register as register_hooks
 from ..core import Streamer
-from ..exceptions import PescadorError
+from ..exceptions import ArgumentError
 from ..util import Rng, Seed, as_choice, get_rng
 from .stores import Store, check_data, open_store
 
@@ -30,12 +30,12 @@ def _as_keys(keys: Any) -> list[Any] | None:
     if keys is None:
         return None
     if isinstance(keys, str) or not isinstance(keys, Iterable):
-        raise PescadorError(f"keys={keys!r} must be None or a list of keys")
+        raise ArgumentError(f"keys={keys!r} must be None or a list of keys")
     result = list(keys)
     if not result:
-        raise PescadorError("keys=[] names no key; None takes all of them")
+        raise ArgumentError("keys=[] names no key; None takes all of them")
     if len(set(result)) < len(result):
-        raise PescadorError(f"keys={keys!r} names a key twice")
+        raise ArgumentError(f"keys={keys!r} names a key twice")
     return result
 
 
@@ -43,11 +43,11 @@ def _as_generator(random_state: Seed) -> Rng | np.random.SeedSequence:
     """Return what visits draw from: a SeedSequence where each is to have a seed of its own."""
     if isinstance(random_state, np.random.SeedSequence):
         if random_state.pool_size != 4:
-            raise PescadorError(f"random_state={random_state!r} must have a pool_size of 4")
+            raise ArgumentError(f"random_state={random_state!r} must have a pool_size of 4")
         return random_state
     if isinstance(random_state, int | np.integer):
         if random_state < 0:
-            raise PescadorError(f"random_state={random_state!r} is no seed: it is negative")
+            raise ArgumentError(f"random_state={random_state!r} is no seed: it is negative")
         return np.random.SeedSequence(int(random_state))
     return get_rng(random_state)
 
@@ -66,13 +66,13 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
 
     def __init__(self, data: Any, keys: Any, order: Any, mmap: Any, random_state: Any) -> None:
         if isinstance(data, Streamer):
-            raise PescadorError(f"data={data!r} is a stream already; a source reads arrays")
+            raise ArgumentError(f"data={data!r} is a stream already; a source reads arrays")
         check_data(data)
         self.data = data
         self.keys = _as_keys(keys)
         self.order = as_choice("order", order, _ORDERS)
         if not isinstance(mmap, bool | np.bool_):
-            raise PescadorError(f"mmap={mmap!r} must be a bool")
+            raise ArgumentError(f"mmap={mmap!r} must be a bool")
         self.mmap = bool(mmap)
         self.random_state = random_state
         if type(random_state) is not int or random_state < 0:

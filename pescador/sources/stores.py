@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._transport import is_masked
-from ..exceptions import DataError, PescadorError
+from ..exceptions import ArgumentError, DataError
 from . import formats
 from .chunks import open_hdf5, open_zarr
 from .files import MOST_KEPT, Recent, trim
@@ -114,8 +114,10 @@ def open_store(data: Any, keys: Iterable[Any] | None = None, *, mmap: bool = Tru
     ------
     DataError
         If a file or a key is missing, damaged, changed, or not an array.
+    ArgumentError
+        If data is none of these.
     PescadorError
-        If data is none of these, or a package that reads it is missing.
+        If a package that reads it is missing.
     """
     if keys is not None and type(keys) is not tuple:
         keys = tuple(keys)
@@ -134,7 +136,7 @@ def open_store(data: Any, keys: Iterable[Any] | None = None, *, mmap: bool = Tru
         return _open_mapping({"data": data}, keys, mmap)
     if callable(data):
         return _open_call(data, keys, mmap)
-    raise PescadorError(_unfit(data))
+    raise ArgumentError(_unfit(data))
 
 
 def check_data(data: Any) -> None:
@@ -149,7 +151,7 @@ def check_data(data: Any) -> None:
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If it is none of these, or the name of a file tells of no format that can be read.
     """
     if isinstance(data, PATHS):
@@ -159,7 +161,7 @@ def check_data(data: Any) -> None:
             if isinstance(value, PATHS):
                 _suffix(os.fspath(value))
     elif not (_is_array(data) or callable(data)):
-        raise PescadorError(_unfit(data))
+        raise ArgumentError(_unfit(data))
 
 
 def count_rows(store: Store) -> int:
@@ -209,9 +211,9 @@ def _is_array(data: Any) -> bool:
 
 def _suffix(path: str | bytes) -> str:
     if isinstance(path, bytes):
-        raise PescadorError(f"data={path!r} must be a path of text, not of bytes")
+        raise ArgumentError(f"data={path!r} must be a path of text, not of bytes")
     if any(mark in path for mark in "*?") and not os.path.exists(path):
-        raise PescadorError(
+        raise ArgumentError(
             f"data={path!r} must be the path of one file; pescador.sources.from_files and "
             "pescador.batches take patterns"
         )
@@ -220,7 +222,7 @@ def _suffix(path: str | bytes) -> str:
         hint = ""
         if os.path.isdir(path):
             hint = f"; from_files({os.path.join(path, '*.npz')!r}) reads the files of a folder"
-        raise PescadorError(
+        raise ArgumentError(
             f"data={path!r} must be a path that ends with one of {', '.join(FORMATS)}{hint}"
         )
     return suffix

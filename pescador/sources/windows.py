@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..exceptions import DataError, PescadorError
+from ..exceptions import ArgumentError, DataError
 from ..util import Seed, as_choice, as_count
 from .files import advise
 from .source import Cut, Source, register
@@ -21,7 +21,7 @@ _SHORT = ("raise", "skip", "pad")
 def _as_axis(name: str, axis: Any) -> int:
     if isinstance(axis, int | np.integer) and not isinstance(axis, bool):
         return int(axis)
-    raise PescadorError(f"{name}={axis!r} must be an int, or a mapping from keys to ints")
+    raise ArgumentError(f"{name}={axis!r} must be an int, or a mapping from keys to ints")
 
 
 def _as_where(where: Any) -> Any:
@@ -30,13 +30,13 @@ def _as_where(where: Any) -> Any:
         try:
             hash(where)
         except TypeError:
-            raise PescadorError(
+            raise ArgumentError(
                 f"where={where!r} must be a mask, an array of ints, a key of the data or None"
             ) from None
         return where
     array = np.array(where)
     if array.ndim != 1 or array.dtype.kind not in "bui":
-        raise PescadorError(
+        raise ArgumentError(
             f"where has shape {array.shape} and dtype {array.dtype}; it must be a vector of bools "
             "or of ints"
         )
@@ -97,7 +97,7 @@ class Windows(Source):
 
     Raises
     ------
-    PescadorError
+    ArgumentError
         If an argument is invalid.
     DataError
         While iterating: if a key or an axis is missing, if arrays are not equally long for their
@@ -136,13 +136,13 @@ class Windows(Source):
         super().__init__(data, keys, order, mmap, random_state)
         if isinstance(length, Mapping):
             if not length:
-                raise PescadorError("length={} names no key to cut windows of")
+                raise ArgumentError("length={} names no key to cut windows of")
             self.length = {key: as_count(f"length[{key!r}]", n) for key, n in length.items()}
         else:
             self.length = as_count("length", length, ", or a mapping from keys to such")
         if isinstance(axis, Mapping):
             if not axis:
-                raise PescadorError("axis={} names no key to cut windows of")
+                raise ArgumentError("axis={} names no key to cut windows of")
             self.axis = {key: _as_axis(f"axis[{key!r}]", value) for key, value in axis.items()}
         else:
             self.axis = _as_axis("axis", axis)

@@ -3,6 +3,8 @@
 It reads attributes and never runs code of the user's: an argument is named, measured or
 abbreviated, not formatted. What it costs and how long it gets does not depend on how much data
 there is, and objects that are half built or hold themselves are no error.
+
+It imports nothing of the package: `pescador.core` registers the class of streamers here.
 """
 
 import functools
@@ -14,8 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import core
-
 _LINE = 100  # characters of a one-line description
 _TEXT = 32  # of a string in it
 _ARGUMENTS = 4
@@ -23,6 +23,15 @@ _LINES = 30  # of a tree
 _EACH = 6  # children that are shown one by one; more are grouped by kind
 _KINDS = 8
 _LOOKED_AT = 100_000  # children that are looked at
+
+
+_streamer_class: type = type(None)
+
+
+def register(cls: type) -> None:
+    """Note the class whose instances are streamers."""
+    global _streamer_class
+    _streamer_class = cls
 
 
 class Node(NamedTuple):
@@ -45,7 +54,7 @@ def _is(value: Any, *kinds: type) -> bool:
 
 
 def _is_streamer(value: Any) -> bool:
-    return _is(value, core.Streamer)
+    return _is(value, _streamer_class)
 
 
 def _cut(text: str, width: int) -> str:

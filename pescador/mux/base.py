@@ -1,0 +1,366 @@
+"""What all muxes have in common: the pool, the random generator, activation and the loop of hooks.
+
+This file names no mux. What it asks a mux for, beyond the hooks, has names of the form
+``__pescador_...__``: any other name on a class may be a subclass's own.
+"""
+
+import copy
+from collections.abc import Callable, Generator, Iterable, Sized
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core, _draws, _mux
+from ..core import Streamer
+from ..exceptions import ArgumentError, PescadorError
+from ..util import Seed, get_rng
+
+T = TypeVar("T")
+
+_HOOKS = (
+    "__enter__",
+    "__exit__",
+    "__copy__",
+    "__deepcopy__",
+    "is_activated_copy",
+    "iterate",
+    "n_streams",
+    "_activate",
+    "_streamers_available",
+    "_next_sample_index",
+    "_on_stream_exhausted",
+    "_new_stream",
+    "_replace_stream",
+)
+
+
+class EngineAttribute:
+    """An attribute that a running engine owns; a plain attribute where there is no engine."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, mux: Any, owner: type | None = None) -> Any:
+        if mux is None:
+            return self
+        engine = mux.__dict__.get("__pescador_engine__")
+        if engine is not None:
+            return getattr(engine, self.name)
+        try:
+            return mux.__dict__[self.name]
+        except KeyError:
+            raise AttributeError(
+                f"{type(mux).__name__!r} object has no attribute {self.name!r}"
+            ) from None
+
+    def __set__(self, mux: Any, value: Any) -> None:
+        if "__pescador_engine__" in mux.__dict__:
+            raise AttributeError(
+                f"{self.name} belongs to the running mux and cannot be set; "
+                "to steer a mux, override one of its hooks"
+            )
+        mux.__dict__[self.name] = value
+
+
+def not_plain(mux: "BaseMux[Any]") -> list[Any]:
+    """Return those in the pool that are no plain Streamers; refuse what can be made none."""
+    pool = mux.streamers if isinstance(mux.streamers, list) else []
+    others = _core.not_plain(pool)
+    if not all(isinstance(streamer, Streamer) for streamer in others):
+        mux.__pescador_pool__(pool)
+    return others
+
+
+def check_generator(mux: "BaseMux[Any]", method: str) -> None:
+    """Refuse a random generator that lacks the method which a mux draws by."""
+    if not callable(getattr(mux.rng, method, None)):
+        raise ArgumentError(
+            f"rng={mux.rng!r} must be a random generator, such as util.get_rng(seed)"
+        )
+
+
+def drawn_index(rng: Any, n: int, p: npt.NDArray[Any]) -> int:
+    """Draw one of n with these probabilities."""
+    return _draws.as_index(rng.choice(n, p=p), n, rng.choice)
+
+
+def as_streamer(streamer: Any) -> Streamer[Any]:
+    """Return a member of a pool as a Streamer."""
+    return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+
+
+def as_pool(streamers: Any) -> list[Streamer[Any]]:
+    """Return the pool that is made of these."""
+    try:
+        iter(streamers)
+    except TypeError:
+        raise ArgumentError(
+            f"streamers={streamers!r} must be an iterable of streamers or iterables"
+        ) from None
+    pool = []
+    for i, streamer in enumerate(streamers):
+        try:
+            pool.append(as_streamer(streamer))
+        except PescadorError as error:
+            raise ArgumentError(f"streamers[{i}] is no stream: {error}") from error
+    return pool
+
+
+def require_streams(mux: "BaseMux[Any]") -> None:
+    """Refuse an empty pool."""
+    if not mux.n_streams:
+        raise ArgumentError(f"streamers={mux.streamers!r} is empty; a mux needs a stream")
+
+
+def _is_compiled(mux: "BaseMux[Any]") -> bool:
+    """Tell whether an engine does all that a mux does; if not, its hooks are called."""
+    return (
+        _core.is_stock(mux)
+        and mux.__pescador_has_engine__
+        and (mux.rng is np.random or type(mux.rng) in (np.random.RandomState, np.random.Generator))
+    )
+
+
+def _shared_generators(
+    mux: "BaseMux[Any]", scope: _core.Scope | None, seen: dict[int, Any]
+) -> list[Any]:
+    """Return the generators in this tree of muxes that others may hold, each once.
+
+    Muxes that were `seen` here, or in the scopes around, are not looked into again.
+    """
+    found = {}
+    to_do: list[BaseMux[Any]] = [mux]
+    for mux in to_do:
+        if mux.rng is not np.random and mux.rng is not getattr(mux, "__pescador_rng__", None):
+            found[id(mux.rng)] = mux.rng
+        if id(mux) in seen or (scope is not None and scope.has_seen(mux)):
+            continue
+        seen[id(mux)] = mux
+        to_do += [below for below in not_plain(mux) if isinstance(below, BaseMux)]
+    return list(found.values())
+
+
+def _engine(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine:
+    """Return a new engine for one activation of a mux, inside that of `parent` if any."""
+    mux.__pescador_check__()
+    own = None if mux.rng is np.random else mux.rng
+    seen: dict[int, Any] = {}
+    shared = _shared_generators(mux, parent, seen)
+    return mux.__pescador_new_engine__(_core.Scope(parent, own, shared, seen))
+
+
+def _open(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine | None:
+    """Return the engine of one activation of a mux, or None if its hooks are to be called."""
+    return _engine(mux, parent) if _is_compiled(mux) else None
+
+
+def register(cls: type["BaseMux[Any]"], *more: str) -> None:
+    """Note the hooks of a class of muxes: those of all, and `more` that only this one has."""
+    _core.register(cls, (*_HOOKS, *more), opener=_open)
+
+
+class BaseMux(Streamer[T]):
+    """What all muxes have in common; subclass it to write another.
+
+    Parameters
+    ----------
+    streamers : iterable of Streamer or iterable
+        The streams to mix; what is no `Streamer` is made one.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        See `pescador.util.get_rng`.
+
+    Attributes
+    ----------
+    streamers : list of Streamer
+        The pool.
+    rng : RandomState, Generator or the module np.random
+        The generator that activations copy and draw from; may be assigned.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is invalid.
+    """
+
+    streamers: Any
+    rng: Any
+    weights: Any
+    # On an activated copy, the engine that runs it, or what hooks of a chain started last.
+    __pescador_engine__: Any
+    __pescador_started__: Any
+
+    def __init__(
+        self,
+        streamers: Iterable[Any] | Callable[[], Iterable[Any]],
+        random_state: Seed = None,
+    ) -> None:
+        self.streamers = self.__pescador_pool__(streamers)
+        self.rng = get_rng(random_state)
+        # A generator that was not made here may be held, and drawn from, by others.
+        made_here = isinstance(random_state, int | np.integer | np.random.SeedSequence)
+        self.__pescador_rng__: Any = self.rng if made_here else None
+        self._reset()
+        self.active_count_ = 0
+
+    def __copy__(self) -> Self:
+        # From now on, two hold the generator.
+        self.__pescador_rng__ = None
+        return super().__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if state.get("rng") is np.random:
+            # A module cannot be pickled; its name can.
+            state["rng"] = "numpy.random"
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("rng") == "numpy.random":
+            state = {**state, "rng": np.random}
+        self.__dict__.update(state)
+
+    def __enter__(self, *args: Any, **kwargs: Any) -> Self:
+        """Activate: return a copy with an active set, ready to be read from."""
+        if self.is_activated_copy:
+            return self
+        if not _is_compiled(self):
+            return super().__enter__()
+        engine = _engine(self, None)
+        active = copy.copy(self)
+        active.rng = engine.rng
+        engine.is_shown = True
+        active.__pescador_engine__ = engine
+        self.active_count_ += 1
+        return active
+
+    @property
+    def is_activated_copy(self) -> bool:
+        """Whether this is the copy that an iteration works on, rather than the original."""
+        return "__pescador_engine__" in self.__dict__ or getattr(self, "streams_", None) is not None
+
+    @property
+    def n_streams(self) -> int:
+        """The number of streamers in the pool.
+
+        Raises
+        ------
+        TypeError
+            If the pool is a generator function (see `ChainMux`).
+        """
+        return len(self.streamers)
+
+    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over the mixed stream once, to its end or for `max_iter` samples.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many samples to yield at most; a fraction counts as the next whole number.
+
+        Yields
+        ------
+        sample : object
+            What the streams give.
+
+        Raises
+        ------
+        PescadorError
+            At the first ``next``, if `max_iter` is no such number.
+
+        Notes
+        -----
+        With hooks, this is the loop, on an activated copy ``mux``::
+
+            while given < max_iter and mux._streamers_available():
+                slot = mux._next_sample_index()
+                try:
+                    yield next(mux.streams_[slot])
+                    mux.stream_counts_[slot] += 1
+                except StopIteration:
+                    mux._on_stream_exhausted(slot)
+                    mux._replace_stream(slot)
+        """
+        scope = _core.around(self)
+        if _is_compiled(self) and not self.is_activated_copy:
+            # As below, without the copy that nobody would see.
+            samples = _engine(self, scope).bounded(max_iter)
+            self.active_count_ += 1
+            try:
+                yield from samples
+            finally:
+                # Whoever keeps an error keeps this frame, by way of the traceback.
+                del samples
+                self.active_count_ -= 1
+            return
+        with self as active:
+            try:
+                if "__pescador_engine__" in active.__dict__:
+                    yield from _core.Bounded(active.__pescador_engine__, max_iter, False)
+                else:
+                    yield from _mux.HookLoop(active, max_iter, scope)
+            finally:
+                if active is not self:
+                    for name in (
+                        "__pescador_engine__",
+                        "__pescador_started__",
+                        "streams_",
+                        "stream_generator_",
+                    ):
+                        active.__dict__.pop(name, None)
+
+    def _reset(self) -> None:
+        """Set the attributes of an activation to what they are before one."""
+
+    def _activate(self) -> None:
+        """Fill the active set; called on the copy that an iteration works on.
+
+        Sets ``streams_`` (a list of iterators) and ``stream_counts_`` (an integer array, the
+        samples that each has given), and calls ``_new_stream`` for each slot.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define _activate()")
+
+    def _streamers_available(self) -> bool:
+        """Tell whether there may be another sample."""
+        return True
+
+    def _next_sample_index(self) -> int:
+        """Return the slot of ``streams_`` that the next sample comes from."""
+        raise NotImplementedError(f"{type(self).__name__} must define _next_sample_index()")
+
+    def _on_stream_exhausted(self, idx: int) -> None:
+        """Take note that the stream in slot `idx` has ended; called before it is replaced."""
+
+    def _new_stream(self, idx: int) -> None:
+        """Put another stream in slot `idx`."""
+        raise NotImplementedError(f"{type(self).__name__} must define _new_stream()")
+
+    def _replace_stream(self, idx: int) -> None:
+        """Replace the ended stream in slot `idx`, usually by calling ``_new_stream``."""
+        raise NotImplementedError(f"{type(self).__name__} must define _replace_stream()")
+
+    # What the muxes of this package answer, each for itself.
+
+    # Whether there is an engine that does what the hooks of this class do.
+    __pescador_has_engine__ = False
+
+    def __pescador_new_engine__(self, scope: _core.Scope) -> _mux.Engine:
+        raise NotImplementedError
+
+    def __pescador_pool__(self, streamers: Any) -> Any:
+        """Return what is to be the pool of a mux that is given these."""
+        return as_pool(streamers)
+
+    def __pescador_check__(self) -> None:
+        """Check all that may have been assigned since a mux was made, but for what is in its pool.
+
+        It is asked when a mux is activated: attributes may have been assigned, and arrays written
+        to, since it was made.
+        """
+        if not isinstance(self.streamers, Sized) or not isinstance(self.streamers, Iterable):
+            raise ArgumentError(
+                f"streamers={self.streamers!r} must be a list of streamers or iterables"
+            )
+
+
+register(BaseMux)

@@ -1,0 +1,131 @@
+"""`ChainMux`: one stream after the other."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .. import _core, _mux
+from ..core import Streamer
+from ..exceptions import ArgumentError, PescadorError
+from ..util import Seed, as_choice
+from .base import BaseMux, EngineAttribute, T, as_pool, as_streamer, not_plain, register
+
+_MODES = ("exhaustive", "cycle")
+
+
+class ChainMux(BaseMux[T]):
+    """Run one stream to its end, then the next, as ``itertools.chain`` does.
+
+    Parameters
+    ----------
+    streamers : iterable of Streamer or iterable, or generator function of such
+        The streams in order. A generator function is called at each pass, so that streamers may
+        be made as they are needed. May be empty.
+    mode : {'exhaustive', 'cycle'}
+        exhaustive
+            End after the last stream.
+        cycle
+            Start with the first again.
+    random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
+        Accepted for the sake of one interface; nothing is drawn.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is invalid; while iterating, if a generator function gives something that
+        is no stream.
+
+    Notes
+    -----
+    A cycle ends after 256 passes in a row in which no stream has given a sample.
+
+    Examples
+    --------
+    >>> "".join(ChainMux(["abc", "de"]))
+    'abcde'
+    >>> "".join(ChainMux(["abc", "de"], mode="cycle")(max_iter=8))
+    'abcdeabc'
+    >>> def repeats():
+    ...     for letter in "abc":
+    ...         yield Streamer(letter * 3)
+    >>> "".join(ChainMux(repeats))
+    'aaabbbccc'
+    """
+
+    chain_streamer_ = EngineAttribute()
+    stream_generator_ = EngineAttribute()
+    streams_ = EngineAttribute()
+    stream_counts_ = EngineAttribute()
+
+    def __init__(
+        self,
+        streamers: Iterable[Any] | Callable[[], Iterable[Any]],
+        mode: str = "exhaustive",
+        random_state: Seed = None,
+    ) -> None:
+        self.mode = as_choice("mode", mode, _MODES)
+        super().__init__(streamers, random_state=random_state)
+
+    def _reset(self) -> None:
+        self.chain_streamer_ = None
+        self.chain_generator_ = None
+        self.streams_ = None
+        self.stream_counts_ = None
+
+    def _activate(self) -> None:
+        self.__pescador_check__()
+        not_plain(self)
+        self.chain_streamer_ = Streamer(self.streamers)
+        self.stream_generator_ = self.chain_streamer_.iterate()
+        self.streams_ = [iter(())]
+        self.stream_counts_ = np.zeros(1, dtype=int)
+        self._new_stream()
+
+    def _streamers_available(self) -> bool:
+        return bool(self.chain_streamer_.active)
+
+    def _next_sample_index(self) -> int:
+        return 0
+
+    def _replace_stream(self, idx: int | None = None) -> None:
+        self._new_stream()
+
+    def _new_stream(self, idx: int | None = None) -> None:
+        streamer = next(self.stream_generator_, None)
+        started = self.__dict__.get("__pescador_started__")
+        if streamer is None and self.mode == "cycle":
+            self.stream_generator_ = self.chain_streamer_.iterate()
+            streamer = next(self.stream_generator_, None)
+            started = None
+        if streamer is not None:
+            streamer = as_streamer(streamer)
+            # Which one it is, and its place in the pass: seeds are made from it.
+            self.__pescador_started__ = (streamer, started[1] + 1 if started else 0)
+            self.streams_[0] = streamer.iterate()
+            self.stream_counts_[0] = 0
+
+    __pescador_has_engine__ = True
+
+    def __pescador_new_engine__(self, scope: _core.Scope) -> _mux.Engine:
+        return _mux.ChainEngine(self, scope, 1)
+
+    def __pescador_pool__(self, streamers: Any) -> Any:
+        if isinstance(streamers, Iterable):
+            return as_pool(streamers)
+        try:
+            Streamer(streamers)
+        except PescadorError:
+            raise ArgumentError(
+                f"streamers={streamers!r} must be an iterable of streamers or iterables, or a "
+                "generator function of such"
+            ) from None
+        return streamers
+
+    def __pescador_check__(self) -> None:
+        if not isinstance(self.streamers, Iterable):
+            self.__pescador_pool__(self.streamers)
+        as_choice("mode", self.mode, _MODES)
+
+
+register(ChainMux)
