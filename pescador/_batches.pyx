@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from pescador.exceptions import DataError, PescadorError
+from pescador.exceptions import ArgumentError, DataError
 
 cimport cython
 cimport numpy as cnp
@@ -163,7 +163,7 @@ cdef class Rows:
             problem = "one that is read-only, or not aligned, or not contiguous in C order"
         else:
             return array
-        raise PescadorError(
+        raise ArgumentError(
             f"allocator={self.allocator!r} was asked for an array of shape {shape} and dtype "
             f"{self.dtype}, and returned {problem}; it must return a writeable, C-contiguous "
             "ndarray of that shape and dtype")

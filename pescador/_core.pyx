@@ -18,7 +18,7 @@ import uuid
 
 import numpy as np
 
-from pescador.exceptions import PescadorError
+from pescador.exceptions import ArgumentError
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
@@ -960,7 +960,7 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
         if max_iter >= UNBOUNDED:
             return UNBOUNDED
         return min(math.ceil(max_iter) if round_up else math.floor(max_iter), UNBOUNDED)
-    raise PescadorError(f"max_iter={max_iter!r} must be None or a number of samples, 0 or more")
+    raise ArgumentError(f"max_iter={max_iter!r} must be None or a number of samples, 0 or more")
 
 
 cdef enum:

@@ -7,7 +7,7 @@ takes less than a microsecond. Whoever wants to check a sequence asks NumPy::
     np.random.Generator(np.random.PCG64(sequence)).integers(n)
 """
 
-from pescador.exceptions import PescadorError
+from pescador.exceptions import ArgumentError
 
 from libc.stdint cimport uint32_t
 
@@ -25,7 +25,7 @@ cdef list words_of(object entropy):
         pass
     number = int(entropy)
     if number < 0:
-        raise PescadorError(f"seed {entropy!r} is negative; a seed must be 0 or more")
+        raise ArgumentError(f"seed {entropy!r} is negative; a seed must be 0 or more")
     while True:
         words.append(number & 0xffffffff)
         number >>= 32
@@ -38,7 +38,7 @@ cdef int take_entropy(Seed* seed, object sequence) except -1:
     cdef uint32_t[4] first
     cdef list words = words_of(sequence.entropy)
     if sequence.pool_size != 4:
-        raise PescadorError(f"random_state={sequence!r} must have a pool_size of 4")
+        raise ArgumentError(f"random_state={sequence!r} must have a pool_size of 4")
     # NumPy pads where a key follows, so that keys and entropy cannot be taken for each other.
     words += [0] * (4 - len(words))
     words += words_of(sequence.spawn_key)

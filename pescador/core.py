@@ -212,8 +212,8 @@ class Streamer(Generic[T]):
 
         Raises
         ------
-        PescadorError
-            At the first ``next``, if `max_iter` is no such number.
+        ArgumentError
+            At the first ``next``, if `max_iter` is negative, NaN or not a number.
 
         See Also
         --------

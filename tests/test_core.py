@@ -54,9 +54,9 @@ def test_cycle_starts_again_until_max_iter(n, max_iter):
 @pytest.mark.parametrize("max_iter", [-1, "3", float("nan"), [2], 1j])
 @pytest.mark.parametrize("method", ["iterate", "cycle", "__call__"])
 def test_a_max_iter_that_is_no_count_is_refused_with_its_value(method, max_iter):
-    with pytest.raises(PescadorError, match="max_iter="):
+    with pytest.raises(ArgumentError, match="max_iter="):
         next(getattr(Streamer("abc"), method)(max_iter))
-    with pytest.raises(PescadorError, match="max_iter="):
+    with pytest.raises(ArgumentError, match="max_iter="):
         next(getattr(pescador.ShuffledMux(["abc"]), method)(max_iter))
 
 

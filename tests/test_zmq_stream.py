@@ -429,7 +429,7 @@ def test_bad_arguments_are_refused_by_name(argument, value):
     arguments = {"streamer": Streamer(data, 1)} | {argument: value}
     with pytest.raises(ArgumentError, match=f"{argument}="):
         ZMQStreamer(**arguments)
-    with pytest.raises(PescadorError, match="max_iter="):
+    with pytest.raises(ArgumentError, match="max_iter="):
         next(ZMQStreamer(Streamer(data, 1)).iterate(-1))
 
 

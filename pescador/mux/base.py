@@ -265,8 +265,8 @@ class BaseMux(Streamer[T]):
 
         Raises
         ------
-        PescadorError
-            At the first ``next``, if `max_iter` is no such number.
+        ArgumentError
+            At the first ``next``, if `max_iter` is negative, NaN or not a number.
 
         Notes
         -----

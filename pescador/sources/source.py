@@ -127,8 +127,8 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
 
         Raises
         ------
-        PescadorError
-            At the first ``next``, if `max_iter` is no such number.
+        ArgumentError
+            At the first ``next``, if `max_iter` is negative, NaN or not a number.
         DataError
             If the data are not what they should be.
         """
