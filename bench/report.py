@@ -92,7 +92,7 @@ class Rounds:
 
 def short(value):
     """Six digits: more than are shown, or repeat from one run to the next."""
-    return float(f"{value:.6g}")
+    return float(f"{value:.4g}")
 
 
 def compared(goal):
