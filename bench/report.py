@@ -91,7 +91,7 @@ class Rounds:
 
 
 def short(value):
-    """Six digits: more than are shown, or repeat from one run to the next."""
+    """Four digits: more than are shown, or repeat from one run to the next."""
     return float(f"{value:.4g}")
 
 
