@@ -55,9 +55,10 @@ soak: $(VENV)/dev
 
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done
-	PYTHONMALLOC=debug $(BIN)/pytest -q tests/test_core.py tests/test_mux.py tests/test_maps.py \
+	PYTHONMALLOC=debug $(BIN)/pytest -q $(BESIDE) tests/test_core.py tests/test_mux.py tests/test_maps.py \
 		tests/test_isolation.py tests/test_batches.py tests/test_native.py tests/test_leaks.py \
-		tests/test_transport.py
+		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
+		tests/test_chunks.py tests/test_workers.py
 
 # Side by side with the reference release and others (bench/README.md): under ten minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"
