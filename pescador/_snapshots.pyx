@@ -51,7 +51,10 @@ cdef Py_ssize_t most_maps = pescador_most_maps()
 cdef Py_ssize_t large = 2**18
 
 cdef enum:
-    # An array that was asked for so many times ago, or fewer, will be asked for again soon.
+    # An array that is asked for again so soon is worth a snapshot. A pool whose streamers hold an
+    # array each asks for some again within more: making snapshots of these takes longer than copies.
+    SOON = 2
+    # A snapshot that nobody uses is kept if its array was asked for so many times ago, or fewer.
     RECENT = 8
     # How many bytes of snapshots that nobody uses are kept; more, while those in use are larger.
     KEPT = 1 << 25
@@ -169,9 +172,9 @@ cdef class Known:
     def __cinit__(self, array):
         self.array = weakref.ref(array)
 
-    cdef bint is_recent(self, int64_t now):
+    cdef bint is_recent(self, int64_t now, int64_t ago=RECENT):
         """Whether it is still there, and was asked for not long ago."""
-        return now - self.asked <= RECENT and self.array() is not None
+        return now - self.asked <= ago and self.array() is not None
 
     cdef bint is_used(self):
         """Whether anybody has what was given for it."""
@@ -199,7 +202,7 @@ cdef class Snapshots:
         cdef bint again = False, is_new = False
         self.now += 1
         if known is not None and known.array() is array:
-            again = known.is_recent(self.now) or known.is_used()
+            again = known.is_recent(self.now, SOON) or known.is_used()
         else:
             # The id may have been another's.
             self.known[id(array)] = known = Known(array)

@@ -290,7 +290,7 @@ def test_snapshots_that_no_open_stream_uses_are_few(all_large):
 @linux
 def test_snapshots_that_no_open_stream_uses_are_small():
     held = _snapshots.bytes_held()
-    arrays = [np.zeros(24 * 2**20, np.uint8) for _ in range(4)]
+    arrays = [np.zeros(24 * 2**20, np.uint8) for _ in range(2)]
     mux = pescador.ChainMux([Streamer(once, array) for array in arrays], "cycle").iterate()
     found = 0
     for _ in range(12):
