@@ -52,7 +52,7 @@ cdef Py_ssize_t large = 2**18
 
 cdef enum:
     # An array that is asked for again so soon is worth a snapshot. A pool whose streamers hold an
-    # array each asks for some again within more: making snapshots of these takes longer than copies.
+    # array each asks for some within a few more: to copy these takes less time.
     SOON = 2
     # A snapshot that nobody uses is kept if its array was asked for so many times ago, or fewer.
     RECENT = 8
