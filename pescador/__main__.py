@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from .sources.stores import open_store
 
 # How many files are named where some differ.
 _NAMED = 10
+
+# By key, the dtype and the shape of a row.
+_Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
 
 
 # ------------------------------------------------------------------------------------- describe
@@ -37,10 +41,11 @@ def describe(paths: list[str], keys: list[str] | None = None) -> dict[str, Any]:
     Returns
     -------
     found : dict
-        ``files``, ``bytes`` on disk, ``keys`` (of most files: name, dtype, shape of a row, rows at
-        least, at most and in all, bytes), ``differ`` and ``damaged`` (path and reason).
+        ``files``, ``bytes`` on disk, ``keys`` (of most files: name, dtype, shape of a row, in which
+        a length that differs is a pair of the least and the most; rows at least, at most and in
+        all, bytes), ``differ`` and ``damaged`` (path and reason).
     """
-    layouts: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    layouts: dict[str, _Layout] = {}
     rows: dict[str, dict[str, int | None]] = {}
     damaged = {}
     size = 0
@@ -56,26 +61,32 @@ def describe(paths: list[str], keys: list[str] | None = None) -> dict[str, Any]:
         except (PescadorError, OSError) as error:
             damaged[path] = str(error)
     found: dict[str, Any] = {"files": len(paths), "bytes": size, "keys": []}
-    counts = Counter(tuple(layout.items()) for layout in layouts.values())
-    most = dict(counts.most_common(1)[0][0]) if counts else {}
+    most = _most(list(layouts.values()))
+    alike = [path for path, one in layouts.items() if not _difference(most, one)]
     for key, (dtype, shape) in most.items():
-        lengths = [rows[path][key] for path, layout in layouts.items() if layout == most]
+        lengths = [rows[path][key] for path in alike]
         numbers = [n for n in lengths if n is not None]
-        row = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
+        shapes = [layouts[path][key][1] for path in alike]
+        items = [
+            math.prod(one) * (1 if n is None else n) for one, n in zip(shapes, lengths, strict=True)
+        ]
         found["keys"].append(
             {
                 "key": key,
                 "dtype": dtype,
-                "shape": list(shape),
+                "shape": [
+                    n if n is not None else [min(column), max(column)]
+                    for n, column in zip(shape, zip(*shapes, strict=True), strict=True)
+                ],
                 "rows": {
                     "least": min(numbers, default=None),
                     "most": max(numbers, default=None),
                     "all": sum(numbers),
                 },
-                "bytes": row * (sum(numbers) if numbers else len(lengths)),
+                "bytes": int(np.dtype(dtype).itemsize) * sum(items),
             }
         )
-    found["differ"] = {p: _difference(most, one) for p, one in layouts.items() if one != most}
+    found["differ"] = {p: why for p, one in layouts.items() if (why := _difference(most, one))}
     found["damaged"] = damaged
     return found
 
@@ -90,13 +101,44 @@ def _bytes_of(path: str) -> int:
     )
 
 
-def _difference(most: dict[str, Any], one: dict[str, Any]) -> str:
+def _most(layouts: list[_Layout]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    """Return the layout of most files; None stands for a length that most files have their own."""
+    kinds = Counter(
+        tuple((key, dtype, len(shape)) for key, (dtype, shape) in one.items()) for one in layouts
+    )
+    if not kinds:
+        return {}
+    kind, _ = kinds.most_common(1)[0]
+    members = [
+        one
+        for one in layouts
+        if kind == tuple((key, dtype, len(shape)) for key, (dtype, shape) in one.items())
+    ]
+    most = {}
+    for key, dtype, n_dims in kind:
+        shape = []
+        for axis in range(n_dims):
+            [(length, count)] = Counter(one[key][1][axis] for one in members).most_common(1)
+            shape.append(length if 2 * count > len(members) else None)
+        most[key] = dtype, tuple(shape)
+    return most
+
+
+def _difference(most: dict[str, Any], one: _Layout) -> str:
+    """Return how a file differs from most, or nothing."""
     parts = [f"lacks {key}" for key in most if key not in one]
     parts += [f"also has {key}" for key in one if key not in most]
     for key, (dtype, shape) in one.items():
-        if key in most and most[key] != (dtype, shape):
-            parts.append(f"{key} is {dtype}{list(shape)}")
-    return ", ".join(parts) or "keys in another order"
+        if key in most:
+            other, lengths = most[key]
+            fits = len(shape) == len(lengths) and all(
+                n is None or n == m for n, m in zip(lengths, shape, strict=True)
+            )
+            if dtype != other or not fits:
+                parts.append(f"{key} is {dtype}{list(shape)}")
+    if not parts and list(one) != list(most):
+        return "keys in another order"
+    return ", ".join(parts)
 
 
 def _print_description(found: dict[str, Any]) -> None:
@@ -105,7 +147,8 @@ def _print_description(found: dict[str, Any]) -> None:
     for key in found["keys"]:
         least, most, total = key["rows"]["least"], key["rows"]["most"], key["rows"]["all"]
         each = "-" if least is None else f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        shape = " x ".join(map(str, key["shape"])) or "-"
+        lengths = [f"({n[0]} to {n[1]})" if isinstance(n, list) else f"{n}" for n in key["shape"]]
+        shape = " x ".join(lengths) or "-"
         table.append([key["key"], key["dtype"], shape, each, f"{total:,}", _bytes(key["bytes"])])
     if found["keys"]:
         _print_table(table)
@@ -313,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--length", type=int, help="of windows; rows by default")
     two.add_argument("--no-mmap", dest="mmap", action="store_false", help="read, do not map")
     two.add_argument("--seed", type=int, dest="random_state")
-    two.add_argument("--seconds", type=float, default=5)
+    two.add_argument("--seconds", type=_seconds, default=5)
     two.set_defaults(run=_measure)
     return parser
 
@@ -322,6 +365,13 @@ def _rate(text: str) -> float | None:
     if text.lower() == "none":
         return None
     return _whole(float(text))
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be a number of seconds above 0")
+    return value
 
 
 def _whole(value: float) -> float:
@@ -356,6 +406,8 @@ def main(arguments: list[str] | None = None) -> int:
     except PescadorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         return 1
 

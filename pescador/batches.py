@@ -144,6 +144,8 @@ def _pieces(data: Any) -> list[Any]:
     if callable(data) or any(hasattr(data, name) for name in ("keys", "dtype")):
         return [data]
     try:
+        if isinstance(data, bytes):
+            raise TypeError("a path of text is needed")
         pieces = list(data)
     except TypeError:
         raise ArgumentError(

@@ -106,6 +106,7 @@ def test_a_pool_may_be_made_of_any_streamers(folder):
         (("*.npz", 8, {"length": 0}), "length=0"),
         ((["a.txt"], 8), "a.txt"),
         (("*.npz", 8, {"hop": 3}), "hop=3 is of windows"),
+        ((b"*.npz", 8), "data=b"),
         ((["*.npz"], 8), "the path of one file"),
         (([".."], 8), "reads the files of a folder"),
     ],
@@ -171,6 +172,18 @@ def test_describe_says_what_is_there_and_which_files_differ(folder):
     assert done.stderr == ""
 
 
+def test_lengths_that_each_file_has_of_its_own_are_no_difference(tmp_path):
+    np.savez(tmp_path / "a.npz", z=np.zeros(4))
+    for i in range(5):
+        np.savez(tmp_path / f"b{i}.npz", X=np.zeros((5, 3, i + 1)), y=np.zeros(5))
+    found = json.loads(run("describe", tmp_path / "*.npz", "--json").stdout)
+    assert list(found["differ"].values()) == ["lacks X, lacks y, also has z"]
+    X, y = found["keys"]
+    assert (X["shape"], X["rows"]["all"], X["bytes"]) == ([3, [1, 5]], 25, 5 * 3 * 15 * 8)
+    assert (y["shape"], y["rows"]["all"]) == ([], 25)
+    assert "3 x (1 to 5)" in run("describe", tmp_path / "*.npz").stdout
+
+
 def test_measure_says_how_fast_batches_come_here_and_elsewhere(folder):
     done = run("measure", f"{folder}/*.npz", "--seconds", "0.3", "--rate", "8", "--json")
     found = json.loads(done.stdout)
@@ -191,6 +204,8 @@ def test_measure_says_how_fast_batches_come_here_and_elsewhere(folder):
 
 def test_commands_say_what_is_wrong(folder):
     assert "no file matches" in run("describe", "nothing/*.npz", code=2).stderr
+    done = run("measure", f"{folder}/*.npz", "--seconds", "-1", code=2)
+    assert "-1 must be a number of seconds above 0" in done.stderr
     assert "mode=" in run("measure", f"{folder}/*.npz", "--mode", "quick", code=2).stderr
     assert (
         "fewer samples"

@@ -99,4 +99,6 @@ def from_files(
     >>> print(*[item["x"] for item in mux(max_iter=6)])
     16 22 13 16 18 13
     """
+    if not callable(source):
+        raise ArgumentError(f"source={source!r} must be Rows, Windows, or a function of a path")
     return [source(path, **options) for path in files(pattern_or_paths)]
