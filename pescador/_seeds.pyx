@@ -50,23 +50,23 @@ cdef int take_entropy(Seed* seed, object sequence) except -1:
     return 0
 
 
-def state_of(sequence, key):
-    """Return the state and the increment that PCG64 starts from, for a SeedSequence and a key."""
+cdef Pcg seeded(sequence, key) except *:
     cdef Seed seed
     cdef Pcg pcg
     take_entropy(&seed, sequence)
     for number in key:
         seed_key(&seed, number)
     pcg_start(&pcg, &seed)
+    return pcg
+
+
+def state_of(sequence, key):
+    """Return the state and the increment that PCG64 starts from, for a SeedSequence and a key."""
+    cdef Pcg pcg = seeded(sequence, key)
     return (<object>pcg.high << 64) | pcg.low, (<object>pcg.step_high << 64) | pcg.step_low
 
 
 def integers_of(sequence, key, bounds):
     """Return one number below each bound, for tests that hold them against NumPy's."""
-    cdef Seed seed
-    cdef Pcg pcg
-    take_entropy(&seed, sequence)
-    for number in key:
-        seed_key(&seed, number)
-    pcg_start(&pcg, &seed)
+    cdef Pcg pcg = seeded(sequence, key)
     return [pcg_below(&pcg, bound) for bound in bounds]
