@@ -18,7 +18,6 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 import zmq
 
@@ -30,7 +29,7 @@ from ._signals import Guard
 from .core import Streamer
 from .exceptions import ArgumentError
 from .exceptions import DataError as DataError
-from .util import as_count
+from .util import as_bool, as_choice, as_count
 
 __all__ = ["ZMQStreamer"]
 
@@ -144,6 +143,26 @@ def zmq_worker(
         finally:
             zmq_send_data(socket, {})
             socket.close(linger=-1)
+
+
+def _check(streamer: Any) -> None:
+    """Refuse options that are invalid: passed, or assigned since."""
+    for name in ("min_port", "max_port", "max_tries", "max_bytes"):
+        setattr(streamer, name, as_count(name, getattr(streamer, name)))
+    if not streamer.min_port < streamer.max_port <= 65535:
+        raise ArgumentError(
+            f"min_port={streamer.min_port} must be less than max_port={streamer.max_port}, and "
+            "that at most 65535"
+        )
+    as_bool("copy", streamer.copy)
+    timeout = streamer.timeout
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
+        raise ArgumentError(f"timeout={timeout!r} must be None or a number of seconds")
+    if streamer.start_method is not None:
+        as_choice("start_method", streamer.start_method, process.METHODS)
+    limit = streamer.start_timeout
+    if limit is not None and not (isinstance(limit, int | float) and limit > 0):
+        raise ArgumentError(f"start_timeout={limit!r} must be None or a number of seconds above 0")
 
 
 class ZMQStreamer(Streamer[T]):
@@ -261,32 +280,15 @@ class ZMQStreamer(Streamer[T]):
         super().__init__(streamer)
         if not isinstance(streamer, Streamer):
             self.streamer = Streamer(streamer)
-        self.min_port = as_count("min_port", min_port)
-        self.max_port = as_count("max_port", max_port)
-        if not min_port < max_port <= 65535:
-            raise ArgumentError(
-                f"min_port={min_port} must be less than max_port={max_port}, and that at most 65535"
-            )
-        self.max_tries = as_count("max_tries", max_tries)
-        if not isinstance(copy, bool | np.bool_):
-            raise ArgumentError(f"copy={copy!r} must be a bool")
+        self.min_port = min_port
+        self.max_port = max_port
+        self.max_tries = max_tries
         self.copy = copy
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
-            raise ArgumentError(f"timeout={timeout!r} must be None or a number of seconds")
         self.timeout = timeout
-        self.max_bytes = as_count("max_bytes", max_bytes)
-        if start_method is not None and start_method not in process.METHODS:
-            raise ArgumentError(
-                f"start_method={start_method!r} must be None or one of {', '.join(process.METHODS)}"
-            )
+        self.max_bytes = max_bytes
         self.start_method = start_method
-        if start_timeout is not None and not (
-            isinstance(start_timeout, int | float) and start_timeout > 0
-        ):
-            raise ArgumentError(
-                f"start_timeout={start_timeout!r} must be None or a number of seconds above 0"
-            )
         self.start_timeout = start_timeout
+        _check(self)
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream once, in a process of its own.
@@ -307,6 +309,7 @@ class ZMQStreamer(Streamer[T]):
             See the class.
         """
         _core.as_bound(max_iter)
+        _check(self)
         channel = Channel(self, max_iter)
         self.active_count_ += 1
         try:

@@ -423,12 +423,21 @@ def test_a_worker_may_have_a_worker():
         ("copy", "yes"),
         ("timeout", -1),
         ("timeout", "5"),
+        ("max_bytes", 0),
+        ("start_method", "thread"),
+        ("start_timeout", 0),
     ],
 )
 def test_bad_arguments_are_refused_by_name(argument, value):
     arguments = {"streamer": Streamer(data, 1)} | {argument: value}
     with pytest.raises(ArgumentError, match=f"{argument}="):
         ZMQStreamer(**arguments)
+    if argument != "streamer":
+        streamer = ZMQStreamer(Streamer(data, 1))
+        setattr(streamer, argument, value)
+        with pytest.raises(ArgumentError, match=f"{argument}="):
+            next(iter(streamer))
+        assert streamer.active == 0
     with pytest.raises(ArgumentError, match="max_iter="):
         next(ZMQStreamer(Streamer(data, 1)).iterate(-1))
 
