@@ -249,6 +249,32 @@ def test_an_array_whose_shape_was_set_is_read_by_its_new_shape():
     assert [item["x"].tolist() for item in rows] == [[0, 1], [2, 3], [4, 5]]
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("data", 3),
+        ("keys", "X"),
+        ("order", "any"),
+        ("mmap", "no"),
+        ("random_state", -1),
+        ("length", 0),
+        ("length", {"X": -3}),
+        ("axis", "first"),
+        ("hop", -1),
+        ("short", "drop"),
+        ("where", np.zeros((2, 2))),
+    ],
+)
+def test_options_are_checked_when_they_were_assigned_as_when_they_were_passed(option, value):
+    source = Windows({"X": np.arange(40)}, 4)
+    next(source.iterate())
+    setattr(source, option, value)
+    mux = pescador.ShuffledMux([source], random_state=0)
+    for stream in (source, mux):
+        with pytest.raises(ArgumentError, match=option):
+            next(stream.iterate())
+
+
 def test_sources_are_copied_and_pickled_without_what_they_hold_open():
     rows = Rows(table(), order="shuffled", random_state=1)
     expected = labels(rows)

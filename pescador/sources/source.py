@@ -16,7 +16,7 @@ from .._core import Scope, around, is_stock, isolate
 from .._core import register as register_hooks
 from ..core import Streamer
 from ..exceptions import ArgumentError
-from ..util import Rng, Seed, as_choice, get_rng
+from ..util import Rng, Seed, as_bool, as_choice, get_rng
 from .stores import Store, check_data, open_store
 
 # Key, array, axis, how far it is from one start to the next, length of a window or -1 for rows,
@@ -65,20 +65,25 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
     random_state: Seed
 
     def __init__(self, data: Any, keys: Any, order: Any, mmap: Any, random_state: Any) -> None:
-        if isinstance(data, Streamer):
-            raise ArgumentError(f"data={data!r} is a stream already; a source reads arrays")
-        check_data(data)
         self.data = data
-        self.keys = _as_keys(keys)
-        self.order = as_choice("order", order, _ORDERS)
-        if not isinstance(mmap, bool | np.bool_):
-            raise ArgumentError(f"mmap={mmap!r} must be a bool")
-        self.mmap = bool(mmap)
+        self.keys = keys
+        self.order = order
+        self.mmap = mmap
         self.random_state = random_state
-        if type(random_state) is not int or random_state < 0:
-            _as_generator(random_state)
         self.active_count_ = 0
         self.stream_ = None
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse options that are invalid: passed, or assigned since."""
+        if isinstance(self.data, Streamer):
+            raise ArgumentError(f"data={self.data!r} is a stream already; a source reads arrays")
+        check_data(self.data)
+        self.keys = _as_keys(self.keys)
+        as_choice("order", self.order, _ORDERS)
+        self.mmap = as_bool("mmap", self.mmap)
+        if type(self.random_state) is not int or self.random_state < 0:
+            _as_generator(self.random_state)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -107,7 +112,7 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
     def _visit(self, scope: Scope | None) -> _sources.Visit:
         plan = self.__dict__.get("_plan")
         if plan is None:
-            as_choice("order", self.order, _ORDERS)
+            self._check()
             plan = self._plan = _sources.Plan(self, _as_generator(self.random_state))
         return plan.start(scope)
 

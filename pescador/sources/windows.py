@@ -133,7 +133,16 @@ class Windows(Source):
         mmap: bool = True,
         random_state: Seed = None,
     ) -> None:
+        self.length = length
+        self.axis = axis
+        self.hop = hop
+        self.short = short
+        self.where = where
         super().__init__(data, keys, order, mmap, random_state)
+
+    def _check(self) -> None:
+        super()._check()
+        length, axis = self.length, self.axis
         if isinstance(length, Mapping):
             if not length:
                 raise ArgumentError("length={} names no key to cut windows of")
@@ -146,9 +155,9 @@ class Windows(Source):
             self.axis = {key: _as_axis(f"axis[{key!r}]", value) for key, value in axis.items()}
         else:
             self.axis = _as_axis("axis", axis)
-        self.hop = as_count("hop", hop)
-        self.short = as_choice("short", short, _SHORT)
-        self.where = _as_where(where)
+        self.hop = as_count("hop", self.hop)
+        as_choice("short", self.short, _SHORT)
+        self.where = _as_where(self.where)
 
     @property
     def _where_key(self) -> Any:
