@@ -20,12 +20,16 @@ from . import core, exceptions, maps, mux, sources, util, zmq_stream
 from .batches import batches
 from .core import Streamer, streamable
 from .exceptions import ArgumentError, DataError, PescadorError
-from .maps import buffer_stream, cache, keras_tuples, tuples
+from .maps import SKIP, buffer_stream, cache, keras_tuples, transform, tuples
 from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
+from .seeded import SPAWN, Seeded
+from .stream import Stream
 from .version import version as __version__
 from .zmq_stream import ZMQStreamer
 
 __all__ = [
+    "SKIP",
+    "SPAWN",
     "ArgumentError",
     "BaseMux",
     "ChainMux",
@@ -33,8 +37,10 @@ __all__ = [
     "Mux",
     "PescadorError",
     "RoundRobinMux",
+    "Seeded",
     "ShuffledMux",
     "StochasticMux",
+    "Stream",
     "Streamer",
     "ZMQStreamer",
     "__version__",
@@ -48,6 +54,7 @@ __all__ = [
     "mux",
     "sources",
     "streamable",
+    "transform",
     "tuples",
     "util",
     "zmq_stream",

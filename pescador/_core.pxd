@@ -3,6 +3,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
+from pescador._global_rng cimport GlobalStates
+from pescador._seeds cimport Seed
 from pescador._snapshots cimport Snapshots
 
 
@@ -29,15 +31,27 @@ cdef enum Ending:
     ENDS_ITSELF                        # it was told its bound and counts for itself
 
 
+cdef class Run:
+    # One iteration of a tree of streamers that can be saved, or draws from one seed, or both.
+    cdef readonly bint tracks          # whether states can be taken
+    cdef readonly bint is_seeded
+    cdef Seed seed                     # what the keys of visits are appended to
+    cdef readonly object sequence      # the same as NumPy has it, with the key of the root
+    cdef readonly tuple governs        # the global states that are each visit's own
+
+
 cdef class Scope:
+    cdef readonly Run run              # that this is a part of, or None
+    cdef bint is_root                  # nothing is around it: what starts in it is no member of a pool
     cdef readonly Scope parent         # the activation that this one happened in, or None
     cdef dict seen                     # id of a mux -> it: those whose generators are known here
+    cdef object seeded                 # what a mux of a seeded run draws from that has no generator
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
     cdef bint shares                   # whether any generator here or further out is shared
     cdef list live                     # shared generators that a mux here or further out draws from
     cdef Snapshots snapshots           # of large arrays; the outermost scope's
     cdef bint bare                     # it has a path and nothing else
-    cdef tuple path                    # (place, number of the visit) of each level, from the root
+    cdef readonly tuple path           # (place, number of the visit) of each level, from the root
     cdef Py_ssize_t place              # in the pool: of the streamer that is started now
     cdef int64_t number                # of the visit to it, where the mux knows; else -1
     cdef int64_t* visits               # how many there were to each place below `n_visits`
@@ -48,12 +62,20 @@ cdef class Scope:
     cdef int hold(self, object generator) except -1
     cpdef object find(self, object key)
     cdef int64_t count(self) except -1
+    cdef int make_room(self, Py_ssize_t n) except -1
 
 
 cdef class Compiled:
     # An iterator that compiled code reads from: the engine of a mux, or a visit to a source.
     cdef int64_t left                  # how many samples it may give yet
     cdef bint fused                    # it gives visits, which know where their row lies, not items
+    cdef bint draws_globally           # it draws from np.random, unless it is given another
+
+    cpdef dict save(self, saver)
+    cpdef object restore(self, dict state, loader)
+    cpdef object replay_cost(self)
+    cpdef object take_rng(self, rng)
+    cpdef object close_streams(self)
 
 
 cdef class Opener:
@@ -67,6 +89,17 @@ cdef class Opener:
 cdef Scope bare_scope(Scope scope)
 cdef Scope hook_scope(object mux, Scope scope)
 cdef PyObject* surround(PyObject* scope) noexcept
+cpdef Scope root_scope(run, path=*)
+cpdef dict attributes_of(object streamer)
+cdef object visits_of(Scope scope)
+cdef int set_visits(Scope scope, state) except -1
+cdef object hooked_copy(object streamer, Scope scope, dict copies)
+cdef tuple path_of_visit(Scope scope)
+cdef Seed seed_of_visit(Run run, tuple path) except *
+cdef object seeded_random_state(Run run, tuple path)
+cpdef Compiled open_visit(object streamer, Scope scope, dict copies)
+cpdef object state_of_generator(object generator)
+cpdef object set_generator(object generator, object state)
 cdef bint fuse(object stream) noexcept
 cdef int approach(object streamer, int step) except -1
 cdef bint is_plain(object streamer) noexcept

@@ -18,8 +18,9 @@ import uuid
 
 import numpy as np
 
-from pescador.exceptions import ArgumentError
+from pescador.exceptions import ArgumentError, PescadorError
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
@@ -27,9 +28,11 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
 from pescador._bitgen cimport Mersenne, bitgen_t
+from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark, seeded_states
+from pescador._seeds cimport Seed, seed_key, seed_words, take_entropy
 from pescador._snapshots cimport Snapshots, copied, fixed, is_large
 from pescador._snapshots cimport is_plain as is_plain_array
 
@@ -134,7 +137,8 @@ cdef class Scope:
         self.number = -1
         self.path = ()
         if parent is not None:
-            self.path = parent.path + (parent.place, parent.count())
+            self.run = parent.run
+            self.path = path_of_visit(parent)
             if parent.bare:
                 parent = None
         self.parent = parent
@@ -160,6 +164,8 @@ cdef class Scope:
             self.hold(own)
             if own in shared:
                 self.live.append(own)
+        elif self.run is not None and self.run.is_seeded:
+            self.seeded = seeded_random_state(self.run, self.path)
 
     def __dealloc__(self):
         PyMem_Free(self.visits)
@@ -169,12 +175,18 @@ cdef class Scope:
 
     cdef int64_t count(self) except -1:
         """The number of this visit to the streamer that is started now; a start counts once."""
-        cdef Py_ssize_t more, i
-        cdef int64_t* visits
         if self.number >= 0:
             return self.number
-        if self.place >= self.n_visits:
-            more = self.place + self.n_visits // 2 + 8
+        self.make_room(self.place + 1)
+        self.visits[self.place] += 1
+        return self.visits[self.place] - 1
+
+    cdef int make_room(self, Py_ssize_t n) except -1:
+        """Have a count of visits for each of n places."""
+        cdef Py_ssize_t more, i
+        cdef int64_t* visits
+        if n > self.n_visits:
+            more = n + self.n_visits // 2 + 7
             visits = <int64_t*>PyMem_Realloc(self.visits, more * sizeof(int64_t))
             if visits is NULL:
                 raise MemoryError()
@@ -182,8 +194,22 @@ cdef class Scope:
                 visits[i] = 0
             self.visits = visits
             self.n_visits = more
-        self.visits[self.place] += 1
-        return self.visits[self.place] - 1
+        return 0
+
+    def save_generators(self):
+        """Return the states of the copies, in the order in which they were made."""
+        states = [] if self.seeded is None else [state_of_generator(self.seeded)]
+        return states + [state_of_generator(copied) for _, copied in self.copies.values()]
+
+    def restore_generators(self, states, loader, name):
+        """Have the copies go on from such states."""
+        copies = [] if self.seeded is None else [self.seeded]
+        copies += [copied for _, copied in self.copies.values()]
+        if len(copies) != len(states):
+            raise loader.error(name, f"its tree has {len(copies)} random generators, and had "
+                               f"{len(states)} when its state was taken")
+        for copied, state in zip(copies, states):
+            set_generator(copied, state)
 
     cdef int hold(self, object generator) except -1:
         if id(generator) not in self.copies:
@@ -216,16 +242,106 @@ cdef Scope bare_scope(Scope scope):
     """A scope of the same path, for streams that share no generator with the mux; None is the root.
     """
     cdef Scope bare = Scope(None, None, [], {})
-    bare.path = () if scope is None else scope.path
+    bare.path = ()
     bare.bare = True
+    if scope is not None:
+        bare.path = scope.path
+        bare.run = scope.run
     return bare
+
+
+cdef tuple path_of_visit(Scope scope):
+    """The path of what is started now in a scope."""
+    return scope.path if scope.is_root else scope.path + (scope.place, scope.count())
+
+
+cdef Seed seed_of_visit(Run run, tuple path) except *:
+    """The seed of a visit in a seeded run."""
+    cdef Seed seed = run.seed
+    for number in path:
+        seed_key(&seed, number)
+    return seed
+
+
+cdef class Run:
+    """One iteration of a tree of streamers that can be saved, or draws from one seed, or both.
+
+    Parameters
+    ----------
+    tracks : bool
+        Whether states can be taken.
+    sequence : SeedSequence or None
+        The seed of the root: those of visits append their paths to its ``spawn_key``.
+    governs : tuple of str
+        The global states that are each visit's own while its code runs.
+    """
+
+    def __cinit__(self, bint tracks, sequence=None, tuple governs=()):
+        self.tracks = tracks
+        self.sequence = sequence
+        self.governs = governs
+        self.is_seeded = sequence is not None
+        if self.is_seeded:
+            take_entropy(&self.seed, sequence)
+
+
+cdef object visits_of(Scope scope):
+    """How often each place was visited, as {first, bits, n, packed}: few bits each."""
+    cdef Py_ssize_t i, n = scope.n_visits, at = 0
+    cdef int64_t least = INT64_MAX, most = 0, value
+    cdef int bits = 0, j
+    while n > 0 and scope.visits[n - 1] == 0:
+        n -= 1
+    for i in range(n):
+        least = min(least, scope.visits[i])
+        most = max(most, scope.visits[i])
+    if n == 0:
+        return {"n": 0, "least": 0, "bits": 0, "packed": b""}
+    while (most - least) >> bits:
+        bits += 1
+    packed = bytearray((n * bits + 7) // 8)
+    cdef unsigned char[::1] view = packed
+    if bits:
+        for i in range(n):
+            value = scope.visits[i] - least
+            for j in range(bits):
+                if (value >> j) & 1:
+                    view[at // 8] |= 1 << (at % 8)
+                at += 1
+    return {"n": n, "least": least, "bits": bits, "packed": bytes(packed)}
+
+
+cdef int set_visits(Scope scope, state) except -1:
+    """Have as many visits noted as such a state says."""
+    cdef Py_ssize_t i, n = state["n"], at = 0
+    cdef int64_t least = state["least"]
+    cdef int bits = state["bits"], j
+    cdef const unsigned char[:] view = state["packed"]
+    scope.make_room(n)
+    for i in range(scope.n_visits):
+        scope.visits[i] = 0
+    for i in range(n):
+        scope.visits[i] = least
+        for j in range(bits):
+            scope.visits[i] += <int64_t>((view[at // 8] >> (at % 8)) & 1) << j
+            at += 1
+    return 0
+
+
+cpdef Scope root_scope(run, path=()):
+    """Return the scope that the root of a run starts in."""
+    cdef Scope root = bare_scope(None)
+    root.run = run
+    root.is_root = True
+    root.path = path
+    return root
 
 
 cdef Scope hook_scope(object mux, Scope scope):
     """The scope of a loop that calls the hooks of an activated mux, and starts in `scope`."""
-    cdef Scope here = bare_scope(None)
+    cdef Scope here = bare_scope(scope)
     if scope is not None:
-        here.path = scope.path + (scope.place, scope.count())
+        here.path = path_of_visit(scope)
     here.mux = mux
     if type(mux.streamers) is list:
         here.places = {id(streamer): i for i, streamer in enumerate(mux.streamers)}
@@ -266,10 +382,13 @@ cdef class Memo(dict):
 
     cdef Scope scope
     cdef bint again
+    cdef list generators               # copies that were made, where a run keeps track of them
 
     def __init__(self, Scope scope, bint again):
         self.scope = scope
         self.again = again
+        if scope is not None and scope.run is not None and scope.run.tracks:
+            self.generators = []
 
     def get(self, key, default=None):
         """Return what stands for the object of this id."""
@@ -278,6 +397,8 @@ cdef class Memo(dict):
             if found is None:
                 return default
             self[key] = isolate(found, {}) if self.again else found
+            if self.generators is not None:
+                self.generators.append(self[key])
         return self[key]
 
 
@@ -440,6 +561,8 @@ cdef object isolate_mutable(object value, object memo):
         result = bytearray(value)
     elif kind is RandomState or kind is Generator or kind in BIT_GENERATORS:
         result = copy_generator(value, memo)
+        if type(memo) is Memo and (<Memo>memo).generators is not None and kind not in BIT_GENERATORS:
+            (<Memo>memo).generators.append(result)
     else:
         fields = plain_fields(value)
         if fields is not None:
@@ -516,6 +639,7 @@ cdef object copy_or_share(object value, object memo):
         if type(memo) is Memo:
             trial = Memo((<Memo>memo).scope, (<Memo>memo).again)
             trial.update(memo)
+            (<Memo>trial).generators = (<Memo>memo).generators
         else:
             trial = copy.copy(memo)
         try:
@@ -769,10 +893,12 @@ cdef int approach(object streamer, int step) except -1:
     return 0
 
 
-cdef object activate(dict fields, Scope scope, Ending* ending):
+cdef object activate(object streamer, dict fields, Scope scope, Ending* ending):
     """The iterator of one activation of a plain Streamer."""
     cdef Py_ssize_t position = 0
     cdef PyObject* stream
+    if scope is not None and scope.run is not None:
+        return leaf_of(streamer, fields, scope, ending)
     source = pescador_field(fields, &position, "streamer")
     args = pescador_field(fields, &position, "args")
     kwargs = pescador_field(fields, &position, "kwargs")
@@ -801,10 +927,17 @@ cdef object stopped_start():
     return RuntimeError("a stream raised StopIteration when it was started")
 
 
+cdef object new_memo(Scope scope, bint again):
+    """A memo for copying what a stream starts from in a scope."""
+    if scope is None or (scope.bare and scope.run is None):
+        return {}
+    return Memo(scope, again)
+
+
 cdef object activate_any(object source, object args, object kwargs, Scope scope, Ending* ending):
     ending[0] = STEP_ONCE_MORE
     if kwargs or not (is_immutable(source) and is_immutable(args)):
-        memo = {} if scope is None or scope.bare else Memo(scope, again=True)
+        memo = new_memo(scope, again=True)
         source = isolate(source, memo)
         if callable(source):
             if type(source) is Function and source in maps:
@@ -820,13 +953,38 @@ cdef object activate_any(object source, object args, object kwargs, Scope scope,
 cdef class Compiled:
     """An iterator that compiled code reads from without a Python frame in between."""
 
-    def __cinit__(self, *args):
+    def __cinit__(self, *args, **kwargs):
         self.left = UNBOUNDED
 
     def bounded(self, max_iter):
         """Return the iterator, which ends after `max_iter` samples from now on."""
         self.left = as_bound(max_iter)
         return self
+
+    @property
+    def is_bounded(self):
+        """Whether there is a bound to how many samples it may give."""
+        return self.left != UNBOUNDED
+
+    # What an open stream asks of each iterator in its tree.
+
+    cpdef dict save(self, saver):
+        """Return where the iteration is, in plain values; `saver` is told what cannot be saved."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved")
+
+    cpdef object restore(self, dict state, loader):
+        """Go on from where another iteration of the same streamer was; nothing was read yet."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be restored")
+
+    cpdef object replay_cost(self):
+        """How many samples would have to be made again to restore the state that there is."""
+        return 0
+
+    cpdef object take_rng(self, rng):
+        """Draw from this generator in the place of np.random."""
+
+    cpdef object close_streams(self):
+        """Close what is open; the state is still that of the last item."""
 
 
 cdef class Opener:
@@ -835,6 +993,444 @@ cdef class Opener:
     cdef Compiled open(self, Scope scope):
         """One activation."""
         raise NotImplementedError
+
+
+# What is given to streams in the place of a random generator, to have that of their visit.
+cdef object SPAWN = None
+
+
+def register_spawn(mark):
+    """Note what stands for the random generator of a visit among the arguments of a function."""
+    global SPAWN
+    SPAWN = mark
+
+
+# Iterators that can be set to a place: those of types that cannot change but by iterating.
+cdef frozenset INDEXED = frozenset(
+    type(iter(value)) for value in ([], (), "", "\u20ac", b"", bytearray(), range(1), range(1 << 70)))
+
+# Iterators that go over what they hold and do nothing else: to go on, they step quickly.
+cdef frozenset STEPPED = frozenset(
+    type(iter(value)) for value in ({}, {}.values(), {}.items(), set(), np.empty(0)))
+
+
+@cython.final
+cdef class Leaf(Compiled):
+    """A visit to a streamer that is no mux, in a run: its items, and how many it has given."""
+
+    cdef Scope scope                   # in which it started
+    cdef readonly tuple path
+    cdef object streamer               # the recipe
+    cdef object iterator
+    cdef Compiled inner                # the iterator, if it is a map of ours
+    cdef GlobalStates states           # in place while its code runs, where they are governed
+    cdef bint watches                  # whether drawing from the global states is noticed
+    cdef bint has_drawn                # it did
+    cdef bint is_shared                # it reads from what other activations read, too
+    cdef bint steps                    # at its bound, the source is asked once more
+    cdef list generators               # random generators that it was given, copies of the recipe's
+    cdef list at_start                 # their states when it started
+    cdef object copied                 # of a streamer with hooks: what it is iterated on
+    cdef object fields                 # its attributes when this visit started
+    cdef int64_t bound                 # how many items it was asked for
+    cdef int64_t given
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef PyObject* item
+        if self.left > 0:
+            item = self.pull()
+            if item is not NULL:
+                self.left -= 1
+                self.given += 1
+                return steal(item)
+        elif self.steps:
+            self.steps = False
+            Py_XDECREF(self.pull())
+        raise StopIteration
+
+    cdef PyObject* pull(self) except? NULL:
+        """The next item, or NULL."""
+        cdef Marks marks
+        cdef PyObject* item
+        if self.inner is not None:
+            return next_item(self.inner)
+        if self.states is not None:
+            return self.states.step(self.iterator)
+        if not self.watches:
+            return next_item(self.iterator)
+        mark(&marks)
+        item = next_item(self.iterator)
+        if has_moved(&marks):
+            self.note_drawing()
+        return item
+
+    cdef int note_drawing(self) except -1:
+        self.has_drawn = True
+        if self.scope.run.is_seeded:
+            raise PescadorError(
+                f"{self.name()} has drawn from the global random state, which its Seeded does not "
+                "govern: leave `states` at its default, or draw from the generator that "
+                "pescador.SPAWN stands for")
+        return 0
+
+    cdef int begin(self, object streamer, object source, object args, object kwargs,
+                   Scope scope) except -1:
+        """Start the visit: copy what it starts from, and call the function."""
+        memo = new_memo(scope, again=True)
+        self.take(streamer, scope)
+        make = maps.get(source) if type(source) is Function else None
+        stream, rest, named = split_stream(args, kwargs)
+        if make is not None and stream is not MISSING:
+            make = make(*isolate(rest, memo), **isolate(named, memo))
+            # A map adds nothing to the path: its stream is the same visit.
+            number = scope.number
+            if not scope.is_root:
+                scope.number = self.path[len(self.path) - 1]
+            try:
+                self.inner = make(open_visit(stream, scope, {}))
+            finally:
+                scope.number = number
+            self.iterator = self.inner
+            self.take_generators(memo)
+            if scope.run.is_seeded and self.inner.draws_globally:
+                self.inner.take_rng(seeded_random_state(scope.run, self.path))
+        else:
+            self.govern(scope)
+            source = isolate(source, memo)
+            if callable(source) and args is not None:
+                args, kwargs = isolate(args, memo), isolate(kwargs, memo)
+                if SPAWN is not None and type(kwargs) is dict and SPAWN in (<dict>kwargs).values():
+                    self.spawn(kwargs, memo)
+            self.take_generators(memo)
+            self.start(start_iterator, (source, args, kwargs))
+        self.is_shared = SHARED in memo
+        return 0
+
+    cdef int take(self, object streamer, Scope scope) except -1:
+        """Note which visit this is."""
+        self.streamer = streamer
+        self.scope = scope
+        self.path = path_of_visit(scope)
+        self.steps = True
+        return 0
+
+    cdef int govern(self, Scope scope) except -1:
+        """Have its code draw from states of its own, or have it noticed."""
+        cdef Seed seed
+        cdef Run run = scope.run
+        if run.is_seeded and run.governs:
+            seed = seed_of_visit(run, self.path)
+            self.states = seeded_states(&seed, run.governs)
+        else:
+            self.watches = run.tracks or run.is_seeded
+        return 0
+
+    cdef int start(self, object function, tuple args) except -1:
+        """Have a function return the iterator."""
+        cdef Marks marks
+        if self.states is not None:
+            self.iterator = self.states.call(function, args)
+            return 0
+        mark(&marks)
+        self.iterator = function(*args)
+        if self.watches and has_moved(&marks):
+            self.note_drawing()
+        return 0
+
+    cdef int start_hooked(self) except -1:
+        """Iterate over a copy whose hooks are to be called."""
+        cdef Scope here
+        if (<Family?>family_of(type(self.copied))).opener is not None:
+            # What the hooks start is in this visit, and is not saved by itself.
+            here = bare_scope(self.scope)
+            here.path = self.path
+            here.is_root = True
+            if self.scope.run.is_seeded:
+                here.run = Run(False, self.scope.run.sequence, self.scope.run.governs)
+            else:
+                here.run = None
+            self.copied.__dict__["__pescador_around__"] = here
+        self.start(iterate_hooked, (self.copied, None if self.bound == UNBOUNDED else self.bound))
+        return 0
+
+    cdef int spawn(self, dict kwargs, object memo) except -1:
+        """Give the function the random generator of this visit, and no global states."""
+        cdef Run run = self.scope.run
+        if run.is_seeded:
+            sequence = run.sequence
+            sequence = np.random.SeedSequence(
+                sequence.entropy, spawn_key=(*sequence.spawn_key, *self.path))
+            self.states = None
+            self.watches = True
+        else:
+            sequence = None if not run.tracks else fresh_sequence()
+        generator = np.random.default_rng(sequence)
+        for name, value in list(kwargs.items()):
+            if value is SPAWN:
+                kwargs[name] = generator
+        if not run.is_seeded and type(memo) is Memo:
+            (<Memo>memo).generators.append(generator)
+        return 0
+
+    cdef int take_generators(self, object memo) except -1:
+        if type(memo) is Memo and (<Memo>memo).generators:
+            self.generators = (<Memo>memo).generators
+            self.at_start = [state_of_generator(generator) for generator in self.generators]
+        return 0
+
+    cdef str name(self):
+        """What to call it in an error."""
+        return f"{place_of(self.path)}{self.streamer!r}"
+
+    cdef bint has_own_state(self) except -1:
+        """Whether the iterator can tell where it is, and be told."""
+        return hasattr(self.iterator, "state_dict") and hasattr(self.iterator, "load_state_dict")
+
+    cdef bint is_replayed(self) except -1:
+        """Whether its items have to be made again to get where it is."""
+        return not (self.inner is not None or type(self.iterator) in INDEXED
+                    or type(self.iterator) in STEPPED or self.has_own_state())
+
+    cpdef dict save(self, saver):
+        cdef dict state = {"given": self.given, "left": self.left, "steps": self.steps}
+        cdef bint replayed = self.is_replayed()
+        if self.is_shared and not (self.inner is not None):
+            saver.refuse(self.name(), "it reads from a generator object or an open file, which "
+                         "nobody can read again: give Streamer a generator function or a list")
+        if self.has_drawn:
+            saver.refuse(self.name(), "it draws from the global random state of np.random or "
+                         "random, which nobody else can repeat: iterate over pescador.Seeded(...), "
+                         "or have it draw from a generator among its arguments")
+        if self.inner is not None:
+            state["map"] = self.inner.save(saver)
+        elif self.has_own_state():
+            state["position"] = saver.plain(
+                self.iterator.state_dict(), f"the state_dict() of {self.name()}")
+        if self.copied is not None:
+            state["fields"] = saver.attributes(self.fields, self.name())
+            state["bound"] = self.bound
+        if self.generators is not None:
+            state["generators"] = self.at_start if replayed else [
+                state_of_generator(generator) for generator in self.generators]
+        if self.states is not None:
+            state["states"] = self.states.digest() if replayed else self.states.as_plain()
+        return state
+
+    cpdef object restore(self, dict state, loader):
+        cdef int64_t given = state["given"]
+        cdef PyObject* item
+        self.left = state["left"]
+        self.steps = state["steps"]
+        if self.inner is not None:
+            self.set_generators(state, loader)
+            self.given = given
+            self.inner.restore(state["map"], loader)
+            return
+        if self.copied is not None:
+            loader.set_attributes(self.copied, state["fields"])
+            self.fields = attributes_of(self.copied)
+            self.bound = state["bound"]
+            self.start_hooked()
+        self.set_generators(state, loader)
+        if "position" in state:
+            self.iterator.load_state_dict(loader.own(state["position"]))
+        elif type(self.iterator) in INDEXED:
+            self.iterator.__setstate__(given)
+        else:
+            while self.given < given:
+                item = self.pull()
+                if item is NULL:
+                    raise loader.error(self.name(), f"it has given {given} items when its state "
+                                       f"was taken, and has only {self.given} now")
+                Py_XDECREF(item)
+                self.given += 1
+                if self.given % 1024 == 0:
+                    PyErr_CheckSignals()
+            if self.has_drawn:
+                raise loader.error(self.name(), "it draws from the global random state now, and "
+                                   "did not when its state was taken")
+        self.given = given
+        if self.states is not None:
+            if not self.is_replayed():
+                self.states.take_plain(state["states"])
+            elif self.states.digest() != state["states"]:
+                raise loader.error(self.name(), "it has drawn other random numbers up to here than "
+                                   "when its state was taken")
+
+    cdef int set_generators(self, dict state, loader) except -1:
+        """Have the generators that it was given be where they were."""
+        saved = state.get("generators", [])
+        if len(saved) != len(self.generators or ()):
+            raise loader.error(self.name(), f"it is given {len(self.generators or ())} random "
+                               f"generators, and was given {len(saved)} when its state was taken")
+        for generator, before in zip(self.generators or (), saved):
+            set_generator(generator, before)
+        if saved:
+            self.at_start = saved
+        return 0
+
+    cpdef object replay_cost(self):
+        if self.inner is not None:
+            return self.inner.replay_cost()
+        return self.given if self.is_replayed() else 0
+
+    cpdef object close_streams(self):
+        if self.inner is not None:
+            self.inner.close_streams()
+        elif not self.is_shared and hasattr(self.iterator, "close"):
+            if self.states is None:
+                self.iterator.close()
+            else:
+                self.states.call(self.iterator.close, ())
+
+    def __del__(self):
+        # The code that a generator runs when it is closed may draw, too.
+        if self.states is not None and self.iterator is not None and self.inner is None:
+            self.close_streams()
+
+    @property
+    def recipe(self):
+        """What the state is a state of."""
+        return name_of(self.streamer)
+
+
+cdef tuple split_stream(object args, object kwargs):
+    """The first argument of a map, which is its stream, and the others by place and by name."""
+    if type(args) is tuple and args:
+        return (<tuple>args)[0], (<tuple>args)[1:], kwargs
+    if type(kwargs) is dict and "stream" in <dict>kwargs:
+        return (<dict>kwargs)["stream"], args, {
+            name: value for name, value in (<dict>kwargs).items() if name != "stream"}
+    return MISSING, args, kwargs
+
+
+cdef object seeded_random_state(Run run, tuple path):
+    """What a mux without a generator of its own draws from, in a seeded run."""
+    cdef Seed seed = seed_of_visit(run, path)
+    cdef uint32_t[8] words
+    seed_words(&seed, words)
+    return RandomState([words[0], words[1], words[2], words[3]])
+
+
+def name_of(streamer):
+    """Return what a streamer is, by its class and the name of its function."""
+    kind = type(streamer)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    source = getattr(streamer, "streamer", None)
+    if isinstance(source, (types.FunctionType, types.BuiltinFunctionType, type)):
+        return f"{name} of {source.__qualname__}"
+    return name if source is None else f"{name} of {type(source).__qualname__}"
+
+
+# Attributes of a streamer that are no state of its hooks.
+cdef frozenset RECIPE = frozenset({"streamer", "args", "kwargs", "stream_", "active_count_"})
+
+
+cpdef dict attributes_of(object streamer):
+    """The attributes that hooks may have changed, by name; lists and the like are copied."""
+    return {name: isolate(value, {}) for name, value in streamer.__dict__.items()
+            if name not in RECIPE and not name.startswith("__pescador_")}
+
+
+cdef fresh_sequence():
+    """A seed from the global state, which governs what has none of its own."""
+    return np.random.SeedSequence([int(word) for word in np.random.randint(0, 1 << 32, 4, np.uint64)])
+
+
+def start_iterator(source, args, kwargs):
+    """Return the iterator over an iterable, or over what a generator function returns."""
+    return iter(source(*args, **kwargs) if callable(source) and args is not None else source)
+
+
+def place_of(path):
+    """Return where in the tree a visit is, in words."""
+    return "".join([f"streamers[{path[i]}], visit {path[i + 1]}: " for i in range(0, len(path), 2)])
+
+
+cpdef object state_of_generator(object generator):
+    """The state of a RandomState or Generator, in plain values."""
+    if isinstance(generator, RandomState):
+        return generator.get_state(legacy=False)
+    return generator.bit_generator.state
+
+
+cpdef object set_generator(object generator, object state):
+    """Have a RandomState or Generator go on from a state."""
+    if isinstance(generator, RandomState):
+        generator.set_state(state)
+    else:
+        generator.bit_generator.state = state
+
+
+cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
+    """Start one visit to a streamer, or to another iterable, in a run."""
+    cdef Ending ending = STOP
+    Py_EnterRecursiveCall(" while starting a stream of a stream")
+    try:
+        fields = plain_fields(streamer)
+        if fields is not None and fields["stream_"] is None:
+            return leaf_of(streamer, fields, scope, &ending)
+        if family_of(type(streamer)) is None or streamer.is_activated_copy:
+            return leaf_over(streamer, scope)
+        stream = opened(streamer, scope)
+        return hooked_leaf(streamer, UNBOUNDED, scope, copies) if stream is None else stream
+    finally:
+        Py_LeaveRecursiveCall()
+
+
+cdef Leaf leaf_over(object iterable, Scope scope):
+    """A visit to an iterable that is no streamer, or to an activated copy of one, which is shared."""
+    cdef Leaf leaf = Leaf.__new__(Leaf)
+    if not (hasattr(type(iterable), "__iter__") or hasattr(type(iterable), "__getitem__")):
+        raise ArgumentError(f"stream={iterable!r} must be an iterable, such as a Streamer")
+    if family_of(type(iterable)) is None:
+        leaf.begin(iterable, iterable, None, None, scope)
+        return leaf
+    leaf.take(iterable, scope)
+    leaf.govern(scope)
+    leaf.start(iter, (iterable,))
+    leaf.is_shared = True
+    return leaf
+
+
+cdef Leaf hooked_leaf(object streamer, int64_t bound, Scope scope, dict copies):
+    """A visit to a streamer that overrides hooks."""
+    cdef Leaf leaf = Leaf.__new__(Leaf)
+    leaf.take(streamer, scope)
+    leaf.govern(scope)
+    leaf.copied = hooked_copy(streamer, scope, copies)
+    leaf.bound = bound
+    leaf.fields = attributes_of(leaf.copied)
+    leaf.start_hooked()
+    return leaf
+
+
+cdef object hooked_copy(object streamer, Scope scope, dict copies):
+    """The copy of a streamer with hooks that an activation of the mux around it works on."""
+    if id(streamer) not in copies:
+        # The generators that it shares with us are to be our copies. It copies them again.
+        copies[id(streamer)] = (streamer, isolate(streamer, new_memo(scope, again=False)),
+                                scope.place)
+    return copies[id(streamer)][1]
+
+
+def iterate_hooked(streamer, bound):
+    """What a streamer with hooks gives, as a mux asks for it."""
+    return iter(streamer.iterate() if bound is None else streamer.iterate(max_iter=bound))
+
+
+cdef object leaf_of(object streamer, dict fields, Scope scope, Ending* ending):
+    """A visit to a plain Streamer, in a run."""
+    cdef Leaf leaf = Leaf.__new__(Leaf)
+    try:
+        leaf.begin(streamer, fields["streamer"], fields["args"], fields["kwargs"], scope)
+    except StopIteration as error:
+        raise stopped_start() from error
+    ending[0] = STOP if leaf.is_shared else STEP_ONCE_MORE
+    return leaf
 
 
 cdef bint fuse(object stream) noexcept:
@@ -855,34 +1451,30 @@ def activated(streamer, max_iter):
     cdef Ending ending = STEP_ONCE_MORE
     if fields is None or fields["stream_"] is not None:
         return None
-    source = activate(fields, scope, &ending)
+    source = activate(streamer, fields, scope, &ending)
     return Bounded(source, max_iter, ending == STEP_ONCE_MORE)
 
 
 # Functions that do nothing with their first argument, `stream`, but iterate over it.
-cdef set maps = set()
+cdef dict maps = {}                    # function -> (items, *args, **kwargs) -> Compiled
 
 
-def register_map(function):
+def register_map(function, make):
     """Note a generator function that iterates over its first argument and does nothing else to it.
 
     A streamer that it is given need not be copied for it: the iteration isolates by itself.
+    ``make(items, *args, **kwargs)`` returns the compiled iterator that it reads from.
     """
-    maps.add(function)
+    maps[function] = make
 
 
 cdef tuple isolate_for_map(object args, object kwargs, Scope scope, object memo):
     """The arguments of a map, of which a stream of ours is not copied but activated."""
-    opened = None
-    if type(args) is tuple and args:
-        opened = open_stream((<tuple>args)[0], scope, memo)
+    stream, rest, named = split_stream(args, kwargs)
+    if stream is not MISSING:
+        opened = open_stream(stream, scope, memo)
         if opened is not None:
-            return (opened, *isolate((<tuple>args)[1:], memo)), isolate(kwargs, memo)
-    elif type(kwargs) is dict and "stream" in <dict>kwargs:
-        opened = open_stream((<dict>kwargs)["stream"], scope, memo)
-        if opened is not None:
-            rest = {name: value for name, value in (<dict>kwargs).items() if name != "stream"}
-            return args, {"stream": opened, **isolate(rest, memo)}
+            return (opened, *isolate(rest, memo)), isolate(named, memo)
     return isolate(args, memo), isolate(kwargs, memo)
 
 
@@ -896,7 +1488,7 @@ cdef object open_stream(object stream, Scope scope, object memo):
     try:
         fields = plain_fields(stream)
         if fields is not None:
-            source = activate(fields, scope, &ending)
+            source = activate(stream, fields, scope, &ending)
         else:
             source = opened(stream, scope)
             if source is not None and reads_shared(stream):
@@ -916,7 +1508,7 @@ cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, d
     """
     cdef dict fields = plain_fields(streamer)
     if fields is not None:
-        return activate(fields, scope, ending)
+        return activate(streamer, fields, scope, ending)
     try:
         return start_any(streamer, bound, scope, ending, copies)
     except StopIteration as error:
@@ -930,20 +1522,16 @@ cdef object start_any(object streamer, int64_t bound, Scope scope, Ending* endin
         ending[0] = STOP
         return stream
     ending[0] = ENDS_ITSELF
-    if id(streamer) not in copies:
-        # The generators that it shares with us are to be our copies. It copies them again.
-        memo = {} if scope is None or scope.bare else Memo(scope, again=False)
-        copies[id(streamer)] = (streamer, isolate(streamer, memo))
-    streamer = copies[id(streamer)][1]
+    if scope is not None and scope.run is not None:
+        return hooked_leaf(streamer, bound, scope, copies)
+    streamer = hooked_copy(streamer, scope, copies)
     if scope is not None and (<Family?>family_of(type(streamer))).opener is not None:
         # It starts with the next call, which asks for it.
         here = bare_scope(scope)
         here.place = scope.place
         here.number = scope.count()
         streamer.__dict__["__pescador_around__"] = here
-    if bound == UNBOUNDED:
-        return iter(streamer.iterate())
-    return iter(streamer.iterate(max_iter=bound))
+    return iterate_hooked(streamer, None if bound == UNBOUNDED else bound)
 
 
 # -------------------------------------------------------------------------------- iteration
@@ -1111,3 +1699,110 @@ cdef class Cycle:
             raise StopIteration
         self.left -= 1
         return steal(item)
+
+
+cdef class Reader:
+    """What an open stream is read through; `pescador.Stream` says how it starts and stops."""
+
+    cdef Compiled node
+    cdef readonly int64_t index        # items given
+    cdef readonly bint running
+    cdef readonly bint is_started      # an item was asked for
+    cdef readonly bint over            # it has ended, has failed or was closed
+    cdef readonly bint failed
+    cdef bint counted                  # the streamer counts it as an open iteration
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef PyObject* item
+        if self.running:
+            raise ValueError("stream already executing")
+        if self.over:
+            raise StopIteration
+        self.is_started = self.running = True
+        try:
+            if self.node is None:
+                self.started()
+            item = next_item(self.node)
+        except:
+            self.failed = True
+            self.end()
+            raise
+        finally:
+            self.running = False
+        if item is NULL:
+            self.end()
+            raise StopIteration
+        self.index += 1
+        return steal(item)
+
+    def started(self):
+        """Return the iterator of the root; start it if need be."""
+        if self.node is None:
+            self.node = self._start()
+            self.counted = True
+        return self.node
+
+    def resume(self, int64_t index, bint over):
+        """Have given so many items already."""
+        self.index = index
+        self.over = over
+
+    cdef int end(self) except -1:
+        self.over = True
+        if self.counted:
+            self.counted = False
+            self._stop()
+        return 0
+
+    def close(self):
+        """End the iteration and close what is open; the state is still that of the last item."""
+        if self.running:
+            raise ValueError("stream already executing")
+        if not self.over:
+            self.end()
+        if self.node is not None:
+            self.node.close_streams()
+
+
+cdef class Inner(Compiled):
+    """A visit that runs under another seed than what is around it."""
+
+    cdef Compiled node
+    cdef readonly tuple path
+    cdef bint is_bounded_now
+
+    def __cinit__(self, Compiled node, Scope scope):
+        self.node = node
+        self.path = path_of_visit(scope)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef PyObject* item
+        if not self.is_bounded_now:
+            self.is_bounded_now = True
+            if self.left != UNBOUNDED:
+                self.node.left = self.left
+        item = next_item(self.node)
+        if item is NULL:
+            raise StopIteration
+        return steal(item)
+
+    cpdef dict save(self, saver):
+        return {"bounded": bool(self.is_bounded_now), "left": self.left,
+                "stream": saver.save(self.node)}
+
+    cpdef object restore(self, dict state, loader):
+        self.is_bounded_now = state["bounded"]
+        self.left = state["left"]
+        loader.restore(self.node, state["stream"])
+
+    cpdef object replay_cost(self):
+        return self.node.replay_cost()
+
+    cpdef object close_streams(self):
+        self.node.close_streams()

@@ -999,6 +999,34 @@ cdef class Pool:
         """Make stream i as likely as the others."""
         return self.set(i, True)
 
+    def save(self):
+        """Return the share of each stream that can be picked, and which cannot."""
+        self.settle()
+        missing = np.zeros(0, np.int64)
+        bits = None
+        if self.m < self.n:
+            bits = np.unpackbits(
+                np.asarray(<uint64_t[:self.n_words]>self.bits).view(np.uint8), bitorder="little")
+            missing = np.flatnonzero(bits[:self.n] == 0)
+        # As places, or as a bit for each stream: whatever is shorter.
+        if 64 * len(missing) > self.n:
+            missing = np.packbits(bits, bitorder="little")
+        return {"share": self.v, "n_missing": self.n - self.m, "missing": missing}
+
+    def restore(self, dict state):
+        """Have such a share, and such streams missing; nothing was picked yet."""
+        cdef Py_ssize_t i
+        missing = state["missing"]
+        if missing.dtype == np.uint8:
+            missing = np.flatnonzero(np.unpackbits(missing, bitorder="little")[:self.n] == 0)
+        for i in missing:
+            self.set(i, False)
+        while self.at < self.length:
+            self.turn(self.journal[self.at].stream)
+            self.at += 1
+        self.at = self.length = 0
+        self.v = state["share"]
+
     @property
     def distribution(self):
         """The probability of each stream, float64[n]."""

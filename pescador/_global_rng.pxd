@@ -43,6 +43,7 @@ cdef class GlobalStates:
     cdef int exchange_gauss(self) except -1
     cdef PyObject* step(self, object iterator) except? NULL
     cdef object call(self, object function, tuple args)
+    cdef object digest(self)
     cdef object as_plain(self)
     cdef int take_plain(self, dict state) except -1
 

@@ -9,6 +9,7 @@ out, and where it is not as expected, their public functions are called instead.
 import os
 import random
 import sys
+import zlib
 
 import numpy as np
 from numpy.random import mtrand
@@ -453,6 +454,14 @@ cdef class GlobalStates:
             self.leave(callers)
 
     # A state of these, in plain values.
+
+    cdef object digest(self):
+        """What tells whether another has drawn as much, in a few words."""
+        if self.bits is not None:
+            return [zlib.crc32(repr(self.bits.state).encode())]
+        return [self.own.numpy.pos, self.own.numpy.key[0], self.own.numpy.key[623],
+                self.own.has_gauss, self.own.python.pos, self.own.python.key[0],
+                self.own.python.key[623], self.gauss_next]
 
     cdef object as_plain(self):
         """The states of this visit as they are now."""

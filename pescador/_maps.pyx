@@ -4,10 +4,12 @@ import numpy as np
 
 from pescador.exceptions import DataError
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport UINT32_MAX, uint32_t
 
-from pescador._core cimport next_item, steal
+from pescador._core cimport Compiled, next_item, set_generator, state_of_generator, steal
 from pescador._draws cimport Uniform, as_index, draw, is_known, pescador_threaded
 
 
@@ -25,26 +27,59 @@ cdef object stopped(Py_ssize_t position):
     return RuntimeError(f"item {position} of the stream raised StopIteration")
 
 
-cdef class Tuples:
-    """The values of `keys`, in order, of each item."""
+cdef class Mapped(Compiled):
+    """What is made of the items of a source, one by one."""
 
     cdef object source
+    cdef Py_ssize_t position           # of the next item of the source
+    cdef object failed                 # an item that was taken from the source and not given on
+
+    def __iter__(self):
+        return self
+
+    cdef PyObject* take(self) except? NULL:
+        """The next item of the source, or NULL; the one that failed before is tried again."""
+        if self.failed is not None:
+            item, self.failed = self.failed, None
+            Py_INCREF(item)
+            return <PyObject*>item
+        return next_item(self.source)
+
+    cpdef dict save(self, saver):
+        return {"position": self.position, "stream": saver.save(self.source),
+                "failed": saver.plain(self.failed, "an item that could not be mapped")}
+
+    cpdef object restore(self, dict state, loader):
+        self.position = state["position"]
+        self.failed = state["failed"]
+        loader.restore(self.source, state["stream"])
+
+    cpdef object replay_cost(self):
+        return self.source.replay_cost()
+
+    cpdef object close_streams(self):
+        self.source.close_streams()
+
+
+cdef class Tuples(Mapped):
+    """The values of `keys`, in order, of each item."""
+
     cdef tuple keys
-    cdef Py_ssize_t position
 
     def __cinit__(self, source, tuple keys):
         self.source = iter(source)
         self.keys = keys
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
-        cdef PyObject* pointer = next_item(self.source)
+        cdef PyObject* pointer = self.take()
         if pointer is NULL:
             raise StopIteration
         item = steal(pointer)
-        result = tuple(select(item, self.keys, self.position))
+        try:
+            result = tuple(select(item, self.keys, self.position))
+        except:
+            self.failed = item
+            raise
         self.position += 1
         return result
 
@@ -58,13 +93,11 @@ cdef list select(object item, tuple keys, Py_ssize_t position):
         raise stopped(position) from error
 
 
-cdef class InputsOutputs:
+cdef class InputsOutputs(Mapped):
     """Pairs (x, y) of each item; `inputs` and `outputs` are a key, a tuple of keys or None."""
 
-    cdef object source
     cdef tuple inputs, outputs
     cdef bint one_input, one_output
-    cdef Py_ssize_t position
 
     def __cinit__(self, source, inputs, outputs):
         self.source = iter(source)
@@ -73,21 +106,52 @@ cdef class InputsOutputs:
         self.inputs = (inputs,) if self.one_input else inputs
         self.outputs = (outputs,) if self.one_output else outputs
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
-        cdef PyObject* pointer = next_item(self.source)
+        cdef PyObject* pointer = self.take()
         if pointer is NULL:
             raise StopIteration
         item = steal(pointer)
-        x = select(item, self.inputs, self.position) if self.inputs else None
-        y = select(item, self.outputs, self.position) if self.outputs else None
+        try:
+            x = select(item, self.inputs, self.position) if self.inputs else None
+            y = select(item, self.outputs, self.position) if self.outputs else None
+        except:
+            self.failed = item
+            raise
         self.position += 1
         return x[0] if self.one_input else x, y[0] if self.one_output else y
 
 
-cdef class Cached:
+cdef class Transformed(Mapped):
+    """What a function returns for each item, but for `skip`."""
+
+    cdef object function, skip
+
+    def __cinit__(self, source, function, skip):
+        self.source = iter(source)
+        self.function = function
+        self.skip = skip
+
+    def __next__(self):
+        cdef PyObject* pointer
+        while True:
+            pointer = self.take()
+            if pointer is NULL:
+                raise StopIteration
+            item = steal(pointer)
+            try:
+                result = self.function(item)
+            except BaseException as error:
+                self.failed = item
+                if isinstance(error, StopIteration):
+                    raise stopped(self.position) from error
+                raise
+            self.position += 1
+            if result is not self.skip:
+                return result
+            PyErr_CheckSignals()
+
+
+cdef class Cached(Mapped):
     """New items with probability `prob`, else one of the `size` kept ones.
 
     Parameters
@@ -97,19 +161,28 @@ cdef class Cached:
         then a uniform draw decides on its item.
     """
 
-    cdef object source
     cdef Py_ssize_t size
     cdef double prob
+    cdef object rng
     cdef Uniform uniform               # what the draws are made from, where it is NumPy's own
     cdef uint32_t mask                 # the least 2**j - 1 that is not below size - 1
     cdef object pick, toss             # the generator's own methods, for others
     cdef list kept
+    cdef Py_ssize_t due                # the place that a new item was drawn for, and -1 for none
 
     def __cinit__(self, source, Py_ssize_t size, double prob, rng):
         self.source = iter(source)
         self.size = size
         self.prob = prob
         self.kept = []
+        self.due = -1
+        self.draws_globally = rng is np.random
+        self.take_rng(rng)
+
+    cpdef object take_rng(self, rng):
+        cdef Py_ssize_t size = self.size
+        self.rng = rng
+        self.uniform = None
         if size < UINT32_MAX and (rng is np.random or type(rng) is np.random.RandomState):
             # It is not a copy of ours: others may draw from it.
             self.uniform = Uniform(rng, shared=True)
@@ -119,8 +192,22 @@ cdef class Cached:
         else:
             self.pick, self.toss = rng.randint, rng.rand
 
-    def __iter__(self):
-        return self
+    cpdef dict save(self, saver):
+        cdef dict state = Mapped.save(self, saver)
+        state["kept"] = [saver.plain(item, "an item in the cache") for item in self.kept]
+        state["due"] = self.due
+        if self.rng is np.random:
+            saver.uses_global_state()
+        else:
+            state["rng"] = state_of_generator(self.rng)
+        return state
+
+    cpdef object restore(self, dict state, loader):
+        Mapped.restore(self, state, loader)
+        self.kept = list(state["kept"])
+        self.due = state["due"]
+        if "rng" in state:
+            set_generator(self.rng, state["rng"])
 
     def __next__(self):
         cdef PyObject* item
@@ -133,17 +220,22 @@ cdef class Cached:
             result = steal(item)
             self.kept.append(result)
             return result
-        if self.uniform is not None and is_known(self.uniform):
+        if self.due >= 0:
+            i = self.due
+            toss = 0.0
+        elif self.uniform is not None and is_known(self.uniform):
             i = self.place()
             toss = draw(self.uniform)
         else:
             i = as_index(self.pick(0, self.size), self.size, self.pick)
             toss = self.toss()
         if toss <= self.prob:
+            self.due = i
             item = next_item(self.source)
             if item is NULL:
                 raise StopIteration
             self.kept[i] = steal(item)
+            self.due = -1
         return self.kept[i]
 
     cdef Py_ssize_t place(self) except -1:

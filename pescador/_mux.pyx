@@ -23,8 +23,8 @@ from libc.stdint cimport int64_t
 
 from pescador._core cimport (
     ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Patience, Scope,
-    approach, as_bound, bare_scope, fuse, gives, hook_scope, is_plain, next_item, runs_out, start,
-    steal, surround,
+    approach, as_bound, attributes_of, bare_scope, fuse, gives, hook_scope, hooked_copy, is_plain,
+    next_item, root_scope, runs_out, set_visits, start, steal, surround, visits_of,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Sums, Uniform, address, choose, draw, glance, guess,
@@ -102,6 +102,11 @@ cdef class Engine(Compiled):
     cdef Ending* endings               # who keeps to the bound of each slot
     cdef Py_ssize_t depth              # how many engines this one is nested in
     cdef bint running
+    cdef object known_recipe           # what a state of it is a state of
+    cdef Py_ssize_t turn               # the slot that the next sample is to come from
+    cdef bint failed                   # pulling from it has raised; the next state starts there
+    cdef bint resumes                  # the next sample comes from `turn`, as a state says
+    cdef bint torn                     # it was interrupted while it chose a stream
     cdef bint barren                   # it ended because no stream gave a sample any more
     cdef public bint is_shown          # an activated copy shows it, and may go on after an error
 
@@ -141,8 +146,9 @@ cdef class Engine(Compiled):
             item = self.advance()
             failed = False
         finally:
+            self.failed = failed
             # Whoever keeps the error keeps the engine, by way of the traceback.
-            if failed and not self.is_shown:
+            if failed and not (self.is_shown or self.is_tracked()):
                 self.left = 0
                 self.let_go()
             self.running = False
@@ -154,6 +160,101 @@ cdef class Engine(Compiled):
     cdef PyObject* advance(self) except? NULL:
         """The next sample of the mux, or NULL when it is over."""
         raise NotImplementedError
+
+    cdef bint is_tracked(self):
+        """Whether states may be asked for, after an error as well."""
+        return self.scope.run is not None and self.scope.run.tracks
+
+    # ---- the state of an open stream
+
+    cpdef dict save(self, saver):
+        cdef Py_ssize_t slot
+        cdef list streams = []
+        if self.torn:
+            saver.refuse(repr(self.mux), "it was interrupted while it chose a stream")
+        for slot in range(self.k):
+            stream = self.streams[slot]
+            if self.which[slot] < 0 or stream is None:
+                streams.append(None)
+            else:
+                streams.append(saver.save_visit(stream))
+        state = {
+            "left": self.left,
+            "which": self.indices.copy(),
+            "slots": self.table.copy(),
+            "streams": streams,
+            "visits": visits_of(self.scope),
+            "turn": self.turn if self.failed or self.resumes else -1,
+            "generators": self.scope.save_generators(),
+            "hooked": {str(place): saver.attributes(attributes_of(copied), repr(streamer))
+                       for streamer, copied, place in self.copies.values()},
+        }
+        if self.rng is np.random:
+            saver.uses_global_state()
+        self.save_choice(state, saver)
+        return state
+
+    cdef int save_choice(self, dict state, saver) except -1:
+        """Add what decides which stream is next."""
+        return 0
+
+    cpdef object restore(self, dict state, loader):
+        self.left = state["left"]
+        self.indices[:] = state["which"]
+        self.table[:] = state["slots"]
+        self.turn = state["turn"]
+        self.resumes = self.turn >= 0
+        self.scope.restore_generators(state["generators"], loader, repr(self.mux))
+        set_visits(self.scope, state["visits"])
+        self.restore_choice(state, loader)
+        for place, attributes in state["hooked"].items():
+            self.inner.place = int(place)
+            loader.set_attributes(
+                hooked_copy(self.pool[int(place)], self.inner, self.copies), attributes)
+        for slot, saved in enumerate(state["streams"]):
+            self.streams[slot] = None
+            if saved is not None:
+                self.restore_stream(slot, saved[0], saved[1], loader)
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        return 0
+
+    cdef Py_ssize_t resumed(self) noexcept:
+        """The slot that was drawn already when the state was taken."""
+        self.resumes = False
+        return self.turn
+
+    cdef int restore_stream(self, Py_ssize_t slot, number, dict state, loader) except -1:
+        """Start the stream of a slot as the visit that it was, and have it go on from there."""
+        cdef int64_t before = self.inner.number
+        self.inner.number = number
+        try:
+            self.begin(slot)
+        finally:
+            self.inner.number = before
+        loader.restore(self.streams[slot], state)
+        return 0
+
+    cpdef object replay_cost(self):
+        return sum([stream.replay_cost() for stream in self.streams
+                    if isinstance(stream, Compiled)])
+
+    cpdef object close_streams(self):
+        for stream in self.streams:
+            if isinstance(stream, Compiled):
+                (<Compiled>stream).close_streams()
+
+    @property
+    def path(self):
+        """Which visit this is."""
+        return self.scope.path
+
+    @property
+    def recipe(self):
+        """What the state is a state of."""
+        if self.known_recipe is None:
+            self.known_recipe = self.mux.__pescador_recipe__()
+        return self.known_recipe
 
     cdef int let_go(self) except -1:
         """Drop all streams; there will be no other sample."""
@@ -226,6 +327,8 @@ cdef class Engine(Compiled):
 
     @property
     def rng(self):
+        if self.scope.seeded is not None:
+            return self.scope.seeded
         found = self.scope.find(id(self.mux.rng))
         return self.mux.rng if found is None else found
 
@@ -290,6 +393,15 @@ cdef class WeightedEngine(Engine):
         self.sums = Sums(k)
         self.sums.take(self.w)
         self.chooser = Categorical(k)
+
+    cdef int save_choice(self, dict state, saver) except -1:
+        state["weights"] = self.weights.copy()
+        return 0
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        self.weights[:] = state["weights"]
+        self.take_weights()
+        return 0
 
     cdef void take_weights(self) noexcept:
         """Note that all weights were set, and are expected to stay a while."""
@@ -377,7 +489,10 @@ cdef class ShuffledEngine(WeightedEngine):
         cdef Py_ssize_t slot
         cdef PyObject* item
         while self.norm > 0.0:
-            slot = self.next_slot()
+            if self.resumes:
+                slot = self.resumed()
+            else:
+                slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
                 return item
@@ -457,7 +572,10 @@ cdef class StochasticEngine(WeightedEngine):
         cdef Py_ssize_t slot
         cdef PyObject* item
         while self.n_valid > 0 and self.norm > 0.0:
-            slot = self.next_slot()
+            if self.resumes:
+                slot = self.resumed()
+            else:
+                slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
                 if self.patience.passes:
@@ -470,9 +588,30 @@ cdef class StochasticEngine(WeightedEngine):
             self.replace(slot)
         return NULL
 
+    cdef int save_choice(self, dict state, saver) except -1:
+        WeightedEngine.save_choice(self, state, saver)
+        state["pool"] = self.available.save()
+        state["pruned"] = np.flatnonzero(self.valid == 0)
+        return 0
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        WeightedEngine.restore_choice(self, state, loader)
+        self.available = Pool(self.n)
+        self.available.restore(state["pool"])
+        self.valid[:] = 1
+        self.valid[state["pruned"]] = 0
+        self.n_valid = self.n - len(state["pruned"])
+        return 0
+
     cdef int replace(self, Py_ssize_t slot) except -1:
         """Retire the stream of a slot and bring another in, if any is left."""
         cdef Py_ssize_t i = self.which[slot]
+        self.torn = True
+        self.bring_in(slot, i)
+        self.torn = False
+        return 0
+
+    cdef int bring_in(self, Py_ssize_t slot, Py_ssize_t i) except -1:
         cdef bint barren = self.ended_barren(slot)
         if barren or (self.prune and self.slots[slot].count == 0):
             self.available.drop(i)
@@ -559,6 +698,7 @@ cdef class RoundRobinEngine(Engine):
     cdef bint cycles, permutes
     cdef Py_ssize_t* following         # n: the next slot that is not exhausted, round and round
     cdef Py_ssize_t at, before
+    cdef Py_ssize_t turn_before        # `before`, when `turn` was chosen
     cdef Py_ssize_t alive
     cdef unsigned char* out            # n: streams that are not started again
     cdef Py_ssize_t n_out
@@ -581,6 +721,25 @@ cdef class RoundRobinEngine(Engine):
         self.cycles = mux.mode != "exhaustive"
         self.permutes = mux.mode == "permuted_cycle"
         self.begin_round(False)
+
+    cdef int save_choice(self, dict state, saver) except -1:
+        state["following"] = np.array([self.following[i] for i in range(self.k)], np.int64)
+        state["alive"] = self.alive
+        state["gave"] = bool(self.gave)
+        # A stream that has failed is tried again.
+        state["at"] = self.turn if self.failed else self.at
+        state["before"] = self.turn_before if self.failed else self.before
+        return 0
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        cdef Py_ssize_t i
+        for i in range(self.k):
+            self.following[i] = state["following"][i]
+        self.alive = state["alive"]
+        self.gave = state["gave"]
+        self.at = state["at"]
+        self.before = state["before"]
+        return 0
 
     cdef int begin_round(self, bint permute) except -1:
         order = np.arange(self.k)
@@ -605,8 +764,8 @@ cdef class RoundRobinEngine(Engine):
         cdef PyObject* item = NULL
         while self.alive > 0:
             # Move on first: a stream that fails has had its turn.
-            slot = self.at
-            before = self.before
+            slot = self.turn = self.at
+            before = self.turn_before = self.before
             self.at = self.following[AT(slot, self.k)]
             self.before = slot
             if not self.out[AT(self.which[slot], self.k)]:
@@ -645,6 +804,7 @@ cdef class ChainEngine(Engine):
     cdef Patience patience
     cdef bint gave                     # whether this pass gave a sample
     cdef set out                       # ids of streamers that are not started again
+    cdef Scope maker                   # what the function of streamers runs in
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         self.streamers = mux.streamers
@@ -657,6 +817,9 @@ cdef class ChainEngine(Engine):
         if self.is_made:
             # What a function makes is new: it holds originals, not copies of ours.
             self.inner = bare_scope(self.scope)
+            self.maker = self.scope
+            if self.scope.run is not None:
+                self.maker = root_scope(self.scope.run, self.scope.path)
         self.passed = self.inner.number = -1
 
     cdef PyObject* advance(self) except? NULL:
@@ -671,15 +834,56 @@ cdef class ChainEngine(Engine):
             self.vacate(0)
         return NULL
 
+    cdef int save_choice(self, dict state, saver) except -1:
+        state["passes"] = self.inner.number
+        state["passed"] = self.passed
+        state["in_pass"] = self.source is not None
+        state["ended"] = bool(self.ended)
+        state["gave"] = bool(self.gave)
+        state["maker"] = saver.save(self.source) if isinstance(self.source, Compiled) else None
+        return 0
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        cdef PyObject* item
+        cdef Py_ssize_t n = state["passed"] + 1
+        self.inner.number = state["passes"]
+        self.ended = state["ended"]
+        self.gave = state["gave"]
+        self.passed = -1
+        if not state["in_pass"]:
+            return 0
+        self.begin_pass()
+        if state["maker"] is not None:
+            # The last of those that it has made is in the slot: it is made once more.
+            maker = state["maker"]
+            loader.restore(self.source, {**maker, "given": maker["given"] - 1})
+            n = 1
+        for _ in range(n):
+            item = next_item(self.source)
+            if item is NULL:
+                raise loader.error(repr(self.mux), f"it has no streamer {state['passed']} any more")
+            self.pool[0] = as_streamer(steal(item))
+        self.passed = state["passed"]
+        return 0
+
     cdef int let_go(self) except -1:
         self.source = None
         self.pool[0] = None
         return Engine.let_go(self)
 
+    cdef int begin_pass(self) except -1:
+        """Have `source` iterate over the streamers."""
+        cdef Ending ending = STOP
+        if self.is_made:
+            self.source = start(
+                as_streamer(self.streamers), UNBOUNDED, self.maker, &ending, {})
+        else:
+            self.source = iter(self.streamers)
+        return 0
+
     cdef int next_streamer(self) except -1:
         """Put the next streamer in the slot, which is vacant; False when there is none."""
         cdef PyObject* item
-        cdef Ending ending = STOP
         while True:
             PyErr_CheckSignals()
             if self.source is None:
@@ -688,11 +892,7 @@ cdef class ChainEngine(Engine):
                 self.ended = not self.cycles
                 self.passed = -1
                 self.inner.number += 1
-                if self.is_made:
-                    self.source = start(as_streamer(self.streamers), UNBOUNDED, self.scope, &ending,
-                                        {})
-                else:
-                    self.source = iter(self.streamers)
+                self.begin_pass()
             item = next_item(self.source)
             if item is NULL:
                 self.source = None

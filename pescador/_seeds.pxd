@@ -8,6 +8,8 @@ cdef extern from "_seeds.h" nogil:
         pass
     ctypedef struct Pcg "pescador_pcg":
         uint64_t high, low, step_high, step_low
+        uint32_t half
+        int has_half
     void seed_begin "pescador_seed_begin" (Seed* seed, const uint32_t* words) noexcept
     void seed_add "pescador_seed_add" (Seed* seed, uint32_t word) noexcept
     void seed_key "pescador_seed_key" (Seed* seed, uint64_t number) noexcept

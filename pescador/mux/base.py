@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core, _draws, _mux
+from .._state import digest
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, get_rng
@@ -346,6 +347,19 @@ class BaseMux(Streamer[T]):
 
     def __pescador_new_engine__(self, scope: _core.Scope) -> _mux.Engine:
         raise NotImplementedError
+
+    def __pescador_recipe__(self) -> dict[str, Any]:
+        """Return what a state of this mux is a state of: what would have it draw otherwise."""
+        recipe: dict[str, Any] = {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
+        for name in ("mode", "n_active", "rate", "dist", "prune_empty_streams"):
+            if name in self.__dict__:
+                recipe[name] = self.__dict__[name]
+        if isinstance(self.streamers, Sized):
+            recipe["n_streams"] = len(self.streamers)
+        weights = getattr(self, "weights", None)
+        if weights is not None:
+            recipe["weights"] = digest(np.asarray(weights, np.float64))
+        return recipe
 
     def __pescador_pool__(self, streamers: Any) -> Any:
         """Return what is to be the pool of a mux that is given these."""

@@ -1,0 +1,141 @@
+"""The state of an open stream: what is saved of it, and how it is found to fit.
+
+A state is made of numbers, strings, bytes, lists, tuples, dicts and NumPy arrays, so that
+``pickle``, ``torch.save`` and ``copy.deepcopy`` take it. Each iterator in the tree of an open
+stream saves its part (`save`), and beside it what kind of streamer it belongs to (its *recipe*).
+"""
+
+import copy
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from .exceptions import PescadorError
+
+__all__ = ["FORMAT", "Loader", "Saver", "StateError", "digest"]
+
+#: The version of the format that states are written in.
+FORMAT = 1
+
+_SCALARS = (type(None), bool, int, float, complex, str, bytes, np.bool_, np.number)
+
+
+class StateError(PescadorError):
+    """A state cannot be taken exactly, or does not fit the stream that it is to restore."""
+
+
+def digest(array: Any) -> str:
+    """Return a short name of the contents of an array."""
+    array = np.ascontiguousarray(array)
+    return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
+
+
+class Saver:
+    """What the iterators of an open stream tell while they save their state.
+
+    Attributes
+    ----------
+    refused : list of str
+        What cannot be restored exactly, each with its place and what to do.
+    needs_global_state : bool
+        Whether anything draws from the global state of ``np.random``.
+    """
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        self.needs_global_state = False
+
+    def save(self, node: Any) -> dict[str, Any]:
+        """Return the state of one iterator, with its recipe."""
+        state: dict[str, Any] = {"kind": type(node).__name__}
+        recipe = getattr(node, "recipe", None)
+        if recipe is not None:
+            state["recipe"] = recipe
+        state.update(node.save(self))
+        return state
+
+    def save_visit(self, node: Any) -> list[Any]:
+        """Return the number of the visit that an iterator is, and its state."""
+        return [node.path[-1], self.save(node)]
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Note that something cannot be restored exactly."""
+        self.refused.append(f"{name}: {reason}")
+
+    def uses_global_state(self) -> None:
+        """Note that something draws from the global state of ``np.random``."""
+        self.needs_global_state = True
+
+    def plain(self, value: Any, name: str) -> Any:
+        """Return a copy of a plain value; refuse others."""
+        if isinstance(value, _SCALARS):
+            return value
+        if isinstance(value, np.random.RandomState):
+            return _RandomStateOf(value)
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            return np.array(value, order="K")
+        if type(value) in (list, tuple):
+            return type(value)(self.plain(item, name) for item in value)
+        if type(value) is dict:
+            return {self.plain(key, name): self.plain(item, name) for key, item in value.items()}
+        self.refuse(
+            name,
+            f"it is, or holds, an object of type {type(value).__qualname__}; a state is made of "
+            "numbers, strings, bytes, lists, tuples, dicts and NumPy arrays",
+        )
+        return None
+
+    def attributes(self, fields: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the attributes of a streamer with hooks, which may be part of its state."""
+        return {key: self.plain(value, f"{name}, attribute {key}") for key, value in fields.items()}
+
+
+def _RandomStateOf(generator: np.random.RandomState) -> dict[str, Any]:
+    return {"__random_state__": generator.get_state(legacy=False)}
+
+
+class Loader:
+    """What a state is restored with.
+
+    Parameters
+    ----------
+    strict : bool
+        Whether weights must be the same, and no streams may have been added.
+    """
+
+    def __init__(self, strict: bool = True) -> None:
+        self.strict = strict
+
+    def restore(self, node: Any, state: dict[str, Any]) -> None:
+        """Have an iterator go on from where the state says."""
+        recipe = getattr(node, "recipe", None)
+        self.compare("kind", type(node).__name__, state["kind"])
+        if recipe is not None:
+            self.compare("streamer", recipe, state.get("recipe"))
+        node.restore(state, self)
+
+    def compare(self, what: str, now: Any, before: Any) -> None:
+        """Refuse a stream that is made otherwise than the one that was saved."""
+        if isinstance(now, dict) and isinstance(before, dict):
+            for field in now.keys() | before.keys():
+                if self.strict or field not in ("weights", "n_streams"):
+                    self.compare(f"{what}: {field}", now.get(field), before.get(field))
+        elif now != before:
+            raise StateError(f"the state does not fit: {what} is {now!r}, and was {before!r}")
+
+    def error(self, name: str, reason: str) -> StateError:
+        """Return an error that names the stream which cannot be restored."""
+        return StateError(f"{name}: {reason}")
+
+    def own(self, value: Any) -> Any:
+        """Return a copy that whoever gets it may write to."""
+        return copy.deepcopy(value)
+
+    def set_attributes(self, streamer: Any, fields: dict[str, Any]) -> None:
+        """Set what hooks have set when the state was taken."""
+        for name, value in fields.items():
+            if isinstance(value, dict) and "__random_state__" in value:
+                getattr(streamer, name).set_state(value["__random_state__"])
+            else:
+                setattr(streamer, name, copy.deepcopy(value))

@@ -1,0 +1,157 @@
+"""`Stream`: an open iteration that can be held, saved and restored."""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+
+from . import _core
+from ._state import FORMAT, Loader, Saver, StateError
+from .exceptions import ArgumentError, PescadorError
+
+__all__ = ["Stream"]
+
+T = TypeVar("T")
+
+
+class Stream(_core.Reader, Iterator[T], Generic[T]):
+    """An open stream, as `Streamer.open` returns it: an iterator and a context manager.
+
+    It gives what `Streamer.iterate` yields, and can tell at any time where it is: after
+    ``other.load_state_dict(stream.state_dict())``, ``other`` gives exactly the items that
+    ``stream`` had still to give.
+
+    Attributes
+    ----------
+    index : int
+        How many items it has given, those before its state was taken included.
+
+    Examples
+    --------
+    >>> from pescador import ShuffledMux, Streamer
+    >>> mux = ShuffledMux(["abcdefgh", range(8)], random_state=0)
+    >>> with mux.open() as stream:
+    ...     first = [next(stream) for _ in range(6)]
+    ...     state = stream.state_dict()
+    ...     rest = list(stream)
+    >>> list(mux.open(state=state)) == rest
+    True
+    """
+
+    def __init__(self, streamer: Any, max_iter: float | None = None) -> None:
+        if streamer.is_activated_copy:
+            raise PescadorError(f"{streamer!r} is an activated copy; open the original")
+        self._streamer = streamer
+        self._max_iter = max_iter
+        _core.as_bound(max_iter)
+        self._final: dict[str, Any] | None = None
+        self._warned = False
+
+    def _start(self) -> Any:
+        """Start the iteration, at the first item; return its iterator."""
+        run = getattr(type(self._streamer), "__pescador_run__", None)
+        if run is not None and _core.is_stock(self._streamer):
+            scope = _core.root_scope(self._streamer.__pescador_run__(True))
+            node = _core.open_visit(self._streamer.streamer, scope, {})
+        else:
+            scope = _core.root_scope(_core.Run(True))
+            node = _core.open_visit(self._streamer, scope, {})
+        self._streamer.active_count_ += 1
+        return node.bounded(self._max_iter)
+
+    def _stop(self) -> None:
+        """Count one open iteration less."""
+        self._streamer.active_count_ -= 1
+
+    def state_dict(self, *, allow_inexact: bool = False) -> dict[str, Any]:
+        """Return where the stream is, as of the last item that it has given.
+
+        Parameters
+        ----------
+        allow_inexact : bool
+            Whether to save what can be saved where not all can; ``state["inexact"]`` lists what
+            could not.
+
+        Returns
+        -------
+        state : dict
+            Numbers, strings, bytes, lists, tuples, dicts and NumPy arrays.
+
+        Raises
+        ------
+        StateError
+            If a restored stream would not give exactly the items that are to come.
+        """
+        if self.running:
+            raise PescadorError("state_dict() was called while the stream made an item")
+        saver = Saver()
+        node = self.started()
+        tree = saver.save(node)
+        if saver.refused and not allow_inexact:
+            raise StateError(
+                "the state cannot be taken exactly (allow_inexact=True saves what can be): "
+                + "; ".join(saver.refused)
+            )
+        state = {
+            "pescador": FORMAT,
+            "index": self.index,
+            "over": self.over and not self.failed,
+            "tree": tree,
+            "inexact": saver.refused,
+        }
+        if saver.needs_global_state:
+            state["numpy"] = np.random.get_state(legacy=False)
+        return state
+
+    def load_state_dict(
+        self, state: dict[str, Any], *, strict: bool = True
+    ) -> None:
+        """Go on from where another stream of the same streamer was.
+
+        Parameters
+        ----------
+        state : dict
+            As `state_dict` returns it.
+        strict : bool
+            False lets weights differ and streams be added at the end of a pool.
+
+        Raises
+        ------
+        StateError
+            If the state is of another streamer, of a version that is not known, or if a stream
+            gives less or draws otherwise than when the state was taken.
+        PescadorError
+            If an item was given already.
+        """
+        if not isinstance(state, dict) or "pescador" not in state:
+            raise ArgumentError(f"state={state!r:.100} must be what state_dict() has returned")
+        if state["pescador"] != FORMAT:
+            raise StateError(
+                f"the state has format {state['pescador']!r}; this version reads {FORMAT}"
+            )
+        if self.is_started:
+            raise PescadorError("load_state_dict() must come before the first item")
+        node = self.started()
+        Loader(strict).restore(node, state["tree"])
+        if self._max_iter is not None:
+            node.bounded(self._max_iter)
+        if "numpy" in state:
+            np.random.set_state(state["numpy"])
+        self.resume(state["index"], state["over"])
+
+    @property
+    def replay_cost(self) -> int:
+        """How many samples restoring the present state would make again."""
+        return int(self.started().replay_cost())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
