@@ -1019,7 +1019,8 @@ cdef class Leaf(Compiled):
     """A visit to a streamer that is no mux, in a run: its items, and how many it has given."""
 
     cdef Scope scope                   # in which it started
-    cdef readonly tuple path
+    cdef Py_ssize_t place              # in the pool there
+    cdef int64_t number                # of this visit
     cdef object streamer               # the recipe
     cdef object iterator
     cdef Compiled inner                # the iterator, if it is a map of ours
@@ -1079,16 +1080,21 @@ cdef class Leaf(Compiled):
     cdef int begin(self, object streamer, object source, object args, object kwargs,
                    Scope scope) except -1:
         """Start the visit: copy what it starts from, and call the function."""
-        memo = new_memo(scope, again=True)
         self.take(streamer, scope)
         make = maps.get(source) if type(source) is Function else None
+        if (make is None and type(source) is Function and type(args) is tuple
+                and all_simple(<tuple>args) and type(kwargs) is dict and not <dict>kwargs):
+            # As most are: nothing to isolate.
+            self.govern(scope)
+            return self.start(source, args)
+        memo = new_memo(scope, again=True)
         stream, rest, named = split_stream(args, kwargs)
         if make is not None and stream is not MISSING:
             make = make(*isolate(rest, memo), **isolate(named, memo))
             # A map adds nothing to the path: its stream is the same visit.
             number = scope.number
             if not scope.is_root:
-                scope.number = self.path[len(self.path) - 1]
+                scope.number = self.number
             try:
                 self.inner = make(open_visit(stream, scope, {}))
             finally:
@@ -1113,9 +1119,18 @@ cdef class Leaf(Compiled):
         """Note which visit this is."""
         self.streamer = streamer
         self.scope = scope
-        self.path = path_of_visit(scope)
         self.steps = True
+        if not scope.is_root:
+            self.place = scope.place
+            self.number = scope.count()
         return 0
+
+    @property
+    def path(self):
+        """Which visit this is."""
+        if self.scope.is_root:
+            return self.scope.path
+        return self.scope.path + (self.place, self.number)
 
     cdef int govern(self, Scope scope) except -1:
         """Have its code draw from states of its own, or have it noticed."""
@@ -1131,11 +1146,13 @@ cdef class Leaf(Compiled):
     cdef int start(self, object function, tuple args) except -1:
         """Have a function return the iterator."""
         cdef Marks marks
+        cdef PyObject* stream
         if self.states is not None:
-            self.iterator = self.states.call(function, args)
+            self.iterator = iter(self.states.call(function, args))
             return 0
         mark(&marks)
-        self.iterator = function(*args)
+        stream = pescador_stream(function, args)
+        self.iterator = failed_start() if stream is NULL else steal(stream)
         if self.watches and has_moved(&marks):
             self.note_drawing()
         return 0

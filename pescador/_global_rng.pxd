@@ -1,10 +1,13 @@
 # The global random states of the process, np.random and random.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from pescador._bitgen cimport Mersenne
+from pescador._bitgen cimport Mersenne, bitgen_t
 from pescador._seeds cimport Seed
+
+cdef extern from "Python.h":
+    PyObject* PyDict_GetItemWithError(object fields, object key) except? NULL
 
 
 cdef struct Twisters:
@@ -15,14 +18,55 @@ cdef struct Twisters:
     Mersenne python
 
 
+cdef struct Legacy:
+    # Of a RandomState, NumPy's aug_bitgen_t: where it draws bits, and the deviate left over.
+    bitgen_t* bits
+    int has_gauss
+    double gauss
+
+
+cdef struct Python:
+    # Of a random.Random, behind the head that all objects have.
+    int index
+    uint32_t[624] state
+
+
+cdef Legacy* legacy                    # np.random's; NULL where the layout is not known
+cdef Python* python                    # random's
+cdef void* twister                     # how NumPy draws a double from MT19937, to know it by
+cdef dict RANDOM_FIELDS                # attributes of the generator behind random's functions
+
+
 cdef struct Marks:
     # Enough of both states to tell whether anybody drew from them.
-    int pos
-    uint32_t[2] key
+    uint64_t numpy, python
     int has_gauss
-    int python_pos
-    uint32_t[2] python_key
     PyObject* gauss_next
+
+
+cdef int mark_slowly(Marks* marks) except -1
+
+
+cdef inline int mark(Marks* marks) except -1:
+    """Note where both states are."""
+    cdef Mersenne* words
+    if legacy is NULL or <void*>legacy.bits.next_double != twister:
+        return mark_slowly(marks)
+    words = <Mersenne*>legacy.bits.state
+    # A generator makes all of its words anew, or none.
+    marks.numpy = <uint64_t>words.key[0] << 32 | <uint32_t>words.pos
+    marks.python = <uint64_t>python.state[0] << 32 | <uint32_t>python.index
+    marks.has_gauss = legacy.has_gauss
+    marks.gauss_next = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
+    return 0
+
+
+cdef inline bint has_moved(const Marks* marks) except -1:
+    """Whether anybody has drawn from either state, or seeded it, since it was marked."""
+    cdef Marks now
+    mark(&now)
+    return (now.numpy != marks.numpy or now.python != marks.python
+            or now.has_gauss != marks.has_gauss or now.gauss_next != marks.gauss_next)
 
 
 cdef class GlobalStates:
@@ -49,5 +93,3 @@ cdef class GlobalStates:
 
 
 cdef GlobalStates seeded_states(Seed* seed, tuple governed)
-cdef int mark(Marks* marks) except -1
-cdef bint has_moved(Marks* marks) except -1

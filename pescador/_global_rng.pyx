@@ -17,14 +17,13 @@ from numpy.random import mtrand
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pescador._bitgen cimport Mersenne, bitgen_t
 from pescador._seeds cimport Seed, seed_words, take_entropy
 
 cdef extern from "Python.h":
-    PyObject* PyDict_GetItemWithError(object fields, object key) except? NULL
     ctypedef void* PyThread_type_lock
     PyThread_type_lock PyThread_allocate_lock()
     int PyThread_acquire_lock(PyThread_type_lock lock, int wait) nogil
@@ -48,26 +47,9 @@ mersenne_prepare()
 # ------------------------------------------------------------------------------- the layouts
 
 
-cdef struct Legacy:
-    # Of a RandomState, NumPy's aug_bitgen_t: where it draws bits, and the deviate left over.
-    bitgen_t* bits
-    int has_gauss
-    double gauss
-
-
-cdef struct Python:
-    # Of a random.Random, behind the head that all objects have.
-    int index
-    uint32_t[624] state
-
-
 cdef object RANDOM = random._inst      # the generator behind the functions of the module
-cdef dict RANDOM_FIELDS = RANDOM.__dict__
+RANDOM_FIELDS = RANDOM.__dict__
 cdef object NUMPY = mtrand._rand       # that behind the functions of np.random
-
-cdef Legacy* legacy = NULL             # np.random's; NULL where the layout is not known
-cdef Python* python = NULL             # random's
-cdef void* twister = NULL              # how NumPy draws a double from MT19937, to know it by
 
 
 cdef Legacy* legacy_of(object state) except? NULL:
@@ -200,41 +182,17 @@ if hasattr(os, "register_at_fork"):
 # ------------------------------------------------------------------------------------ watching
 
 
-cdef int mark(Marks* marks) except -1:
-    """Note where both states are."""
-    cdef Mersenne* words = mersenne()
-    if words is not NULL:
-        marks.pos = words.pos
-        marks.key[0] = words.key[0]
-        marks.key[1] = words.key[623]
-        marks.has_gauss = legacy.has_gauss
-    else:
-        state = np.random.get_state(legacy=False)
-        marks.pos = 0
-        marks.has_gauss = state["has_gauss"]
-        digest = hash(repr(state["state"])) if "state" in state else 0
-        marks.key[0] = digest & 0xffffffff
-        marks.key[1] = (digest >> 32) & 0xffffffff
-    if python is not NULL:
-        marks.python_pos = python.index
-        marks.python_key[0] = python.state[0]
-        marks.python_key[1] = python.state[623]
-    else:
-        key = RANDOM.getstate()[1]
-        marks.python_pos, marks.python_key[0], marks.python_key[1] = key[624], key[0], key[623]
+cdef int mark_slowly(Marks* marks) except -1:
+    """Note where both states are, by public functions."""
+    state = np.random.get_state(legacy=False)
+    marks.numpy = zlib.crc32(repr(state["state"]).encode())
+    if type(state["state"].get("key")) is np.ndarray:
+        marks.numpy = zlib.crc32(state["state"]["key"].tobytes()) << 32 | state["state"]["pos"]
+    marks.has_gauss = state["has_gauss"]
+    words = RANDOM.getstate()[1]
+    marks.python = <uint64_t>words[0] << 32 | <uint32_t>words[624]
     marks.gauss_next = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
     return 0
-
-
-cdef bint has_moved(Marks* marks) except -1:
-    """Whether anybody has drawn from either state, or seeded it, since it was marked."""
-    cdef Marks now
-    mark(&now)
-    return (now.pos != marks.pos or now.python_pos != marks.python_pos
-            or now.key[0] != marks.key[0] or now.key[1] != marks.key[1]
-            or now.python_key[0] != marks.python_key[0]
-            or now.python_key[1] != marks.python_key[1]
-            or now.has_gauss != marks.has_gauss or now.gauss_next != marks.gauss_next)
 
 
 # ---------------------------------------------------------------------------------- exchanging
