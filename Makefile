@@ -12,7 +12,7 @@ BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
 SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
-	bench bench-full bench-instructions publish docs
+	bench bench-full bench-instructions bench-env publish docs
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/out_of_core.py
@@ -62,19 +62,23 @@ test-debug: $(VENV)/dev $(PEERS)/done
 
 # Side by side with the reference release and others (bench/README.md): under ten minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"
-bench:
-	$(PYTHON) bench/run.py $(BENCH)
+bench: bench-env
+	bench/envs/report/bin/python bench/run.py $(BENCH)
 
-bench-full:
-	$(PYTHON) bench/run.py --profile full $(BENCH)
+bench-full: bench-env
+	bench/envs/report/bin/python bench/run.py --profile full $(BENCH)
 
 # The last run of it into docs/benchmarks and the README.
-publish:
-	bench/envs/report/bin/python bench/report.py bench/results/latest.json --publish
+publish: bench-env
+	bench/envs/report/bin/python bench/publish.py bench/results/latest.json
 
 # Instructions per sample under callgrind, which no other load on the machine disturbs.
-bench-instructions:
-	$(PYTHON) bench/instructions.py $(BENCH)
+bench-instructions: bench-env
+	bench/envs/report/bin/python bench/instructions.py $(BENCH)
+
+# Where contestants are compared; the comparison makes theirs as it needs them.
+bench-env:
+	@$(PYTHON) bench/contestants.py report
 
 # The site, in docs/_build/html, made anew: plots and examples show what the code does now. Warnings
 # are errors, and nothing comes from the network but packages.
