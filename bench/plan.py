@@ -20,6 +20,8 @@ OTHERS_ON = {
     "round_robin/n=1000",
     "transport/size=64",
     "transport/size=40000000",
+    "resume/step=save/samples=10000",
+    "resume/step=restore/samples=10000",
 }
 
 # They take little longer than ours, and so do all cases.

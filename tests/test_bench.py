@@ -25,6 +25,7 @@ import plan  # noqa: E402
 import process  # noqa: E402
 import publish  # noqa: E402
 import report  # noqa: E402
+import resume  # noqa: E402
 import run  # noqa: E402
 import suite  # noqa: E402
 import summary  # noqa: E402
@@ -150,6 +151,13 @@ def test_a_round_takes_whole_batches_of_those_that_unpack_them():
     # What is left of a batch costs nothing, so a round of less would look fast.
     job = cases.unpacked(itertools.repeat(range(cases.BLOCK)))
     assert jobs.calibrate(job, 1e-3) % cases.BLOCK == 0
+
+
+def test_a_restored_run_goes_on_with_the_sample_that_was_to_come():
+    restored = samples_of("resume", "hand")
+    assert restored == [restored[0]] * COUNT
+    with pytest.raises(ValueError, match="goes on with 0, not with 5"):
+        resume.job("restore", 5, lambda state: iter(range(9)), lambda stream: None)
 
 
 @pytest.fixture
@@ -311,6 +319,7 @@ def results():
             ),
             "job/rate=1": measured(ours=[6e-6] * 3),
             "in_memory": measured(ours=[2e-7] * 3),
+            "resume/step=save/samples=10000": measured(hand=[1e-4] * 3, size=3984),
         },
         "skipped": [["all", "torch", "not installed"]],
     }
@@ -327,6 +336,7 @@ def test_the_table_says_ratios_goals_losses_and_who_is_missing(results):
     way = suite.CASES["shuffled"].ways["grain"]
     assert f"| `shuffled/n=10` | 50 ns ±10% | grain | 6 µs ±0% | 120x | {way} |" in text
     assert "| torch | not installed | all |" in text
+    assert "| 100 µs ±0%, 3,984 B |" in text
 
 
 def test_the_readme_says_what_is_faster_than_ours(results):
