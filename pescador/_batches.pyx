@@ -18,39 +18,23 @@ from cpython.complex cimport PyComplex_ImagAsDouble, PyComplex_RealAsDouble
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.list cimport PyList_GET_ITEM
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport Py_TYPE, PyObject, PyTypeObject
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memmove
 
-from pescador._core cimport fuse, next_item, steal
-from pescador._draws cimport AT
-from pescador._maps cimport describe, not_data, same_key, stopped
+from pescador._core cimport fuse
+from pescador._maps cimport describe, not_data, stopped
+from pescador._native.arrays cimport array_at, new_array, pescador_resize
+from pescador._native.bounds cimport AT
+from pescador._native.copy cimport pescador_copy
+from pescador._native.dicts cimport next_value, same_key
+from pescador._native.iterators cimport next_item, steal
+from pescador._native.threads cimport pescador_add, pescador_is_unshared
 from pescador._sources cimport Field, Table, Visit, copy_item
-
-cdef extern from "Python.h":
-    const Py_ssize_t PY_SSIZE_T_MAX
-    PyTypeObject* Py_TYPE(object value)
-    long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
-
-cdef extern from "numpy/arrayobject.h":
-    # Both take over a reference to the descriptor.
-    cnp.ndarray PyArray_Empty(int ndim, cnp.npy_intp* shape, cnp.dtype dtype, int fortran)
-    cnp.ndarray PyArray_NewFromDescr(
-        PyTypeObject* kind, cnp.dtype dtype, int ndim, cnp.npy_intp* shape, cnp.npy_intp* strides,
-        void* data, int flags, PyObject* parent)
-
-cdef extern from "_native.h":
-    bint pescador_is_unshared(PyObject* value)
-    PyObject* next_value "pescador_next_value" (
-        PyObject* items, Py_ssize_t* position, PyObject* key) noexcept
-    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
-    int64_t pescador_add(int64_t* counter, int64_t by) noexcept nogil
-
-cdef extern from "_batches.h":
-    int pescador_resize(
-        cnp.ndarray array, int axis, cnp.npy_intp rows, unsigned int domain) except -1
 
 cnp.import_array()
 
@@ -149,8 +133,7 @@ cdef class Rows:
     cdef cnp.ndarray allocate(self):
         """A new array of `shape`."""
         if self.allocator is None:
-            Py_INCREF(self.dtype)
-            return PyArray_Empty(self.ndim, self.shape, self.dtype, False)
+            return new_array(self.ndim, self.shape, self.dtype)
         shape = self.shape_of()
         array = self.allocator(shape, self.dtype)
         # What a subclass says of itself may differ from what it is.
@@ -259,10 +242,8 @@ cdef class Rows:
         self.memory = None
         if memory is None:
             return array
-        Py_INCREF(self.dtype)
-        cdef cnp.ndarray result = PyArray_NewFromDescr(
-            NDARRAY, self.dtype, self.ndim, self.shape, NULL, cnp.PyArray_DATA(array),
-            cnp.NPY_ARRAY_CARRAY, NULL)
+        cdef cnp.ndarray result = array_at(
+            cnp.PyArray_DATA(array), self.ndim, self.shape, NULL, self.dtype, cnp.NPY_ARRAY_CARRAY)
         cnp.set_array_base(result, memory)
         if self.reuses:
             self.earlier.append(memory)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _draws
+from . import _rng
 from .exceptions import ArgumentError
 
 Weights = Sequence[float] | npt.NDArray[Any] | None
@@ -14,7 +14,7 @@ Weights = Sequence[float] | npt.NDArray[Any] | None
 
 def check_weights(weights: Any, n: int, dtype: Any = None) -> Any:
     """Return weights of n streamers as a vector in `dtype`, or in the caller's if it is a float."""
-    if _draws.are_weights(weights, n):
+    if _rng.are_weights(weights, n):
         return weights
     if isinstance(weights, np.ma.MaskedArray):
         raise ArgumentError(

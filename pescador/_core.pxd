@@ -6,14 +6,6 @@ from libc.stdint cimport int64_t
 from pescador._snapshots cimport Snapshots
 
 
-cdef extern from "_native.h":
-    object steal "pescador_steal" (PyObject* owned)
-    # The next item, a new reference; NULL without an exception at the end.
-    PyObject* next_item "pescador_next" (object iterator) except? NULL
-    # Have memory on its way to the cache; any address will do.
-    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept nogil
-
-
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches
 
 cdef struct Patience:

@@ -18,39 +18,34 @@ import uuid
 
 import numpy as np
 
+from pescador import _rng
 from pescador.exceptions import ArgumentError
 
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
-from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF
-from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM
+from cpython.type cimport PyType_Check
 from libc.stdint cimport INT64_MAX, int64_t
 
-from pescador._bitgen cimport Mersenne, bitgen_t
+from pescador._native.dicts cimport pescador_field
+from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
+from pescador._native.prefetch cimport PREFETCH, pescador_fetch, pescador_fetch_dict
+from pescador._rng cimport Mersenne, mersenne_of
 from pescador._snapshots cimport Snapshots, copied, fixed, is_large
 from pescador._snapshots cimport is_plain as is_plain_array
 
 cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char* where) except -1
     void Py_LeaveRecursiveCall()
-    PyObject* PyDict_GetItemWithError(object memo, object key) except? NULL
-    bint PyTuple_Check(object value)
-    bint PyType_Check(object value)
 
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
     dict PyObject_GenericGetDict(object, void* context)
     PyTypeObject* Py_TYPE(PyObject* value)
-
-cdef extern from "_native.h":
-    PyObject* pescador_stream(object function, tuple args) noexcept
-    int pescador_raise() except -1
-    object pescador_field(dict fields, Py_ssize_t* position, object name)
-    void pescador_fetch(dict fields, int step) noexcept
-    void pescador_fetch_dict(object instance) noexcept
 
 cdef extern from *:
     """
@@ -101,9 +96,7 @@ cdef str SHARED = "pescador.shared"
 cdef object np_dtype = np.dtype
 cdef type RandomState = np.random.RandomState, Generator = np.random.Generator
 cdef type MT19937 = np.random.MT19937
-cdef frozenset BIT_GENERATORS = frozenset({
-    MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64,
-})
+cdef frozenset BIT_GENERATORS = _rng.BIT_GENERATORS
 
 
 cdef class Scope:
@@ -598,38 +591,16 @@ cdef object copy_generator(object generator, object memo):
     sequence = generator.seed_seq
     if sequence is not None:
         sequence = isolate(sequence, memo)
-    if kind is MT19937 and sequence is None and mersenne_is_known():
+    cdef Mersenne* words = mersenne_of(generator) if sequence is None else NULL
+    if words is not NULL:
         result = MT19937(ZEROS)
         result._legacy_seeding(0)
         with generator.lock:
-            mersenne_of(result)[0] = mersenne_of(generator)[0]
+            mersenne_of(result)[0] = words[0]
     else:
         result = kind(ZEROS)
         result.__setstate__((generator.state, sequence))
     return result
-
-
-cdef Mersenne* mersenne_of(object bits) except NULL:
-    return <Mersenne*>(<bitgen_t*>PyCapsule_GetPointer(bits.capsule, "BitGenerator")).state
-
-
-cdef int mersenne_known = -1           # not looked at yet
-
-
-cpdef bint mersenne_is_known() except? True:
-    """Whether the state of this NumPy's MT19937 lies in memory as is said above."""
-    global mersenne_known
-    cdef Mersenne* here
-    if mersenne_known < 0:
-        bits = MT19937(1)
-        bits.random_raw(7)
-        here = mersenne_of(bits)
-        state = bits.state["state"]
-        mersenne_known = (
-            here.pos == state["pos"] != 624
-            and (<char*>here.key)[:sizeof(here.key)] == state["key"].tobytes()
-        )
-    return mersenne_known
 
 
 cdef class Family:

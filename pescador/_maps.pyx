@@ -5,10 +5,9 @@ import numpy as np
 from pescador.exceptions import DataError
 
 from cpython.object cimport PyObject
-from libc.stdint cimport UINT32_MAX, uint32_t
 
-from pescador._core cimport next_item, steal
-from pescador._draws cimport Uniform, as_index, draw, is_known, pescador_threaded
+from pescador._native.iterators cimport next_item, steal
+from pescador._rng cimport Uniform, as_index, draw, draw_below, is_known
 
 
 cdef object describe(object item):
@@ -101,7 +100,6 @@ cdef class Cached:
     cdef Py_ssize_t size
     cdef double prob
     cdef Uniform uniform               # what the draws are made from, where it is NumPy's own
-    cdef uint32_t mask                 # the least 2**j - 1 that is not below size - 1
     cdef object pick, toss             # the generator's own methods, for others
     cdef list kept
 
@@ -110,10 +108,9 @@ cdef class Cached:
         self.size = size
         self.prob = prob
         self.kept = []
-        if size < UINT32_MAX and (rng is np.random or type(rng) is np.random.RandomState):
+        if rng is np.random or type(rng) is np.random.RandomState:
             # It is not a copy of ours: others may draw from it.
             self.uniform = Uniform(rng, shared=True)
-            self.mask = (1 << int(size - 1).bit_length()) - 1
         if isinstance(rng, np.random.Generator):
             self.pick, self.toss = rng.integers, rng.random
         else:
@@ -134,7 +131,7 @@ cdef class Cached:
             self.kept.append(result)
             return result
         if self.uniform is not None and is_known(self.uniform):
-            i = self.place()
+            i = draw_below(self.uniform, self.size)
             toss = draw(self.uniform)
         else:
             i = as_index(self.pick(0, self.size), self.size, self.pick)
@@ -145,20 +142,3 @@ cdef class Cached:
                 raise StopIteration
             self.kept[i] = steal(item)
         return self.kept[i]
-
-    cdef Py_ssize_t place(self) except -1:
-        """What ``randint(size)`` of a RandomState gives: the first draw of its bits in range."""
-        cdef Py_ssize_t i = 0
-        while self.size > 1:
-            i = draw_bits(self.uniform) & self.mask
-            if i < self.size:
-                break
-        return i
-
-
-cdef inline uint32_t draw_bits(Uniform uniform) except? 0:
-    """The next 32 bits, taken as `draw` takes a double."""
-    if uniform.lock is not None and pescador_threaded():
-        with uniform.lock:
-            return uniform.bits.next_uint32(uniform.bits.state)
-    return uniform.bits.next_uint32(uniform.bits.state)

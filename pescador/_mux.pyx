@@ -13,6 +13,7 @@ from pescador.core import Streamer
 from pescador.exceptions import ArgumentError
 
 cimport cython
+cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -21,18 +22,15 @@ from cpython.ref cimport Py_XDECREF
 from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
+from pescador._choice cimport Categorical, Pool, choose, guess, pick_by_sums
 from pescador._core cimport (
-    ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Patience, Scope,
-    approach, as_bound, bare_scope, fuse, gives, hook_scope, is_plain, next_item, runs_out, start,
-    steal, surround,
+    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Patience, Scope,
+    approach, as_bound, bare_scope, fuse, gives, hook_scope, is_plain, runs_out, start, surround,
 )
-from pescador._draws cimport (
-    AT, Categorical, Counts, Pool, Sums, Uniform, address, choose, draw, glance, guess,
-)
-
-
-cdef extern from "_native.h":
-    void* pool_items "pescador_items" (list values) noexcept
+from pescador._native.bounds cimport AT
+from pescador._native.iterators cimport next_item, steal
+from pescador._native.prefetch cimport PREFETCH, list_items
+from pescador._rng cimport Counts, Sums, Uniform, draw, glance
 
 
 cdef enum:
@@ -112,9 +110,9 @@ cdef class Engine(Compiled):
         self.copies = {}
         self.streams = vacant(k)
         self.table = np.zeros((k, 2), dtype=np.int64)
-        self.slots = <Slot*>address(self.table)
+        self.slots = <Slot*>cnp.PyArray_DATA(self.table)
         self.indices = np.full(k, -1, dtype=np.int64)
-        self.which = <int64_t*>address(self.indices)
+        self.which = <int64_t*>cnp.PyArray_DATA(self.indices)
         self.endings = <Ending*>PyMem_Calloc(k, sizeof(Ending))
         if self.endings is NULL:
             raise MemoryError()
@@ -286,7 +284,7 @@ cdef class WeightedEngine(Engine):
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.weights = np.zeros(k)
-        self.w = <double*>address(self.weights)
+        self.w = <double*>cnp.PyArray_DATA(self.weights)
         self.sums = Sums(k)
         self.sums.take(self.w)
         self.chooser = Categorical(k)
@@ -323,7 +321,7 @@ cdef class WeightedEngine(Engine):
         cdef Py_ssize_t slot
         if self.k > 128 and self.since < PATIENT + self.k // 16:
             self.since += 1
-            slot = self.sums.find(u)
+            slot = pick_by_sums(self.sums, u)
             if slot >= 0:
                 return slot
         self.chooser.set_weights(self.w, self.norm)
@@ -340,7 +338,7 @@ cdef class WeightedEngine(Engine):
         cdef char* stream
         cdef int line
         if slot >= 0:
-            PREFETCH(<char*>pool_items(self.streams) + slot * sizeof(void*))
+            PREFETCH(<char*>list_items(self.streams) + slot * sizeof(void*))
             PREFETCH(&self.slots[AT(slot, self.k)])
         slot = guess(self.chooser, glance(self.uniform, 1))
         if slot >= 0:
@@ -417,13 +415,13 @@ cdef class StochasticEngine(WeightedEngine):
         super().__init__(mux, scope, k)
         self.uniform = Uniform(self.rng)
         self.pool_weights = np.array(mux.weights, dtype=np.float64)
-        self.pool_w = <double*>address(self.pool_weights)
+        self.pool_w = <double*>cnp.PyArray_DATA(self.pool_weights)
         self.alike = bool((self.pool_weights == self.pool_weights[0]).all())
         self.looks_ahead = self.n >= BEYOND_CACHE and k <= MANY_SLOTS
         self.picked[:] = [-1, -1, -1, -1, -1]
         self.available = Pool(self.n)
         self.valid = np.ones(self.n, dtype=np.uint8)
-        self.is_valid = <unsigned char*>address(self.valid)
+        self.is_valid = <unsigned char*>cnp.PyArray_DATA(self.valid)
         self.n_valid = self.n
         self.prune = mux.prune_empty_streams
         self.replaces = mux.mode == "with_replacement"
@@ -507,7 +505,7 @@ cdef class StochasticEngine(WeightedEngine):
         taken whenever a stream is picked: by then, what the last step asked for has arrived.
         """
         cdef int step
-        PREFETCH(<char*>pool_items(self.pool) + i * sizeof(void*))
+        PREFETCH(<char*>list_items(self.pool) + i * sizeof(void*))
         for step in range(4, -1, -1):
             if self.picked[step] >= 0:
                 approach(<object>PyList_GET_ITEM(self.pool, self.picked[step]), step)

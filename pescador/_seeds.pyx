@@ -11,6 +11,10 @@ from pescador.exceptions import ArgumentError
 
 from libc.stdint cimport uint32_t
 
+from pescador._native.seeds cimport (
+    Pcg, Seed, pcg_below, pcg_start, seed_add, seed_begin, seed_key,
+)
+
 
 cdef list words_of(object entropy):
     """The 32-bit words of whole numbers, the lowest first, as SeedSequence takes them."""

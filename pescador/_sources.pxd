@@ -4,14 +4,12 @@ cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint64_t
 
-from pescador._bitgen cimport bitgen_t
-from pescador._core cimport PREFETCH, Compiled, Opener, Scope
-from pescador._seeds cimport Pcg, Seed
-
-
-cdef extern from "_native.h":
-    Py_ssize_t AT(Py_ssize_t index, Py_ssize_t length) noexcept nogil
-    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
+from pescador._core cimport Compiled, Opener, Scope
+from pescador._native.bitgen cimport bitgen_t
+from pescador._native.bounds cimport AT
+from pescador._native.copy cimport pescador_copy
+from pescador._native.prefetch cimport PREFETCH
+from pescador._native.seeds cimport Pcg, Seed
 
 
 cdef enum:

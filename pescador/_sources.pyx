@@ -15,35 +15,25 @@ from pescador.exceptions import DataError
 
 cimport cython
 cimport numpy as cnp
-from cpython.dict cimport PyDict_Size
+from cpython.dict cimport PyDict_GetItemWithError, PyDict_Size
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from cpython.ref cimport Py_INCREF
 from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint64_t
 
-from pescador._core cimport PREFETCH
-from pescador._draws cimport AT, address, pescador_threaded
-from pescador._seeds cimport Seed, pcg_below, pcg_start, seed_key, take_entropy
-
-cdef extern from "Python.h":
-    PyObject* PyDict_GetItemWithError(object items, object key) except? NULL
-
-cdef extern from "numpy/arrayobject.h":
-    cnp.ndarray PyArray_Empty(int ndim, cnp.npy_intp* shape, cnp.dtype dtype, int fortran)
-    cnp.ndarray PyArray_NewFromDescr(
-        PyTypeObject* kind, cnp.dtype dtype, int ndim, cnp.npy_intp* shape, cnp.npy_intp* strides,
-        void* data, int flags, PyObject* parent)
-
-cdef extern from "_seeds.h":
-    uint64_t bits_below "pescador_bits_below" (bitgen_t* bits, uint64_t n) noexcept nogil
-    uint64_t bits_masked "pescador_bits_masked" (bitgen_t* bits, uint64_t n) noexcept nogil
+from pescador._native.arrays cimport array_at, new_array
+from pescador._native.bounds cimport AT
+from pescador._native.prefetch cimport PREFETCH
+from pescador._native.seeds cimport (
+    Seed, bits_below, bits_masked, pcg_below, pcg_start, seed_key,
+)
+from pescador._native.threads cimport pescador_threaded
+from pescador._seeds cimport take_entropy
 
 cnp.import_array()
 
-cdef PyTypeObject* NDARRAY = <PyTypeObject*>np.ndarray
 cdef type ndarray = np.ndarray
 cdef type RandomState = np.random.RandomState
 cdef dict ORDERS = {"random": RANDOM, "shuffled": SHUFFLED, "sequential": SEQUENTIAL}
@@ -146,7 +136,7 @@ cdef class Table:
         self.n = n
         if starts is not None:
             self.chosen = starts
-            self.starts = <int64_t*>address(starts) if len(starts) else NULL
+            self.starts = <int64_t*>cnp.PyArray_DATA(starts) if len(starts) else NULL
             self.n = len(starts)
         self.n_fields = len(cuts)
         self.fields = <Field*>PyMem_Malloc(
@@ -393,7 +383,7 @@ cdef class Visit(Compiled):
         """The next number below n."""
         if self.bits == OWN:
             return pcg_below(&self.pcg, n)
-        # Others may be drawing from the global state, as in _draws.draw.
+        # Others may be drawing from the global state, as in draw_with_care.
         if self.lock is not None and pescador_threaded():
             with self.lock:
                 return bits_masked(self.words, n)
@@ -465,11 +455,11 @@ cdef class Visit(Compiled):
         if n == 0:
             return 0
         self.drawn = np.empty(n, np.int64)
-        self.rows = <int64_t*>address(self.drawn)
+        self.rows = <int64_t*>cnp.PyArray_DATA(self.drawn)
         for i in range(n):
             self.rows[i] = self.draw()
         unique, self.places = np.unique(self.drawn, return_inverse=True)
-        self.slots = <int64_t*>address(self.places)
+        self.slots = <int64_t*>cnp.PyArray_DATA(self.places)
         for i in range(table.n_fields):
             field = &table.fields[i]
             if not field.is_read:
@@ -499,14 +489,11 @@ cdef class Visit(Compiled):
         cdef cnp.dtype dtype = array.dtype
         cdef int flags = cnp.PyArray_FLAGS(array) & cnp.NPY_ARRAY_WRITEABLE
         if field.copies and field.direct:
-            Py_INCREF(dtype)
-            result = PyArray_Empty(field.ndim, field.shape, dtype, False)
+            result = new_array(field.ndim, field.shape, dtype)
             copy_item(self, i, cnp.PyArray_BYTES(result), False)
             return result
-        Py_INCREF(dtype)
-        view = PyArray_NewFromDescr(
-            NDARRAY, dtype, field.ndim, field.shape, field.strides, place_of(self, field), flags,
-            NULL)
+        view = array_at(
+            place_of(self, field), field.ndim, field.shape, field.strides, dtype, flags)
         cnp.set_array_base(view, array)
         return np.array(view, order="C") if field.copies else view
 

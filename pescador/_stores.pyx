@@ -9,22 +9,13 @@ from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
-cdef extern from "_stores.h" nogil:
-    ctypedef struct pescador_stamp:
-        int64_t size, seconds, nanoseconds
-        uint64_t inode, device
-        bint is_regular
-    int pescador_stamp_path(const char* path, pescador_stamp* stamp)
-    int pescador_stamp_file(int file, pescador_stamp* stamp)
-    void* pescador_map_file(int file, size_t size)
-    void pescador_unmap_file(void* address, size_t size)
-    void pescador_advise(void* address, size_t size, bint at_random)
-    int64_t pescador_read(int file, char* to, int64_t n, int64_t at, int64_t* done)
-
-cdef extern from "_native.h":
-    int64_t pescador_add(int64_t* counter, int64_t by) noexcept nogil
+from pescador._native.files cimport (
+    pescador_advise, pescador_map_file, pescador_read, pescador_stamp, pescador_stamp_file,
+    pescador_stamp_path, pescador_unmap_file,
+)
+from pescador._native.threads cimport pescador_add
 
 # What is mapped at present, in all of this process.
 cdef int64_t n_maps = 0, n_mapped = 0

@@ -38,8 +38,9 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pescador._core cimport next_item, steal
-from pescador._maps cimport same_key
+from pescador._native.copy cimport pescador_copy
+from pescador._native.dicts cimport same_key
+from pescador._native.iterators cimport next_item, steal
 
 
 cdef extern from "_shared.h":
@@ -98,9 +99,6 @@ cdef extern from "numpy/arrayobject.h":
     object PyArray_View(PyArrayObject* array, PyArray_Descr* dtype, PyTypeObject* subtype)
     int PyArray_SetBaseObject(PyArrayObject* array, PyObject* base) except -1
     int PyArray_CopyInto(PyArrayObject* into, PyArrayObject* values) except -1
-
-cdef extern from "_native.h":
-    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
 
 
 _import_array()

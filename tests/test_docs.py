@@ -156,9 +156,10 @@ def test_the_list_of_rooms_names_each_file_of_the_package_and_no_other():
     for line in re.search(r"^   pescador/\n((?:     .*\n)*)", text, re.M)[1].split("\n"):
         if not line.startswith(" " * 7):
             folder = "".join(re.findall(r"^ +(\w+/)", line))
-        listed += [folder + name for name in re.findall(r"\b\w+\.pyx?\b", line)]
+        listed += [folder + name for name in re.findall(r"\b\w+\.(?:pyx?|h)\b", line)]
     package = ROOT / "pescador"
-    files = {path for pattern in ("*.py", "*.pyx") for path in package.rglob(pattern)}
+    patterns = "*.py", "*.pyx", "_native/*.h"
+    files = {path for pattern in patterns for path in package.rglob(pattern)}
     names = {path.relative_to(package).as_posix() for path in files if path.name != "__init__.py"}
     assert sorted(listed) == sorted(names)
 

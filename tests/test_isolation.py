@@ -1000,11 +1000,6 @@ def test_a_copy_of_a_generator_goes_on_as_a_deep_copy(wrap, bits, normals):
     assert pickle.dumps(original) == before
 
 
-def test_the_state_of_the_mersenne_twister_is_where_copies_look_for_it():
-    # If a NumPy moves it, copies are right all the same, and slower.
-    assert _core.mersenne_is_known()
-
-
 def test_a_copy_of_a_generator_spawns_as_a_deep_copy():
     original = np.random.default_rng(3)
     original.spawn(2)

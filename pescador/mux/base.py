@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core, _draws, _mux
+from .. import _core, _mux, _rng
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, get_rng
@@ -82,7 +82,7 @@ def check_generator(mux: "BaseMux[Any]", method: str) -> None:
 
 def drawn_index(rng: Any, n: int, p: npt.NDArray[Any]) -> int:
     """Draw one of n with these probabilities."""
-    return _draws.as_index(rng.choice(n, p=p), n, rng.choice)
+    return _rng.as_index(rng.choice(n, p=p), n, rng.choice)
 
 
 def as_streamer(streamer: Any) -> Streamer[Any]:

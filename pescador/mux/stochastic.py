@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core, _draws, _mux
+from .. import _core, _mux, _rng
 from .._checks import Weights, as_weights, check_weights
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, as_bool, as_choice, as_count, is_number
@@ -94,8 +94,8 @@ def _draw_count(mux: "StochasticMux[Any]", weight: float, idx: int) -> float | N
         # Close to 1 (or 0 / 0), the Poisson distribution is the limit.
         if p <= 0.9999:
             n = int((mux.rate - 1) / (1 - p))
-            return 1 + _draws.drawn_count(mux.rng.binomial, (n, 1 - p))
-    return 1 + _draws.drawn_count(mux.rng.poisson, (_poisson_mean(mux),))
+            return 1 + _rng.drawn_count(mux.rng.binomial, (n, 1 - p))
+    return 1 + _rng.drawn_count(mux.rng.poisson, (_poisson_mean(mux),))
 
 
 class StochasticMux(BaseMux[T]):

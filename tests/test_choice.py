@@ -1,80 +1,10 @@
-"""The compiled floor: sums, weighted selection, counts."""
+"""Choices are those that NumPy makes of the same draws."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from pescador import _draws
-
-finite = st.floats(0, 1e300, allow_subnormal=True)
-
-
-@given(hnp.arrays(np.float64, st.integers(0, 700), elements=finite))
-def test_sums_round_as_those_of_numpy(values):
-    assert _draws.sum_of(values) == np.sum(values)
-
-
-@pytest.mark.parametrize("n", [7, 8, 127, 128, 129, 1000, 4096, 100_003, 1_000_000])
-def test_sums_of_any_length_round_as_those_of_numpy(n):
-    for seed in range(3):
-        values = 10.0 ** np.random.default_rng(seed).uniform(-18, 0, n)
-        assert _draws.sum_of(values) == np.sum(values)
-
-
-@given(
-    st.integers(0, 2**32 - 1),
-    st.floats(0, 400),
-    st.floats(0, 1),
-    st.sampled_from([np.random.MT19937, np.random.PCG64]),
-)
-def test_binomial_counts_are_the_generators_own_draw_by_draw(seed, n, p, bits):
-    for make in (np.random.RandomState, np.random.Generator):
-        ours, theirs = make(bits(seed)), make(bits(seed))
-        assert _draws.counts_of(ours, 20, n=n, p=p) == [
-            theirs.binomial(int(n), p) for _ in range(20)
-        ]
-        assert ours.bytes(8) == theirs.bytes(8)
-
-
-@given(st.integers(0, 2**32 - 1), st.floats(0, 30), st.sampled_from([np.random.MT19937]))
-def test_poisson_counts_are_the_generators_own_draw_by_draw(seed, mean, bits):
-    for make in (np.random.RandomState, np.random.Generator):
-        ours, theirs = make(bits(seed)), make(bits(seed))
-        assert _draws.counts_of(ours, 20, mean=mean) == [theirs.poisson(mean) for _ in range(20)]
-        assert ours.bytes(8) == theirs.bytes(8)
-
-
-@given(st.floats(1e-300, 1e300), st.integers(0, 3000))
-def test_a_repeated_sum_rounds_as_a_loop_does(v, n):
-    total = 0.0
-    for _ in range(n):
-        total += v
-    assert _draws.repeated_sum_of(v, n) == total
-
-
-@pytest.mark.parametrize("m", [3, 10, 1000, 65_536, 100_003, 1_000_000])
-def test_a_long_repeated_sum_rounds_as_a_loop_does(m):
-    # Around 1 / m, where all bits of a term matter, and with terms that end in half a unit.
-    for v in [1 / m, np.nextafter(1 / m, 0), np.nextafter(1 / m, 1), 1 + 2**-40, 1.5 * 2**-30]:
-        assert _draws.repeated_sum_of(v, m) == np.cumsum(np.full(m, v))[-1]
-
-
-@pytest.mark.parametrize("later", [0, 1, 3])
-def test_a_glance_at_a_draw_to_come_is_near_it(later):
-    glances = np.array(_draws.glances_at(np.random.RandomState(5), 2_000, later))
-    draws = np.random.RandomState(5).random_sample(2_000 + later)[later:]
-    told = glances >= 0
-    missed = (draws - glances)[told]
-    assert missed.min() >= 0
-    assert missed.max() < 2**-27
-    # The generator makes new words once in 312 draws, and what will be in those is not told.
-    assert told.sum() >= 2_000 - 8 * (later + 1)
-
-
-def test_there_is_no_glance_into_other_generators():
-    assert set(_draws.glances_at(np.random.default_rng(5), 100, 1)) == {-1.0}
+from pescador import _choice
 
 
 @given(
@@ -89,7 +19,7 @@ def test_sums_of_weights_that_change_are_numpys_and_pick_what_numpy_picks(n, ske
     edges = np.cumsum(weights) / np.sum(weights)
     draws = [*rng.uniform(size=20).tolist(), 0.0, 1 - 2**-53, *rng.choice(edges[:-1], 5 * (n > 1))]
     for (i, value), (total, picks) in zip(
-        changes, _draws.sums_of(weights, changes, draws), strict=True
+        changes, _choice.sums_of(weights, changes, draws), strict=True
     ):
         weights[i] = value
         assert total == np.sum(weights)
@@ -145,9 +75,9 @@ def pool_in_numpy(n, kind, steps, rng):
 @settings(max_examples=60, deadline=None)
 def test_a_pool_that_changes_picks_what_numpy_picks_and_has_its_distribution(n, kind, steps, seed):
     changes, expected, p = pool_in_numpy(n, kind, steps, np.random.default_rng(seed))
-    picks, distribution = _draws.pool_after(n, changes)
+    picks, distribution = _choice.pool_after(n, changes)
     assert picks == expected
     assert (distribution == p).all()
     # Without close calls, nothing is summed before the end.
     silent = [(i, on, times, []) for i, on, times, _ in changes]
-    assert (_draws.pool_after(n, silent)[1] == p).all()
+    assert (_choice.pool_after(n, silent)[1] == p).all()

@@ -1,8 +1,9 @@
-from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
+
+BIT_GENERATORS: frozenset[type[np.random.BitGenerator]]
 
 @final
 class Uniform:
@@ -12,16 +13,6 @@ class Uniform:
 @final
 class Sums:
     def __init__(self, n: int) -> None: ...
-
-@final
-class Categorical:
-    def __init__(self, k: int) -> None: ...
-
-@final
-class Pool:
-    def __init__(self, n: int) -> None: ...
-    @property
-    def distribution(self) -> npt.NDArray[np.float64]: ...
 
 @final
 class Counts:
@@ -35,14 +26,6 @@ def counts_of(
     n: float | None = None,
     p: float | None = None,
 ) -> list[int]: ...
-def close_calls() -> int: ...
-def parts_summed() -> int: ...
-def sums_of(
-    values: npt.ArrayLike, changes: Iterable[tuple[int, float]], draws: Sequence[float]
-) -> list[tuple[float, list[int]]]: ...
-def pool_after(
-    n: int, changes: Iterable[tuple[int, bool, int, Sequence[float]]]
-) -> tuple[list[list[int]], npt.NDArray[np.float64]]: ...
 def as_index(value: Any, n: int, method: Any) -> int: ...
 def drawn_count(method: Any, args: tuple[Any, ...]) -> int: ...
 def are_weights(values: Any, n: int) -> bool: ...

@@ -1,7 +1,7 @@
 /* Files as a source needs them: whether one has changed, a read-only map of one, and reads at given
  * places. On Windows there are no maps here: files are read. */
-#ifndef PESCADOR_STORES_H
-#define PESCADOR_STORES_H
+#ifndef PESCADOR_FILES_H
+#define PESCADOR_FILES_H
 
 #include <Python.h>
 #include <errno.h>

@@ -1,9 +1,26 @@
-/* What NumPy has no call for: an array that nobody else has seen gets more room, as it is. */
-#ifndef PESCADOR_BATCHES_H
-#define PESCADOR_BATCHES_H
+/* Making arrays over memory of one's own, and giving more room to one that nobody else has seen. */
+#ifndef PESCADOR_ARRAYS_H
+#define PESCADOR_ARRAYS_H
 
 #include <Python.h>
 #include <numpy/arrayobject.h>
+
+/* A new array in C order, with nothing written to it. NumPy takes over a reference to the dtype. */
+static inline PyObject *
+pescador_new_array(int ndim, const npy_intp *shape, PyArray_Descr *dtype)
+{
+    Py_INCREF(dtype);
+    return PyArray_Empty(ndim, shape, dtype, 0);
+}
+
+/* An array over memory that exists; NULL for strides means C order. */
+static inline PyObject *
+pescador_array_at(void *data, int ndim, const npy_intp *shape, const npy_intp *strides,
+                  PyArray_Descr *dtype, int flags)
+{
+    Py_INCREF(dtype);
+    return PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, strides, data, flags, NULL);
+}
 
 /* Change how many rows an array has along an axis, and its memory with it. The array owns that, is
  * contiguous in C order, and nothing else refers to either. ndarray.resize would write zeros all over
