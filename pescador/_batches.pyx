@@ -27,7 +27,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from pescador._core cimport fuse
-from pescador._maps cimport describe, not_data, stopped
+from pescador._maps cimport not_a_mapping, raised_stop_iteration, type_name
 from pescador._native.arrays cimport array_at, new_array, pescador_resize
 from pescador._native.bounds cimport AT
 from pescador._native.copy cimport pescador_copy
@@ -139,7 +139,7 @@ cdef class Rows:
         # What a subclass says of itself may differ from what it is.
         plain = np.asarray(array) if isinstance(array, np.ndarray) else None
         if plain is None:
-            problem = f"an object of type {describe(array)}"
+            problem = f"an object of type {type_name(array)}"
         elif plain.shape != shape or plain.dtype != self.dtype:
             problem = f"an array of shape {plain.shape} and dtype {plain.dtype}"
         elif not (plain.flags.c_contiguous and plain.flags.aligned and plain.flags.writeable):
@@ -779,7 +779,7 @@ cdef class Batches:
                 if n % 64 == 0:
                     PyErr_CheckSignals()
         except StopIteration as error:
-            raise stopped(self.position) from error
+            raise raised_stop_iteration(self.position) from error
         if n < self.size and (n == 0 or not self.partial):
             raise StopIteration
         cdef dict result = {}
@@ -814,7 +814,7 @@ cdef class Batches:
         try:
             keys = list(item.keys())
         except (TypeError, AttributeError) as error:
-            raise not_data(item, self.position) from error
+            raise not_a_mapping(item, self.position) from error
         for i, key in enumerate(keys):
             column = self.columns[i] if i < len(self.columns) else None
             if column is None or not same_key(column.key, key):
@@ -943,4 +943,4 @@ cdef class Batches:
         try:
             return item[key]
         except (TypeError, IndexError) as error:
-            raise not_data(item, self.position) from error
+            raise not_a_mapping(item, self.position) from error

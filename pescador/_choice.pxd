@@ -30,11 +30,11 @@ cdef inline Py_ssize_t quick_rank(double u, Py_ssize_t m) noexcept nogil:
 @cython.final
 cdef class Categorical:
     cdef Py_ssize_t k
-    cdef bint equal                    # all weights are alike: no table is needed
-    cdef double share                  # of each of them
+    cdef bint equal                    # whether all weights are equal: no table is needed
+    cdef double share                  # the probability of each, then
     cdef double* edges                 # k: cumulative probabilities
     cdef int32_t* guide                # n_cells: the first candidate in each part of [0, 1)
-    cdef Py_ssize_t n_cells            # a power of two
+    cdef Py_ssize_t n_cells            # a power of two, so that u * n_cells is exact
     cdef Py_ssize_t uses               # look-ups since the weights last changed
     cdef bint indexed                  # whether `guide` is up to date
 
@@ -67,92 +67,86 @@ cdef inline Py_ssize_t guess(Categorical chooser, double u) noexcept nogil:
 
 
 cdef enum:
-    # v goes round among some ten values, as streams are left out and come back.
-    N_LEDGERS = 8
-    # Events at the end of a journal that are carried out when it is long: v nearly always forgets
-    # what came before within some tens.
+    # As streams are left out and come back, v goes round among some ten values.
+    N_MEMOS = 8
+    # How many of the last events of a long journal are replayed first: what v is after some tens
+    # of events nearly never depends on what it was before.
     TAIL = 256
-    # Events of a journal, and as many as streams, after which it is carried out.
-    JOURNAL = 1024
+    # A journal of as many events as there are streams, and this many more, is replayed.
+    MAX_JOURNAL = 1024
 
 
-cdef struct Node:
-    # A part of the pool, as the pairwise sum splits it.
-    Py_ssize_t start, size
-    Py_ssize_t missing                 # how many of its streams cannot be picked
+cdef struct SumNode:
+    # A node of the tree by which np.sum adds up the pool.
+    Py_ssize_t start, size             # its streams
+    Py_ssize_t missing                 # how many of them cannot be picked
     int32_t left, right, parent        # -1 for none
-    int32_t kind                       # index of its size among all sizes
+    int32_t full                       # index of the FullSum of its size
     uint64_t lanes                     # of a leaf: streams left in each of eight lanes, a byte each
     int32_t rest                       # of a leaf: streams left behind the last of each lane
-    uint64_t[N_LEDGERS] stamps         # of the ledgers that its totals are up to date for
-    double[N_LEDGERS] totals           # its sum, for the v of each ledger
+    uint64_t[N_MEMOS] stamps           # of the memos that `totals` are up to date for
+    double[N_MEMOS] totals             # its sum, for the v of each memo
 
 
-cdef struct Kind:
-    # The sum of a part from which nothing is missing: the same for all parts of one size.
+cdef struct FullSum:
+    # The sum of a node from which no stream is missing: the same for all nodes of one size.
     Py_ssize_t size
-    int32_t left, right                # kinds of its halves; -1 for a leaf
-    double[N_LEDGERS] totals
+    int32_t left, right                # indices of those of its children; -1 for a leaf
+    double[N_MEMOS] totals
 
 
-cdef struct Ledger:
-    # The sums that are known for one value of v.
+cdef struct Memo:
+    # A value of v for which sums are kept.
     double v
-    uint64_t stamp                     # what nodes bear whose total is known; 0 if unused
-    uint64_t used                      # when, for the one that was used longest ago to go
+    uint64_t stamp                     # of nodes whose sums are known for it; 0 if unused
+    uint64_t used                      # when it was used last: the oldest makes room
     double[17] sums                    # of 0, 1, ... times v
 
 
 cdef struct Event:
-    # What happened to the pool.
-    int64_t stream                     # i + 1: stream i was put back; -i - 1: it was left out; or 0
-    int64_t times                      # normalisations after that
+    # A stream came or went, and the probabilities were normalised some times.
+    int64_t stream                     # i + 1: stream i was put back; -i - 1: left out; 0: neither
+    int64_t times
 
 
 @cython.final
 cdef class Pool:
-    cdef Py_ssize_t n
-    cdef Py_ssize_t m                  # how many can be picked
-    cdef double v                      # the probability of each, before what is in the journal
+    cdef Py_ssize_t n                  # streams
+    cdef Py_ssize_t m                  # of them that can be picked
+    cdef double v                      # the probability of each, before the events of the journal
     cdef Event* journal
     cdef Py_ssize_t length, room       # events in it; how many there is memory for
-    cdef Py_ssize_t at                 # events that have been carried out, in the nodes ...
-    cdef Py_ssize_t present            # ... where so many streams can be picked
-    cdef double* values                # what v may be there
-    cdef Py_ssize_t n_values           # how many; 0 where that is left open, -1 on the way back
-    cdef bint is_thorough              # whether all events are needed
-    cdef Py_ssize_t n_roundings        # v is 1 / m but for these, after a normalisation
-    cdef Kind* kinds                   # by falling size
-    cdef int32_t n_kinds
-    cdef int32_t part_kind, last_kind
+    cdef Py_ssize_t n_replayed         # events that the nodes know of ...
+    cdef Py_ssize_t n_present          # ... and how many streams can be picked after those
+    cdef double* candidates            # what v may be after those
+    cdef Py_ssize_t n_candidates       # 0: not limited yet; -1: events are being undone
+    cdef bint from_start               # whether the journal is replayed from its start
+    cdef Py_ssize_t n_roundings        # a normalised v is at most so many roundings from 1 / m
+    cdef FullSum* full_sums            # sorted by falling size: children follow parents
+    cdef int32_t n_full_sums
     cdef Py_ssize_t n_parts            # in which np.sum takes the pool
-    cdef Node* nodes                   # NULL as long as nothing has been missing
-    cdef int32_t n_nodes
+    cdef SumNode* nodes
+    cdef int32_t n_nodes               # 0 as long as no stream has been left out
     cdef int32_t* roots                # of each part
     cdef int32_t* leaf_of              # the leaf of each eight streams
-    cdef uint64_t* bits                # which can be picked
+    cdef uint64_t* bits                # whether each stream can be picked
     cdef int32_t* counts               # Fenwick tree over the words of `bits`
     cdef Py_ssize_t n_words
-    cdef Ledger[N_LEDGERS] ledgers
+    cdef Memo[N_MEMOS] memos
     cdef uint64_t last_stamp, clock
 
-    cdef int add_kinds(self, Py_ssize_t size) except -1
-    cdef int32_t kind_of(self, Py_ssize_t size) noexcept nogil
     cdef int32_t add_node(self, Py_ssize_t start, Py_ssize_t size, int32_t parent) noexcept
-    cdef int track(self) except -1
+    cdef int build_tree(self) except -1
     cdef bint has(self, Py_ssize_t i) noexcept nogil
     cdef int set(self, Py_ssize_t i, bint on) except -1
-    cdef int note(self, int64_t stream) except -1
-    cdef void turn(self, int64_t stream) noexcept nogil
-    cdef int open_ledger(self, double v) noexcept nogil
+    cdef int log(self, int64_t stream) except -1
+    cdef void apply(self, int64_t stream) noexcept nogil
+    cdef int memo_of(self, double v) noexcept nogil
     cdef double total(self, double v) noexcept nogil
-    cdef double node_total(self, int32_t node, int book) noexcept nogil
-    cdef double normalised(self, double v, int64_t times) noexcept nogil
-    cdef void step(self) noexcept nogil
-    cdef int settle(self) except -1
+    cdef double node_total(self, int32_t node, int index) noexcept nogil
+    cdef double renormalised(self, double v, int64_t times) noexcept nogil
+    cdef void replay_next(self) noexcept nogil
+    cdef int replay(self) except -1
     cdef int renormalise(self) except -1
-    cdef Py_ssize_t close_rank(self, double u) except -1
+    cdef Py_ssize_t rank_near_edge(self, double u) except -1
     cdef Py_ssize_t find(self, double u) except -1
-    cdef int take(self, Py_ssize_t i) except -1
-    cdef int drop(self, Py_ssize_t i) except -1
-    cdef int put_back(self, Py_ssize_t i) except -1

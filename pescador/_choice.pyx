@@ -1,9 +1,9 @@
-"""Choices made from random draws: which category, and which stream of a pool; knows no stream.
+"""Choices made from random draws: which category, and which of a pool of streams.
 
-Every choice here equals NumPy's to the last bit: ``choice(n, p=p)`` is one double of the generator,
-looked up in the cumulative sum of p divided by its last entry. What makes it fast is to know the
-answer without the sums. Where a draw comes so close to an edge that rounding decides, the exact
-sums are taken.
+Each choice equals NumPy's to the last bit. ``choice(n, p=p)`` takes one double of the generator and
+looks it up among the edges: the cumulative sums of p, divided by the last one. Here, most draws
+are looked up without these sums. They are computed, with NumPy's rounding, for a draw so close to
+an edge that rounding decides. It knows _rng, and no stream.
 """
 
 import numpy as np
@@ -12,56 +12,54 @@ from pescador.exceptions import PescadorError
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from libc.math cimport ceil, floor, nextafter
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from pescador._native.bits cimport pescador_nth_bit, pescador_popcount
 from pescador._native.bounds cimport AT
-from pescador._rng cimport PART, Sums, first_half, repeated_sum
+from pescador._rng cimport SUM_PART, Sums, first_half, repeated_sum
 
 cnp.import_array()
 
 
-# How often rounding had to decide, so that tests can see that it did.
-cdef int64_t n_close_calls = 0
+# Counted for tests, which see by these that exact sums decided, and that few nodes were summed.
+cdef int64_t n_exact_decisions = 0, n_nodes_summed = 0
 
 
-def close_calls():
+def exact_decisions():
     """Return how often exact sums have decided since the module was loaded."""
-    return n_close_calls
+    return n_exact_decisions
 
 
-# How many parts of pools have been summed, so that tests can see that they were few.
-cdef int64_t n_parts_summed = 0
-
-
-def parts_summed():
-    """Return how many parts of pools have been summed since the module was loaded."""
-    return n_parts_summed
+def nodes_summed():
+    """Return how many nodes of pools have been summed since the module was loaded."""
+    return n_nodes_summed
 
 
 cdef Py_ssize_t exact_rank(double u, Py_ssize_t m, double low, double high) noexcept nogil:
-    """Which of m choices a draw picks, of a probability from low to high; -1 where that decides it.
+    """Which of m equally likely choices a draw picks; -1 if that depends on their probability.
+
+    All that is known of it is that it lies between low and high.
     """
-    global n_close_calls
+    global n_exact_decisions
     cdef Py_ssize_t rank = edges_below(u, m, high, low)
-    n_close_calls += 1
-    # Rounded sums grow with their terms.
+    n_exact_decisions += 1
+    # Rounded sums never fall when their terms grow, so the two ends bound all edges.
     return rank if low == high or rank == edges_below(u, m, low, high) else -1
 
 
 cdef Py_ssize_t edges_below(double u, Py_ssize_t m, double v, double w) noexcept nogil:
-    """How many edges are at most u: sums of shares v, divided by that of m shares w.
+    """How many edges are at most u, if edge j is ``sum of j times v / sum of m times w``.
 
-    The shares are 1 / m, but for a few roundings.
+    v and w are 1 / m, but for a few roundings.
     """
     cdef double total = repeated_sum(w, m)
     cdef double slack = (m + 8.0) * m * 2.220446049250313e-16
     cdef double x = u * m
     cdef Py_ssize_t low, high, middle
-    # Edges further from u than rounding reaches need no look. edge(low) <= u < edge(high + 1)
+    # Of the other edges, rounding decides nothing: edge(low) <= u < edge(high + 1).
     low = <Py_ssize_t>max(0.0, floor(x - slack) - 1.0)
     high = <Py_ssize_t>min(m - 1.0, ceil(x + slack) + 1.0)
     while low < high:
@@ -74,10 +72,10 @@ cdef Py_ssize_t edges_below(double u, Py_ssize_t m, double v, double w) noexcept
 
 
 cdef Py_ssize_t pick_by_sums(Sums sums, double u) noexcept nogil:
-    """The weight that a draw picks, or -1 where rounding may decide it.
+    """The weight that a draw picks, found in the tree of their sums; -1 if rounding may decide it.
 
-    The exact edges are sums of n rounded shares, added in order and divided by the last: each
-    is within (2 n + 3) units of 2**-53 of its place. The sums of the tree are closer to theirs.
+    NumPy's edges are sums of n rounded terms, added in order and divided by the last: rounding
+    moves each by at most (2 n + 3) * 2**-53. It moves the sums of the tree by less.
     """
     cdef double total = sums.total(), x = u * total
     cdef double slack = (sums.n + 512.0) * 2.220446049250313e-16 * total
@@ -110,7 +108,7 @@ def sums_of(values, changes, draws):
     """Return ``(sum, picks)`` after each change (i, value), for tests that hold them to NumPy."""
     values = np.array(values, np.float64)
     sums = Sums(len(values))
-    sums.take(<double*>cnp.PyArray_DATA(values))
+    sums.sum_up(<double*>cnp.PyArray_DATA(values))
     result = []
     for i, value in changes:
         values[i] = value
@@ -118,15 +116,21 @@ def sums_of(values, changes, draws):
     return result
 
 
-# ---------------------------------------------------------------------------------- choices
+cdef int reserve(void** memory, size_t n, size_t size) except -1:
+    """Allocate memory for n zeros, unless that was done before."""
+    if memory[0] is NULL:
+        memory[0] = PyMem_Calloc(n, size)
+        if memory[0] is NULL:
+            raise MemoryError()
+    return 0
 
 
 cdef class Categorical:
     """``generator.choice(k, p=weights / norm)``, given the uniform draw behind it.
 
-    The category is the first whose cumulative probability exceeds the draw. Once the weights
-    have served a while, a guide table [1]_ leads each look-up to its place in constant expected
-    time; equal weights need no table.
+    The category is the first whose cumulative probability exceeds the draw. After some look-ups
+    with the same weights, a guide table [1]_ is made, with which a look-up takes constant expected
+    time. Equal weights need no table.
 
     .. [1] Chen, H.-C. and Asau, Y. (1974). On generating random variates from an empirical
        distribution. AIIE Transactions 6, 163-166.
@@ -155,11 +159,8 @@ cdef class Categorical:
                 self.equal = False
         if self.equal:
             return 0
-        if self.edges is NULL:
-            self.edges = <double*>PyMem_Malloc(self.k * sizeof(double))
-            self.guide = <int32_t*>PyMem_Malloc(self.n_cells * sizeof(int32_t))
-            if self.edges is NULL or self.guide is NULL:
-                raise MemoryError()
+        reserve(<void**>&self.edges, self.k, sizeof(double))
+        reserve(<void**>&self.guide, self.n_cells, sizeof(int32_t))
         total = weights[0] / norm
         self.edges[0] = total
         for i in range(1, self.k):
@@ -176,7 +177,7 @@ cdef class Categorical:
 
     cdef Py_ssize_t look_up(self, double u) noexcept nogil:
         cdef Py_ssize_t low = 0, high = self.k - 1, middle
-        # A table takes about as long as a few dozen look-ups: worth it where the weights stay.
+        # The table costs a few dozen look-ups, so it is made when weights seem to stay.
         self.uses += 1
         if self.uses > 16 + self.k // 16:
             self.index()
@@ -189,7 +190,6 @@ cdef class Categorical:
         return low
 
     cdef void index(self) noexcept nogil:
-        # u * n_cells is exact for a power of two, so the cell of a draw never lies.
         cdef Py_ssize_t cell, i = 0
         for cell in range(self.n_cells):
             while self.edges[AT(i, self.k)] <= <double>cell / <double>self.n_cells:
@@ -201,52 +201,31 @@ cdef class Categorical:
 cdef class Pool:
     """``generator.choice(n, p=distribution)``, given the uniform draw behind it.
 
-    All streams that can be picked are equally likely, so a pick is the j-th of them. Their
-    probability v is normalised again and again by NumPy's pairwise sum over the whole pool, whose
-    rounding depends on who is missing; it decides close calls, so it is followed exactly:
+    All m streams that can be picked have the same probability v, so a draw picks the one of rank
+    ``u * m``. v is normalised whenever a stream is left out: divided by NumPy's pairwise sum over
+    the pool, whose rounding depends on which streams are missing. v matters only for draws near
+    an edge, but there it must be exact:
 
-    * Parts of the pool from which nothing is missing have the same sum if they have the same
-      size: there are few sizes, and only the parts around missing streams are summed one by one.
-    * v takes few values, again and again. For the last of them the sums of all parts are kept in
-      a ledger each, and only those parts are summed again where a stream came or went.
-    * What happens is noted in a journal, and carried out when a close call asks for v.
-    * Each normalisation leaves v within a few roundings of 1 / m. In most close calls, all of
-      these values pick the same stream.
-    * Of a long journal, only the end is carried out, for each of these values: they soon become
-      one, whatever came before. If they do not, the whole journal is carried out.
+    * Streams that come and go and normalisations are events of a journal. It is replayed when a
+      draw near an edge asks for v.
+    * A normalised v is within a few roundings of 1 / m. For most draws near an edge, all values in
+      this range pick the same stream, and nothing is replayed.
+    * Of a long journal, only the end is replayed, for each value in this range: some ten events
+      leave one value, whatever v was before. If they do not, the whole journal is replayed.
+    * The sum is taken over a tree that is split where NumPy splits its sum. Nodes from which no
+      stream is missing have the same sum if they have the same size (`full_sums`), so that only
+      nodes with missing streams are summed.
+    * v takes few values, again and again. Sums are kept for the last ones (`memos`), and only the
+      nodes above a stream that came or went are summed again.
     """
 
     def __cinit__(self, Py_ssize_t n):
-        self.n = self.m = self.present = n
+        self.n = self.m = self.n_present = n
         self.v = 1.0 / n
-        # np.sum may take the pool in several parts: all of one size but the last.
-        self.n_parts = (n - 1) // PART + 1
-        cdef Py_ssize_t size = min(n, PART), half
-        cdef int32_t i
-        self.add_kinds(size)
-        self.add_kinds(n - (self.n_parts - 1) * size)
-        for i in range(self.n_kinds):
-            self.kinds[i].left = self.kinds[i].right = -1
-            if self.kinds[i].size > 128:
-                half = first_half(self.kinds[i].size)
-                self.kinds[i].left = self.kind_of(half)
-                self.kinds[i].right = self.kind_of(self.kinds[i].size - half)
-        # The roundings on the way from a share to a normalised one: those of a leaf, of each level
-        # and part, and of the quotients.
-        self.n_roundings = 32 + self.n_parts
-        half = size
-        while half > 128:
-            half -= first_half(half)
-            self.n_roundings += 1
-        self.values = <double*>PyMem_Malloc((2 * self.n_roundings + 1) * sizeof(double))
-        if self.values is NULL:
-            raise MemoryError()
-        self.part_kind = self.kind_of(size)
-        self.last_kind = self.kind_of(n - (self.n_parts - 1) * size)
 
     def __dealloc__(self):
-        PyMem_Free(self.kinds)
-        PyMem_Free(self.values)
+        PyMem_Free(self.full_sums)
+        PyMem_Free(self.candidates)
         PyMem_Free(self.journal)
         PyMem_Free(self.nodes)
         PyMem_Free(self.roots)
@@ -254,51 +233,33 @@ cdef class Pool:
         PyMem_Free(self.bits)
         PyMem_Free(self.counts)
 
-    cdef int add_kinds(self, Py_ssize_t size) except -1:
-        """Note a size of parts, and those of its halves, by falling size."""
-        cdef int32_t i = 0, j
-        cdef Kind* kinds
-        while i < self.n_kinds and self.kinds[i].size > size:
-            i += 1
-        if i < self.n_kinds and self.kinds[i].size == size:
+    cdef int build_tree(self) except -1:
+        """Set up what is needed once a stream is left out."""
+        cdef Py_ssize_t i, half, size = min(self.n, SUM_PART)
+        if self.n_nodes > 0:
             return 0
-        kinds = <Kind*>PyMem_Realloc(self.kinds, (self.n_kinds + 1) * sizeof(Kind))
-        if kinds is NULL:
-            raise MemoryError()
-        self.kinds = kinds
-        for j in range(self.n_kinds, i, -1):
-            kinds[j] = kinds[j - 1]
-        kinds[i].size = size
-        self.n_kinds += 1
-        if size > 128:
-            self.add_kinds(first_half(size))
-            self.add_kinds(size - first_half(size))
-        return 0
-
-    cdef int32_t kind_of(self, Py_ssize_t size) noexcept nogil:
-        cdef int32_t kind = 0
-        while self.kinds[kind].size != size:
-            kind += 1
-        return kind
-
-    cdef int track(self) except -1:
-        """Set up what is needed once somebody may be missing."""
-        cdef Py_ssize_t i, size = min(self.n, PART)
-        if self.nodes is not NULL:
-            return 0
-        # Binary trees, whose leaves hold more than 56 streams each unless they are all there is.
-        cdef Py_ssize_t most = 2 * (self.n // 56 + self.n_parts)
+        # np.sum may take the pool in several parts: all of one size but the last.
+        self.n_parts = (self.n - 1) // SUM_PART + 1
+        cdef list sizes = [size, self.n - (self.n_parts - 1) * size]
+        for whole in sizes:
+            if whole > 128:
+                half = first_half(whole)
+                sizes += {half, whole - half}.difference(sizes)
+        sizes = sorted(set(sizes), reverse=True)
+        # Those of the sum (in a leaf, at each level of the tree, of each part) and of quotients.
+        self.n_roundings = 32 + self.n_parts + len(sizes)
+        self.n_full_sums = len(sizes)
         self.n_words = (self.n + 63) // 64
-        self.nodes = <Node*>PyMem_Calloc(most, sizeof(Node))
-        self.roots = <int32_t*>PyMem_Calloc(self.n_parts, sizeof(int32_t))
-        self.leaf_of = <int32_t*>PyMem_Calloc(self.n // 8 + 1, sizeof(int32_t))
-        self.bits = <uint64_t*>PyMem_Calloc(self.n_words, sizeof(uint64_t))
-        self.counts = <int32_t*>PyMem_Calloc(self.n_words + 1, sizeof(int32_t))
-        if (self.nodes is NULL or self.roots is NULL or self.leaf_of is NULL
-                or self.bits is NULL or self.counts is NULL):
-            PyMem_Free(self.nodes)
-            self.nodes = NULL
-            raise MemoryError()
+        reserve(<void**>&self.full_sums, self.n_full_sums, sizeof(FullSum))
+        reserve(<void**>&self.candidates, 2 * self.n_roundings + 1, sizeof(double))
+        # Binary trees, each leaf of which has more than 56 streams or is the only node.
+        reserve(<void**>&self.nodes, 2 * (self.n // 56 + self.n_parts), sizeof(SumNode))
+        reserve(<void**>&self.roots, self.n_parts, sizeof(int32_t))
+        reserve(<void**>&self.leaf_of, self.n // 8 + 1, sizeof(int32_t))
+        reserve(<void**>&self.bits, self.n_words, sizeof(uint64_t))
+        reserve(<void**>&self.counts, self.n_words + 1, sizeof(int32_t))
+        for i in range(self.n_full_sums):
+            self.full_sums[i].size = sizes[i]
         for i in range(self.n_parts):
             self.roots[i] = self.add_node(i * size, min(size, self.n - i * size), -1)
         memset(self.bits, 0xff, self.n_words * sizeof(uint64_t))
@@ -311,36 +272,38 @@ cdef class Pool:
         return 0
 
     cdef int32_t add_node(self, Py_ssize_t start, Py_ssize_t size, int32_t parent) noexcept:
-        cdef int32_t node = self.n_nodes
+        cdef int32_t node = self.n_nodes, full = 0
+        cdef SumNode* at = &self.nodes[node]
         cdef Py_ssize_t half, i
+        while self.full_sums[full].size != size:
+            full += 1
         self.n_nodes += 1
-        self.nodes[node].start = start
-        self.nodes[node].size = size
-        self.nodes[node].parent = parent
-        self.nodes[node].kind = self.kind_of(size)
-        self.nodes[node].left = self.nodes[node].right = -1
+        at.start, at.size, at.parent, at.full = start, size, parent, full
+        at.left = at.right = self.full_sums[full].left = self.full_sums[full].right = -1
         if size > 128:
             half = first_half(size)
-            self.nodes[node].left = self.add_node(start, half, node)
-            self.nodes[node].right = self.add_node(start + half, size - half, node)
+            at.left = self.add_node(start, half, node)
+            at.right = self.add_node(start + half, size - half, node)
+            self.full_sums[full].left = self.nodes[at.left].full
+            self.full_sums[full].right = self.nodes[at.right].full
         else:
-            self.nodes[node].lanes = <uint64_t>(size // 8) * 0x0101010101010101
-            self.nodes[node].rest = size % 8
+            at.lanes = <uint64_t>(size // 8) * 0x0101010101010101
+            at.rest = size % 8
             for i in range(start // 8, (start + size + 7) // 8):
                 self.leaf_of[i] = node
         return node
 
     cdef bint has(self, Py_ssize_t i) noexcept nogil:
-        return self.nodes is NULL or (self.bits[i // 64] >> (i % 64)) & 1
+        return self.n_nodes == 0 or (self.bits[i // 64] >> (i % 64)) & 1
 
     cdef int set(self, Py_ssize_t i, bint on) except -1:
-        """Have stream i among those that can be picked, or not."""
+        """Make stream i one that can be picked (as likely as the others), or one that cannot."""
         cdef Py_ssize_t word
         cdef int change = 1 if on else -1
-        self.track()
+        self.build_tree()
         if self.has(AT(i, self.n)) == on:
             return 0
-        self.note(change * (i + 1))
+        self.log(change * (i + 1))
         self.m += change
         self.bits[i // 64] ^= (<uint64_t>1) << (i % 64)
         word = i // 64 + 1
@@ -349,12 +312,12 @@ cdef class Pool:
             word += word & -word
         return 0
 
-    cdef int note(self, int64_t stream) except -1:
-        """Begin an event of the journal: a stream came or went."""
+    cdef int log(self, int64_t stream) except -1:
+        """Add an event to the journal."""
         cdef Py_ssize_t room
         cdef Event* journal
-        if self.length >= self.n + JOURNAL:
-            self.settle()
+        if self.length >= self.n + MAX_JOURNAL:
+            self.replay()
         if self.length == self.room:
             room = 2 * self.room + 16
             journal = <Event*>PyMem_Realloc(self.journal, room * sizeof(Event))
@@ -367,14 +330,14 @@ cdef class Pool:
         self.length += 1
         return 0
 
-    cdef void turn(self, int64_t stream) noexcept nogil:
-        """Have a stream come (i + 1) or go (-i - 1) in the sums; nobody for 0."""
+    cdef void apply(self, int64_t stream) noexcept nogil:
+        """Have the nodes know of an event."""
         cdef int change = 1 if stream > 0 else -1
         cdef Py_ssize_t i = stream * change - 1
         cdef int32_t node
         if stream == 0:
             return
-        self.present += change
+        self.n_present += change
         node = self.leaf_of[AT(i, self.n) // 8]
         if i >= self.nodes[node].start + self.nodes[node].size // 8 * 8:
             self.nodes[node].rest += change
@@ -387,93 +350,89 @@ cdef class Pool:
             memset(self.nodes[node].stamps, 0, sizeof(self.nodes[node].stamps))
             node = self.nodes[node].parent
 
-    cdef int open_ledger(self, double v) noexcept nogil:
-        """The ledger of v: one that was kept, or a new one."""
-        cdef int i, book = 0
+    cdef int memo_of(self, double v) noexcept nogil:
+        """The index of the memo of v, which may be a new one."""
+        cdef int i, index = 0
         cdef int32_t j
-        cdef Kind* kind
-        cdef Ledger* ledger
+        cdef FullSum* full
+        cdef Memo* memo
         cdef double total
         self.clock += 1
-        for i in range(N_LEDGERS):
-            ledger = &self.ledgers[i]
-            if ledger.v == v and ledger.stamp:
-                ledger.used = self.clock
+        for i in range(N_MEMOS):
+            memo = &self.memos[i]
+            if memo.v == v and memo.stamp:
+                memo.used = self.clock
                 return i
-            if ledger.used < self.ledgers[book].used:
-                book = i
-        ledger = &self.ledgers[book]
+            if memo.used < self.memos[index].used:
+                index = i
+        memo = &self.memos[index]
         self.last_stamp += 1
-        ledger.v = v
-        ledger.stamp = self.last_stamp
-        ledger.used = self.clock
-        ledger.sums[0] = 0.0
+        memo.v = v
+        memo.stamp = self.last_stamp
+        memo.used = self.clock
+        memo.sums[0] = 0.0
         for i in range(1, 17):
-            ledger.sums[i] = ledger.sums[i - 1] + v
-        # Halves are smaller, so they come after what they are halves of.
-        for j in range(self.n_kinds - 1, -1, -1):
-            kind = &self.kinds[j]
-            if kind.left >= 0:
-                total = self.kinds[kind.left].totals[book] + self.kinds[kind.right].totals[book]
+            memo.sums[i] = memo.sums[i - 1] + v
+        # Children first: they follow their parents.
+        for j in range(self.n_full_sums - 1, -1, -1):
+            full = &self.full_sums[j]
+            if full.left >= 0:
+                total = (self.full_sums[full.left].totals[index]
+                         + self.full_sums[full.right].totals[index])
             else:
-                # Eight equal lanes: adding them up doubles three times, which rounds nothing.
-                total = 8.0 * ledger.sums[kind.size // 8]
-                for _ in range(kind.size % 8):
+                # Adding up eight equal lanes is exact: it doubles three times.
+                total = 8.0 * memo.sums[full.size // 8]
+                for _ in range(full.size % 8):
                     total += v
-            kind.totals[book] = total
-        return book
+            full.totals[index] = total
+        return index
 
     cdef double total(self, double v) noexcept nogil:
         """The sum of the distribution, as np.sum rounds it."""
-        cdef int book = self.open_ledger(v)
+        cdef int index = self.memo_of(v)
         cdef double total = 0.0
         cdef Py_ssize_t j
         for j in range(self.n_parts):
-            if self.nodes is not NULL:
-                total += self.node_total(self.roots[j], book)
-            elif j < self.n_parts - 1:
-                total += self.kinds[self.part_kind].totals[book]
-            else:
-                total += self.kinds[self.last_kind].totals[book]
+            total += self.node_total(self.roots[j], index)
         return total
 
-    cdef double node_total(self, int32_t node, int book) noexcept nogil:
-        global n_parts_summed
-        cdef Node* part = &self.nodes[node]
-        cdef Ledger* ledger = &self.ledgers[book]
+    cdef double node_total(self, int32_t node, int index) noexcept nogil:
+        global n_nodes_summed
+        cdef SumNode* at = &self.nodes[node]
+        cdef Memo* memo = &self.memos[index]
         cdef double total
-        cdef double* sums = ledger.sums
+        cdef double* sums = memo.sums
         cdef uint64_t lanes
-        if part.missing == 0:
-            return self.kinds[part.kind].totals[book]
-        if part.missing == part.size:
+        if at.missing == 0:
+            return self.full_sums[at.full].totals[index]
+        if at.missing == at.size:
             return 0.0
-        if part.stamps[book] == ledger.stamp:
-            return part.totals[book]
-        n_parts_summed += 1
-        if part.left >= 0:
-            total = self.node_total(part.left, book) + self.node_total(part.right, book)
+        if at.stamps[index] == memo.stamp:
+            return at.totals[index]
+        n_nodes_summed += 1
+        if at.left >= 0:
+            total = self.node_total(at.left, index) + self.node_total(at.right, index)
         else:
-            lanes = part.lanes
+            lanes = at.lanes
             total = (((sums[lanes & 255] + sums[(lanes >> 8) & 255])
                       + (sums[(lanes >> 16) & 255] + sums[(lanes >> 24) & 255]))
                      + ((sums[(lanes >> 32) & 255] + sums[(lanes >> 40) & 255])
                         + (sums[(lanes >> 48) & 255] + sums[lanes >> 56])))
-            for _ in range(part.rest):
-                total += ledger.v
-        part.stamps[book] = ledger.stamp
-        part.totals[book] = total
+            for _ in range(at.rest):
+                total += memo.v
+        at.stamps[index] = memo.stamp
+        at.totals[index] = total
         return total
 
-    cdef double normalised(self, double v, int64_t times) noexcept nogil:
-        """A share after so many normalisations in which nobody comes or goes."""
+    cdef double renormalised(self, double v, int64_t times) noexcept nogil:
+        """What v is after so many normalisations between which no stream comes or goes."""
         cdef double mark = v
         cdef int64_t steps = 0, most = 1
         while times > 0:
             v /= self.total(v)
             times -= 1
             steps += 1
-            # Sooner or later it stays the same, or goes round among a few values.
+            # It soon goes round in a cycle of a few values, which Brent's algorithm finds.
             if v == mark:
                 times %= steps
             elif steps == most:
@@ -482,74 +441,75 @@ cdef class Pool:
                 most *= 2
         return v
 
-    cdef void step(self) noexcept nogil:
-        """Carry out the next event of the journal, for each value that v may have."""
-        cdef Event* event = &self.journal[self.at]
+    cdef void replay_next(self) noexcept nogil:
+        """Replay the next event of the journal, for each value that v may have."""
+        cdef Event* event = &self.journal[self.n_replayed]
         cdef int64_t times = event.times
         cdef Py_ssize_t n = 0, i, j
         cdef double v
-        self.at += 1
-        self.turn(event.stream)
-        if self.present == 0:
-            # Whoever is put back into an empty pool has a share of 1.
-            self.values[0] = 1.0
-            self.n_values = 1
+        self.n_replayed += 1
+        self.apply(event.stream)
+        if self.n_present == 0:
+            # A stream that is put back into an empty pool has a probability of 1.
+            self.candidates[0] = 1.0
+            self.n_candidates = 1
             return
-        if times > 0 and self.n_values == 0 and self.length - self.at < TAIL:
+        if times > 0 and self.n_candidates == 0 and self.length - self.n_replayed < TAIL:
             times -= 1
-            v = 1.0 / self.present
+            v = 1.0 / self.n_present
             for _ in range(self.n_roundings):
                 v = nextafter(v, 0.0)
             for _ in range(2 * self.n_roundings + 1):
-                self.values[self.n_values] = v
-                self.n_values += 1
+                self.candidates[self.n_candidates] = v
+                self.n_candidates += 1
                 v = nextafter(v, 2.0)
         if times == 0:
             return
-        for i in range(self.n_values):
-            v = self.normalised(self.values[i], times)
+        for i in range(self.n_candidates):
+            v = self.renormalised(self.candidates[i], times)
             for j in range(n):
-                if self.values[j] == v:
+                if self.candidates[j] == v:
                     break
             else:
-                self.values[n] = v
+                self.candidates[n] = v
                 n += 1
-        self.n_values = n
+        self.n_candidates = n
 
-    cdef int settle(self) except -1:
-        """Have v as it is now.
+    cdef int replay(self) except -1:
+        """Replay the journal, so that v is up to date.
 
-        A handler of signals may come here, too, or end this: it goes on from the last event.
+        A signal handler may call this as well, or raise: the next call goes on from here.
         """
         while self.length > 0:
-            if self.at == 0:
-                self.values[0] = self.v
-                self.n_values = self.is_thorough or self.length <= 2 * TAIL
-            if self.n_values < 0:
-                self.at -= 1
-                self.turn(-self.journal[self.at].stream)
-            elif self.at < self.length:
-                self.step()
-            elif self.n_values == 1:
-                self.v = self.values[0]
-                self.at = self.length = 0
-                self.is_thorough = False
+            if self.n_replayed == 0:
+                self.candidates[0] = self.v
+                self.n_candidates = self.from_start or self.length <= 2 * TAIL
+            if self.n_candidates < 0:
+                self.n_replayed -= 1
+                self.apply(-self.journal[self.n_replayed].stream)
+            elif self.n_replayed < self.length:
+                self.replay_next()
+            elif self.n_candidates == 1:
+                self.v = self.candidates[0]
+                self.n_replayed = self.length = 0
+                self.from_start = False
             else:
-                self.is_thorough = True
-                self.n_values = -1
-            if self.at % 16 == 0:
+                self.from_start = True
+                self.n_candidates = -1
+            if self.n_replayed % 16 == 0:
                 PyErr_CheckSignals()
         return 0
 
     cdef int renormalise(self) except -1:
-        """Share what is missing among the streams that can be picked."""
-        if self.at == self.length:
-            self.note(0)
+        """Divide the probabilities by their sum."""
+        self.build_tree()
+        if self.n_replayed == self.length:
+            self.log(0)
         self.journal[self.length - 1].times += 1
         return 0
 
-    cdef Py_ssize_t close_rank(self, double u) except -1:
-        """The rank of the stream that a draw picks where rounding decides it."""
+    cdef Py_ssize_t rank_near_edge(self, double u) except -1:
+        """The rank of the stream that a draw picks, if rounding decides it."""
         cdef double v, reach
         cdef Py_ssize_t rank = -1
         if self.length > 0 and self.journal[self.length - 1].times > 0:
@@ -557,7 +517,7 @@ cdef class Pool:
             reach = v * (self.n_roundings * 2.220446049250313e-16)
             rank = exact_rank(u, self.m, v - reach, v + reach)
         if rank < 0:
-            self.settle()
+            self.replay()
             rank = exact_rank(u, self.m, self.v, self.v)
         return rank
 
@@ -565,7 +525,7 @@ cdef class Pool:
         """The stream that a draw picks."""
         cdef Py_ssize_t rank = quick_rank(u, self.m), word, step
         if rank < 0:
-            rank = self.close_rank(u)
+            rank = self.rank_near_edge(u)
         if self.m == self.n:
             return rank
         word = 0
@@ -579,23 +539,10 @@ cdef class Pool:
             step //= 2
         return 64 * word + pescador_nth_bit(self.bits[AT(word, self.n_words)], <int>rank)
 
-    cdef int take(self, Py_ssize_t i) except -1:
-        """Leave stream i out of the picks to come, and share its probability among the rest."""
-        self.drop(i)
-        return self.renormalise()
-
-    cdef int drop(self, Py_ssize_t i) except -1:
-        """Leave stream i out of the picks to come."""
-        return self.set(i, False)
-
-    cdef int put_back(self, Py_ssize_t i) except -1:
-        """Make stream i as likely as the others."""
-        return self.set(i, True)
-
     @property
     def distribution(self):
         """The probability of each stream, float64[n]."""
-        self.settle()
+        self.replay()
         values = np.full(self.n, self.v)
         cdef double* p = <double*>cnp.PyArray_DATA(values)
         cdef Py_ssize_t i

@@ -1,4 +1,4 @@
-"""The loops behind the maps: what is done to each item, compiled."""
+"""The loops of the maps but buffer_stream: what is done to each item."""
 
 import numpy as np
 
@@ -10,17 +10,17 @@ from pescador._native.iterators cimport next_item, steal
 from pescador._rng cimport Uniform, as_index, draw, draw_below, is_known
 
 
-cdef object describe(object item):
+cdef object type_name(object item):
     return f"{type(item).__module__}.{type(item).__qualname__}".removeprefix("builtins.")
 
 
-cdef object not_data(object item, Py_ssize_t position):
-    return DataError(f"item {position} of the stream is of type {describe(item)}; "
+cdef object not_a_mapping(object item, Py_ssize_t position):
+    return DataError(f"item {position} of the stream is of type {type_name(item)}; "
                      "it must be a mapping of keys to arrays, such as dict(X=...)")
 
 
-cdef object stopped(Py_ssize_t position):
-    # Let through, it would look like the end of the stream.
+cdef object raised_stop_iteration(Py_ssize_t position):
+    # StopIteration itself would look like the end of the stream.
     return RuntimeError(f"item {position} of the stream raised StopIteration")
 
 
@@ -52,9 +52,9 @@ cdef list select(object item, tuple keys, Py_ssize_t position):
     try:
         return [item[key] for key in keys]
     except (TypeError, IndexError) as error:
-        raise not_data(item, position) from error
+        raise not_a_mapping(item, position) from error
     except StopIteration as error:
-        raise stopped(position) from error
+        raise raised_stop_iteration(position) from error
 
 
 cdef class InputsOutputs:
@@ -87,20 +87,20 @@ cdef class InputsOutputs:
 
 
 cdef class Cached:
-    """New items with probability `prob`, else one of the `size` kept ones.
+    """A new item with probability `prob`, else one of the `size` items that are kept.
 
     Parameters
     ----------
     rng : RandomState, Generator or the module np.random
-        For each item, ``rng.randint(size)`` (of a Generator, ``integers``) picks a place, and
-        then a uniform draw decides on its item.
+        For each item, ``rng.randint(size)`` (of a Generator, ``integers``) picks one of those that
+        are kept, and then a uniform draw decides whether a new one replaces it.
     """
 
     cdef object source
     cdef Py_ssize_t size
     cdef double prob
-    cdef Uniform uniform               # what the draws are made from, where it is NumPy's own
-    cdef object pick, toss             # the generator's own methods, for others
+    cdef Uniform uniform               # what draws, for np.random and RandomState; else None
+    cdef object pick, toss             # the generator's methods, where its bits are not NumPy's own
     cdef list kept
 
     def __cinit__(self, source, Py_ssize_t size, double prob, rng):
@@ -109,7 +109,7 @@ cdef class Cached:
         self.prob = prob
         self.kept = []
         if rng is np.random or type(rng) is np.random.RandomState:
-            # It is not a copy of ours: others may draw from it.
+            # A cache draws from the caller's own generator, not from a copy.
             self.uniform = Uniform(rng, shared=True)
         if isinstance(rng, np.random.Generator):
             self.pick, self.toss = rng.integers, rng.random

@@ -30,7 +30,7 @@ from pescador._core cimport (
 from pescador._native.bounds cimport AT
 from pescador._native.iterators cimport next_item, steal
 from pescador._native.prefetch cimport PREFETCH, list_items
-from pescador._rng cimport Counts, Sums, Uniform, draw, glance
+from pescador._rng cimport Counts, Sums, Uniform, draw, peek
 
 
 cdef enum:
@@ -286,12 +286,12 @@ cdef class WeightedEngine(Engine):
         self.weights = np.zeros(k)
         self.w = <double*>cnp.PyArray_DATA(self.weights)
         self.sums = Sums(k)
-        self.sums.take(self.w)
+        self.sums.sum_up(self.w)
         self.chooser = Categorical(k)
 
     cdef void take_weights(self) noexcept:
         """Note that all weights were set, and are expected to stay a while."""
-        self.norm = self.sums.take(self.w)
+        self.norm = self.sums.sum_up(self.w)
         self.is_stale = True
         self.since = self.k + PATIENT
 
@@ -334,13 +334,13 @@ cdef class WeightedEngine(Engine):
         Their draws can be read in the state of the generator already. The place that leads to a
         stream is fetched four samples before its turn, the stream two before.
         """
-        cdef Py_ssize_t slot = guess(self.chooser, glance(self.uniform, 3))
+        cdef Py_ssize_t slot = guess(self.chooser, peek(self.uniform, 3))
         cdef char* stream
         cdef int line
         if slot >= 0:
             PREFETCH(<char*>list_items(self.streams) + slot * sizeof(void*))
             PREFETCH(&self.slots[AT(slot, self.k)])
-        slot = guess(self.chooser, glance(self.uniform, 1))
+        slot = guess(self.chooser, peek(self.uniform, 1))
         if slot >= 0:
             stream = <char*>PyList_GET_ITEM(self.streams, AT(slot, self.k))
             # A generator and its frame.
@@ -473,11 +473,11 @@ cdef class StochasticEngine(WeightedEngine):
         cdef Py_ssize_t i = self.which[slot]
         cdef bint barren = self.ended_barren(slot)
         if barren or (self.prune and self.slots[slot].count == 0):
-            self.available.drop(i)
+            self.available.set(i, False)
             self.n_valid -= self.is_valid[AT(i, self.n)]
             self.is_valid[i] = False
         if self.revives and not barren:
-            self.available.put_back(i)
+            self.available.set(i, True)
         if self.available.m > 0:
             self.available.renormalise()
             self.new_stream(slot)
@@ -492,7 +492,8 @@ cdef class StochasticEngine(WeightedEngine):
         cdef double weight = self.pool_w[0] if self.alike else self.pool_w[AT(i, self.n)]
         cdef int64_t bound = self.draw_bound(slot, weight)
         if not self.replaces:
-            self.available.take(i)
+            self.available.set(i, False)
+            self.available.renormalise()
         self.set_weight(slot, weight)
         if self.looks_ahead:
             self.look_ahead(i)

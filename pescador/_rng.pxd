@@ -7,7 +7,7 @@ from pescador._native.bitgen cimport bitgen_t
 from pescador._native.threads cimport pescador_threaded
 
 
-cdef Py_ssize_t PART                   # in parts of so many terms np.sum takes its sums
+cdef Py_ssize_t SUM_PART               # terms that np.sum adds up pairwise, part by part
 
 
 cdef inline Py_ssize_t first_half(Py_ssize_t n) noexcept nogil:
@@ -20,13 +20,13 @@ cdef double repeated_sum(double v, int64_t n) noexcept nogil
 
 @cython.final
 cdef class Sums:
-    cdef const double* values          # the weights; the caller keeps them
+    cdef const double* values          # the caller keeps them
     cdef Py_ssize_t n
-    cdef Py_ssize_t part, n_parts      # in which np.sum takes them
-    cdef double* cells                 # of each part: root at 1, children of node i at 2 i, 2 i + 1
+    cdef Py_ssize_t part, n_parts      # terms of a part; how many parts
+    cdef double* cells                 # of a part: root at 1, children of node i at 2 i and 2 i + 1
     cdef Py_ssize_t width              # cells of a part
 
-    cdef double take(self, const double* values) noexcept nogil
+    cdef double sum_up(self, const double* values) noexcept nogil
     cdef Py_ssize_t size_of(self, Py_ssize_t j) noexcept nogil
     cdef double fill(self, double* cells, Py_ssize_t node, const double* values,
                      Py_ssize_t size) noexcept nogil
@@ -35,7 +35,7 @@ cdef class Sums:
 
 
 cdef struct Mersenne:
-    # The state of NumPy's MT19937, of which `key` makes the next 624 words.
+    # The state of NumPy's MT19937: the words of `key` from `pos` on make the next draws.
     uint32_t key[624]
     int pos
 
@@ -50,12 +50,12 @@ cdef class Uniform:
     cdef object bit_generator          # owns `bits`
     cdef object lock                   # None where nobody else can hold the generator
     cdef bitgen_t* bits
-    cdef Mersenne* words               # what they are made from, where that is known; or NULL
+    cdef Mersenne* words               # see mersenne_of
     cdef bint is_known                 # whether the bit generator is NumPy's own
     cdef bint needs_care               # whether a draw is more than a call of `bits`
 
-    cdef int take(self, bit_generator) except -1
-    cdef int look(self) except -1
+    cdef int use(self, bit_generator) except -1
+    cdef int refresh(self) except -1
 
 
 cdef double draw_with_care(Uniform uniform) except? -1.0
@@ -71,7 +71,7 @@ cdef inline double draw(Uniform uniform) except? -1.0:
 cdef inline bint is_known(Uniform uniform) except -1:
     """Whether the next draws come from a bit generator of NumPy's own."""
     if uniform.owner is not None:
-        uniform.look()
+        uniform.refresh()
     return uniform.is_known
 
 
@@ -80,8 +80,8 @@ cpdef Py_ssize_t as_index(value, Py_ssize_t n, method) except -1
 cpdef int64_t drawn_count(method, tuple args) except -1
 
 
-cdef inline double glance(Uniform uniform, int later) noexcept nogil:
-    """About what the draw after `later` others will be, to 27 bits; -1 where it is not known."""
+cdef inline double peek(Uniform uniform, int later) noexcept nogil:
+    """The draw after `later` others, to 27 bits, for prefetching; -1 if it cannot be known."""
     cdef int place
     cdef uint32_t word
     if uniform.words is NULL or (uniform.lock is not None and pescador_threaded()):
@@ -89,7 +89,7 @@ cdef inline double glance(Uniform uniform, int later) noexcept nogil:
     place = uniform.words.pos + 2 * later
     if place >= 624:
         return -1.0
-    # As MT19937 does: a double has 27 bits of one word and 26 of the next.
+    # As MT19937 does: a double is made from 27 bits of one word and 26 of the next.
     word = uniform.words.key[place]
     word ^= word >> 11
     word ^= (word << 7) & 0x9d2c5680U
@@ -102,13 +102,13 @@ cdef inline double glance(Uniform uniform, int later) noexcept nogil:
 cdef class Counts:
     cdef Uniform uniform
     cdef object poisson_method, binomial_method
-    cdef bint own_binomial             # whether `binomial` may draw by itself
+    cdef bint own_binomial             # whether `binomial` may draw by inversion
     cdef double mean, least            # of the Poisson distribution; exp(-mean)
     cdef int64_t n                     # the binomial distribution that `terms` is for
     cdef double p
-    cdef bint flipped
+    cdef bint flipped                  # `terms` is for 1 - p: what does not happen is counted
     cdef int64_t most                  # a count above this is drawn again
-    cdef double[100] terms             # the probabilities of 0, 1, ... as they are subtracted
+    cdef double[100] terms             # the probabilities of 0, 1, ...
 
     cdef int set_binomial(self, int64_t n, double p) except -1
     cdef int64_t binomial(self, double n, double p) except -1

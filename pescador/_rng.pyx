@@ -1,4 +1,7 @@
-"""Random numbers, bit for bit as NumPy draws them, and sums rounded as NumPy rounds them."""
+"""Random numbers, bit for bit as NumPy draws them, and sums rounded as NumPy rounds them.
+
+It knows no other room.
+"""
 
 import operator
 import types
@@ -26,9 +29,9 @@ cnp.import_array()
 # ------------------------------------------------------------------------------------- sums
 
 
-# np.sum rounds pairwise within parts of this size, and adds up the parts in order. It is the buffer
-# size in NumPy's older releases, and no limit in newer ones.
-cdef Py_ssize_t PART = PY_SSIZE_T_MAX
+# np.sum adds up pairwise within parts of this size, and the parts in order. Up to NumPy 2.2, that
+# is 8192, the size of its buffer; from 2.3 on, there is one part.
+cdef Py_ssize_t SUM_PART = PY_SSIZE_T_MAX
 
 
 cdef double pairwise_part(const double* values, Py_ssize_t n) noexcept nogil:
@@ -56,18 +59,18 @@ cdef double pairwise_part(const double* values, Py_ssize_t n) noexcept nogil:
 
 
 cdef class Sums:
-    """The sum of n weights, of which one changes now and then, as np.sum rounds it.
+    """The sum of n values as np.sum rounds it, kept up to date as single values change.
 
-    A binary tree over the weights, split where np.sum splits them. A change adds up one leaf, of
-    at most 128 weights, and the nodes above it.
+    It is a binary tree that is split where np.sum splits. After a change, one leaf of at most 128
+    values is summed again, and the nodes above it.
     """
 
     def __cinit__(self, Py_ssize_t n):
         cdef Py_ssize_t size
         self.n = n
-        self.part = max(min(n, PART), 1)
+        self.part = max(min(n, SUM_PART), 1)
         self.n_parts = max((n - 1) // self.part + 1, 1)
-        # The second half is never the smaller one.
+        # The second half is at least as large as the first, so it leads to the deepest leaf.
         self.width = 2
         size = self.part
         while size > 128:
@@ -80,8 +83,8 @@ cdef class Sums:
     def __dealloc__(self):
         PyMem_Free(self.cells)
 
-    cdef double take(self, const double* values) noexcept nogil:
-        """Note where the weights are, from now on; return their sum."""
+    cdef double sum_up(self, const double* values) noexcept nogil:
+        """Return the sum of these values, which `update` reads again."""
         cdef Py_ssize_t j
         self.values = values
         for j in range(self.n_parts):
@@ -110,7 +113,7 @@ cdef class Sums:
         return total
 
     cdef double update(self, Py_ssize_t i) noexcept nogil:
-        """Note that weight i has changed; return the sum."""
+        """Return the sum after value i has changed."""
         cdef Py_ssize_t j = i // self.part, node = 1, half
         cdef Py_ssize_t start = j * self.part, size = self.size_of(j)
         cdef double* cells = self.cells + j * self.width
@@ -129,13 +132,13 @@ cdef class Sums:
             cells[node] = cells[2 * node] + cells[2 * node + 1]
         return self.total()
 
+
 cdef double repeated_sum(double v, int64_t n) noexcept nogil:
     """``v + v + ... + v``, n terms added one after the other, with all of its rounding.
 
-    Between two powers of two, the sum is a multiple of one unit in the last place, so that every
-    further term adds the same rounded amount: the steps up to the next power of two are one
-    multiplication. (A term that ends in exactly half a unit is rounded to even, which settles
-    after one step.)
+    Between two powers of two, doubles are equally spaced, so that each further term adds the same
+    rounded amount: the steps up to the next power of two are one multiplication. (Only a first
+    step may differ: of a term that ends in half a unit, it is rounded to even.)
     """
     cdef double s = v, top, step, steps
     cdef int exponent = 0
@@ -164,11 +167,11 @@ cdef double repeated_sum(double v, int64_t n) noexcept nogil:
 
 
 def find_part():
-    """Find out in which parts the NumPy that is installed takes its sums."""
-    global PART
+    """Find out in which parts the installed NumPy takes its sums."""
+    global SUM_PART
     samples = [10.0 ** np.random.RandomState(seed).uniform(-18, 0, 20_011) for seed in range(4)]
     for part in (PY_SSIZE_T_MAX, 8192):
-        PART = part
+        SUM_PART = part
         if all([sum_of(values) == np.sum(values) for values in samples]):
             return
     raise ImportError("np.sum rounds in a way that this build of pescador does not know; "
@@ -178,13 +181,13 @@ def find_part():
 def sum_of(values):
     """Return the pairwise sum of a float64 vector, for tests that hold it against np.sum."""
     values = np.require(values, np.float64, "C")
-    return Sums(len(values)).take(<const double*>cnp.PyArray_DATA(values)) if len(values) else 0.0
+    return Sums(len(values)).sum_up(<const double*>cnp.PyArray_DATA(values)) if len(values) else 0.0
 
 
 def are_weights(values, Py_ssize_t n):
     """Tell whether this is a float64[n] of finite numbers, 0 or more, of a positive, finite sum.
 
-    False may also mean that it takes longer to tell.
+    False may also mean that it is not an array in C order, and has to be looked at in Python.
     """
     cdef Py_buffer view
     cdef Py_ssize_t i
@@ -221,14 +224,14 @@ cdef extern from "Python.h":
         PyGetSetDef* d_getset
 
 
-# NumPy's own. They draw doubles below 1, of which none repeats for ever.
+# NumPy's own. They draw doubles from 0 to below 1, and do not give the same one for ever.
 BIT_GENERATORS = frozenset({
     np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64,
 })
 cdef frozenset KNOWN = BIT_GENERATORS
 cdef type MT19937 = np.random.MT19937
 
-# How the bit generator of a RandomState is read, without looking up the name.
+# Reads the bit generator of a RandomState without looking up the name.
 cdef PyGetSetDef* BIT_GENERATOR = NULL
 if type(np.random.RandomState._bit_generator) is types.GetSetDescriptorType:
     BIT_GENERATOR = (<PyGetSetDescrObject*><PyObject*>np.random.RandomState._bit_generator).d_getset
@@ -239,7 +242,7 @@ cdef inline bitgen_t* bits_of(object bit_generator) except NULL:
 
 
 cdef bint mersenne_is_known() except *:
-    """Whether the state of this NumPy's MT19937 lies in memory as Mersenne says."""
+    """Whether the state of this NumPy's MT19937 is laid out as `Mersenne`."""
     bits = MT19937(1)
     bits.random_raw(7)
     cdef Mersenne* here = <Mersenne*>bits_of(bits).state
@@ -252,7 +255,7 @@ cdef bint MERSENNE_IS_KNOWN = mersenne_is_known()
 
 
 cdef Mersenne* mersenne_of(object bit_generator) except? NULL:
-    """The state of an MT19937; NULL of others, and where this NumPy keeps it in another way."""
+    """The state of an MT19937; NULL of others, and if this NumPy's is not laid out as declared."""
     if MERSENNE_IS_KNOWN and type(bit_generator) is MT19937:
         return <Mersenne*>bits_of(bit_generator).state
     return NULL
@@ -266,21 +269,21 @@ cdef class Uniform:
     generator : np.random, RandomState or Generator
         What to draw for.
     shared : bool
-        Whether others hold this RandomState. They may be drawing from it in another thread, or
-        give it another bit generator. Of ``np.random``, it is always so.
+        Whether others hold this RandomState. They may draw from it in another thread, or give it
+        another bit generator. ``np.random`` is always shared.
     """
 
     def __cinit__(self, generator, bint shared=False):
         self.generator = generator
         if generator is np.random or shared:
             self.owner = mtrand._rand if generator is np.random else generator
-            self.take(self.owner._bit_generator)
+            self.use(self.owner._bit_generator)
         elif isinstance(generator, np.random.RandomState):
-            self.take(generator._bit_generator)
+            self.use(generator._bit_generator)
         else:
-            self.take(generator.bit_generator)
+            self.use(generator.bit_generator)
 
-    cdef int take(self, bit_generator) except -1:
+    cdef int use(self, bit_generator) except -1:
         """Draw from a bit generator from now on."""
         self.bits = bits_of(bit_generator)
         self.bit_generator = bit_generator
@@ -290,23 +293,23 @@ cdef class Uniform:
         self.needs_care = self.owner is not None or not self.is_known
         return 0
 
-    cdef int look(self) except -1:
-        """Take the bit generator that the owner has now."""
+    cdef int refresh(self) except -1:
+        """Use the bit generator that the owner has now."""
         if BIT_GENERATOR is NULL:
             bit_generator = self.owner._bit_generator
         else:
             bit_generator = BIT_GENERATOR.get(self.owner, BIT_GENERATOR.closure)
         if bit_generator is not self.bit_generator:
-            self.take(bit_generator)
+            self.use(bit_generator)
         return 0
 
 
-def glances_at(generator, n_draws, later):
-    """What `glance` says of each of the first draws, `later` before its turn, for tests."""
+def peeks_at(generator, n_draws, later):
+    """Return what `peek` says before each of `n_draws` draws, for tests."""
     uniform = Uniform(generator)
     result = []
     for _ in range(n_draws):
-        result.append(glance(uniform, later))
+        result.append(peek(uniform, later))
         draw(uniform)
     return result
 
@@ -314,9 +317,9 @@ def glances_at(generator, n_draws, later):
 cdef double draw_with_care(Uniform uniform) except? -1.0:
     cdef double u = 0.0
     if uniform.owner is not None:
-        uniform.look()
-    # Another thread may be filling an array from the same state, without the GIL and holding the
-    # lock. Alone, nobody is.
+        uniform.refresh()
+    # Another thread may be filling an array from the same generator, without the GIL but with its
+    # lock. If there is only this thread, none is.
     if uniform.lock is not None and pescador_threaded():
         with uniform.lock:
             u = uniform.bits.next_double(uniform.bits.state)
@@ -337,7 +340,7 @@ cdef int64_t draw_below(Uniform uniform, int64_t n) except -1:
 
 
 cpdef Py_ssize_t as_index(value, Py_ssize_t n, method) except -1:
-    """What a generator's method gave for a choice of n, if it is an index."""
+    """Return what a generator's method drew from n choices, if it is an index below n."""
     try:
         i = operator.index(value)
     except TypeError:
@@ -349,7 +352,7 @@ cpdef Py_ssize_t as_index(value, Py_ssize_t n, method) except -1:
 
 
 cpdef int64_t drawn_count(method, tuple args) except -1:
-    """The count that a generator's method draws, if it is one."""
+    """Return what a generator's method draws, if it is a count."""
     try:
         count = method(*args)
     except (ValueError, OverflowError) as error:
@@ -364,9 +367,9 @@ cpdef int64_t drawn_count(method, tuple args) except -1:
 cdef class Counts:
     """``generator.poisson(mean)`` and ``generator.binomial(n, p)``, draw by draw.
 
-    A call of these methods costs more than opening a stream. Where NumPy counts by multiplying
-    uniform draws (a Poisson mean below 10) or by inversion (a binomial n p of at most 30, in the
-    frozen algorithm of RandomState), the same is done here; elsewhere, the methods are called.
+    A call of these methods takes longer than opening a stream. Two of NumPy's algorithms are
+    repeated here: multiplying uniform draws [1]_ (for a Poisson mean below 10), and inversion [2]_
+    (for a binomial n p of at most 30; frozen in RandomState). Otherwise, the methods are called.
 
     .. [1] Knuth, D. E. (1981). The Art of Computer Programming, volume 2, 3.4.1.
     .. [2] Kachitvichyanukul, V. and Schmeiser, B. W. (1988). Binomial random variate generation.

@@ -119,7 +119,7 @@ def buffer_stream(
     [4] [16]
     """
     if isinstance(buffer_size, float) and buffer_size.is_integer():
-        # As of a division that comes out even.
+        # Such as 64 / 2.
         buffer_size = int(buffer_size)
     size = as_count("buffer_size", buffer_size)
     if not (axis is None or (isinstance(axis, int | np.integer) and not isinstance(axis, bool))):

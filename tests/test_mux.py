@@ -1138,12 +1138,12 @@ def test_a_large_pool_of_empty_streams_is_no_quadratic_search(weights):
 def test_streams_found_empty_leave_the_pool_in_a_few_steps_each(mode):
     n = 20_000
     empty, some = Streamer(()), Streamer(range(5))
-    before = _choice.parts_summed()
+    before = _choice.nodes_summed()
     assert list(pescador.StochasticMux([empty] * n, 100, 8, mode=mode, random_state=0)) == []
     # Among others, too.
     mux = pescador.StochasticMux([empty, some] * (n // 2), 100, 1, mode=mode, random_state=0)
     assert len(list(mux.iterate(50_000))) == (n // 2 if mode == "exhaustive" else 50_000)
-    assert _choice.parts_summed() - before < 5 * n * np.log2(n)
+    assert _choice.nodes_summed() - before < 5 * n * np.log2(n)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -1153,9 +1153,9 @@ def test_a_look_at_the_distribution_of_a_large_pool_can_be_interrupted():
     mux = pescador.StochasticMux(pool, n // 2, None, mode="exhaustive", random_state=0)
     with mux as active:
         interrupted((active.distribution_ for _ in range(1)), 0.001)
-        before = _choice.parts_summed()
+        before = _choice.nodes_summed()
         p = active.distribution_
-        assert _choice.parts_summed() > before
+        assert _choice.nodes_summed() > before
     with mux as active:
         assert (active.distribution_ == p).all()
 

@@ -60,16 +60,16 @@ def test_a_long_repeated_sum_rounds_as_a_loop_does(m):
 
 
 @pytest.mark.parametrize("later", [0, 1, 3])
-def test_a_glance_at_a_draw_to_come_is_near_it(later):
-    glances = np.array(_rng.glances_at(np.random.RandomState(5), 2_000, later))
+def test_the_upper_bits_of_a_draw_to_come_can_be_read(later):
+    peeks = np.array(_rng.peeks_at(np.random.RandomState(5), 2_000, later))
     draws = np.random.RandomState(5).random_sample(2_000 + later)[later:]
-    told = glances >= 0
-    missed = (draws - glances)[told]
+    known = peeks >= 0
+    missed = (draws - peeks)[known]
     assert missed.min() >= 0
     assert missed.max() < 2**-27
-    # The generator makes new words once in 312 draws, and what will be in those is not told.
-    assert told.sum() >= 2_000 - 8 * (later + 1)
+    # The generator makes new words once in 312 draws, and those are not known before.
+    assert known.sum() >= 2_000 - 8 * (later + 1)
 
 
-def test_there_is_no_glance_into_other_generators():
-    assert set(_rng.glances_at(np.random.default_rng(5), 100, 1)) == {-1.0}
+def test_draws_to_come_cannot_be_read_from_other_generators():
+    assert set(_rng.peeks_at(np.random.default_rng(5), 100, 1)) == {-1.0}

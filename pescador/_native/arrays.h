@@ -1,6 +1,5 @@
 /* Making arrays over memory of one's own, and giving more room to one that nobody else has seen. */
-#ifndef PESCADOR_ARRAYS_H
-#define PESCADOR_ARRAYS_H
+#pragma once
 
 #include <Python.h>
 #include <numpy/arrayobject.h>
@@ -60,5 +59,3 @@ pescador_resize(PyArrayObject *array, int axis, npy_intp rows, unsigned int doma
     PyArray_UpdateFlags(array, NPY_ARRAY_UPDATE_ALL);
     return 0;
 }
-
-#endif

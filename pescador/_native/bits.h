@@ -1,6 +1,5 @@
 /* Bits of a word: how many are set, and where. */
-#ifndef PESCADOR_BITS_H
-#define PESCADOR_BITS_H
+#pragma once
 
 #include <stdint.h>
 
@@ -28,5 +27,3 @@ pescador_nth_bit(uint64_t word, int rank)
     }
     return place;
 }
-
-#endif

@@ -1,6 +1,5 @@
 /* Array indices, which a checked build verifies. */
-#ifndef PESCADOR_BOUNDS_H
-#define PESCADOR_BOUNDS_H
+#pragma once
 
 #include <Python.h>
 #include <stdio.h>
@@ -19,6 +18,4 @@ pescador_at(Py_ssize_t index, Py_ssize_t length, const char *file, int line)
 #define AT(index, length) pescador_at((index), (length), __FILE__, __LINE__)
 #else
 #define AT(index, length) (index)
-#endif
-
 #endif

@@ -1,6 +1,5 @@
 /* Copying many bytes. */
-#ifndef PESCADOR_COPY_H
-#define PESCADOR_COPY_H
+#pragma once
 
 #include <stdint.h>
 #include <string.h>
@@ -65,5 +64,3 @@ pescador_copy(char *to, const char *from, size_t n, int past_cache)
         pescador_copy_many(to, from, n, past_cache);
     }
 }
-
-#endif

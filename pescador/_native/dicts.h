@@ -1,6 +1,5 @@
 /* Reading a dict in the order in which it was filled. */
-#ifndef PESCADOR_DICTS_H
-#define PESCADOR_DICTS_H
+#pragma once
 
 #include <Python.h>
 
@@ -34,5 +33,3 @@ pescador_field(PyObject *fields, Py_ssize_t *position, PyObject *name)
     }
     return value;
 }
-
-#endif

@@ -1,7 +1,6 @@
 /* Files as a source needs them: whether one has changed, a read-only map of one, and reads at given
  * places. On Windows there are no maps here: files are read. */
-#ifndef PESCADOR_FILES_H
-#define PESCADOR_FILES_H
+#pragma once
 
 #include <Python.h>
 #include <errno.h>
@@ -152,5 +151,3 @@ pescador_read(int file, char *to, int64_t n, int64_t at, int64_t *done)
     }
     return *done;
 }
-
-#endif

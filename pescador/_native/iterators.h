@@ -1,6 +1,5 @@
 /* Starting and stepping an iterator, without raising where it ends. */
-#ifndef PESCADOR_ITERATORS_H
-#define PESCADOR_ITERATORS_H
+#pragma once
 
 #include <Python.h>
 
@@ -43,5 +42,3 @@ pescador_raise(void)
 {
     return -1;
 }
-
-#endif

@@ -1,6 +1,5 @@
 /* Having memory on its way to the cache before it is needed. */
-#ifndef PESCADOR_PREFETCH_H
-#define PESCADOR_PREFETCH_H
+#pragma once
 
 #include <Python.h>
 
@@ -57,5 +56,3 @@ pescador_fetch(PyObject *fields, int step)
     (void)fields, (void)step;
 #endif
 }
-
-#endif

@@ -8,8 +8,7 @@
  * [2] O'Neill, M. E. (2014). PCG: A family of simple fast space-efficient statistically good
  *     algorithms for random number generation. HMC-CS-2014-0905.
  * [3] Lemire, D. (2019). Fast random integer generation in an interval. ACM TOMACS 29, 1-12. */
-#ifndef PESCADOR_SEEDS_H
-#define PESCADOR_SEEDS_H
+#pragma once
 
 #include <Python.h>
 #include <stdint.h>
@@ -239,5 +238,3 @@ pescador_bits_masked(bitgen_t *bits, uint64_t n)
     } while (value > most);
     return value;
 }
-
-#endif

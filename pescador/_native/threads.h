@@ -1,6 +1,5 @@
 /* What depends on other threads: counters that they share, references that they may hold. */
-#ifndef PESCADOR_THREADS_H
-#define PESCADOR_THREADS_H
+#pragma once
 
 #include <Python.h>
 #include <stdint.h>
@@ -35,5 +34,3 @@ pescador_is_unshared(PyObject *value)
     return 0;
 #endif
 }
-
-#endif
