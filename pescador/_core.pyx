@@ -644,24 +644,27 @@ cdef dict families = {}                # class -> Family
 # type another tag, or 0, when any of its attributes changes.
 cdef type plain_streamer = None
 cdef unsigned int plain_tag = 0
+cdef Py_ssize_t n_plain_fields = 0     # how many attributes its instances have
 cdef object plain_iter = None          # its __iter__, which maps call
 
 
-def register(cls, names, *, plain=False, opener=None):
+def register(cls, names, *, model=None, opener=None):
     """Note the hooks of a class whose behaviour the compiled code stands for.
 
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
-    With `plain`, instances of exactly this class start without any Python frame of pescador's.
+    With `model`, an instance: those of exactly its class that have as many attributes start
+    without any Python frame of pescador's.
     ``opener(streamer, scope)`` returns the compiled iterator of one activation, or None if the
     hooks are to be called.
     """
-    global plain_streamer, plain_iter
+    global plain_streamer, plain_iter, n_plain_fields
     cdef Family family = Family()
     family.hooks = tuple([(name, getattr(cls, name)) for name in names])
     family.opener = opener
     families[cls] = family
-    if plain:
+    if model is not None:
         plain_streamer = cls
+        n_plain_fields = len(model.__dict__)
         plain_iter = cls.__iter__
 
 
@@ -739,7 +742,7 @@ cdef dict plain_fields(object streamer):
     if type(streamer) is not plain_streamer:
         return None
     cdef dict fields = PyObject_GenericGetDict(streamer, NULL)
-    if len(fields) != 5:
+    if len(fields) != n_plain_fields:
         return None
     cdef unsigned int tag = (<PyTypeObject*>plain_streamer).tp_version_tag
     if tag == 0 or tag != plain_tag:
