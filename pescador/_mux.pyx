@@ -66,7 +66,8 @@ cdef class Shown:
         return {**interface, "data": (interface["data"][0], True)}
 
 
-cdef object as_streamer(object streamer):
+cpdef object as_streamer(object streamer):
+    """Return a member of a pool as a Streamer."""
     return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
 
 
