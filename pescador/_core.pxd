@@ -68,8 +68,8 @@ cdef Scope bare_scope(Scope scope)
 cdef Scope hook_scope(object mux, Scope scope)
 cdef PyObject* surround(PyObject* scope) noexcept
 cdef bint fuse(object stream) noexcept
-cdef int approach(object streamer, int step) except -1
 cdef bint is_plain(object streamer) noexcept
+cdef dict plain_fields(object streamer)
 cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
 cdef bint gives(Patience* patience, bint* gave) except -1
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)

@@ -49,8 +49,6 @@ cdef extern from "_native.h":
     PyObject* pescador_stream(object function, tuple args) noexcept
     int pescador_raise() except -1
     object pescador_field(dict fields, Py_ssize_t* position, object name)
-    void pescador_fetch(dict fields, int step) noexcept
-    void pescador_fetch_dict(object instance) noexcept
 
 cdef extern from *:
     """
@@ -750,26 +748,6 @@ cdef dict plain_fields(object streamer):
             return None
         plain_tag = (<PyTypeObject*>plain_streamer).tp_version_tag
     return fields
-
-
-cdef int approach(object streamer, int step) except -1:
-    """Fetch into the cache what a stream starts from, as far as one step of it leads.
-
-    Each step reads only what the steps before it have fetched.
-    """
-    cdef dict fields
-    if step == 0:
-        # An instance begins before its address.
-        PREFETCH(<char*><PyObject*>streamer - 32)
-        PREFETCH(<PyObject*>streamer)
-        return 0
-    if step == 1:
-        pescador_fetch_dict(streamer)
-        return 0
-    fields = plain_fields(streamer)
-    if fields is not None:
-        pescador_fetch(fields, step)
-    return 0
 
 
 cdef object activate(dict fields, Scope scope, Ending* ending):
