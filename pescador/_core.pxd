@@ -33,7 +33,6 @@ cdef class Scope:
     cdef readonly Scope parent         # the activation that this one happened in, or None
     cdef dict seen                     # id of a mux -> it: those whose generators are known here
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
-    cdef bint shares                   # whether any generator here or further out is shared
     cdef list live                     # shared generators that a mux here or further out draws from
     cdef Snapshots snapshots           # of large arrays; the outermost scope's
     cdef bint bare                     # it has a path and nothing else

@@ -139,7 +139,6 @@ cdef class Scope:
         self.seen = seen
         self.copies = {}
         self.live = []
-        self.shares = bool(shared) if parent is None else parent.shares or bool(shared)
         if parent is None:
             self.snapshots = Snapshots()
             for generator in shared:
