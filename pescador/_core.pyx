@@ -84,7 +84,7 @@ cdef frozenset IMMUTABLE = frozenset({
 
 cdef type Function = types.FunctionType
 
-# What most of the rest is.
+# Values of these types can change; they are told apart before more is asked.
 cdef frozenset MUTABLE = frozenset({list, dict, set, bytearray, np.ndarray})
 
 # Iterators of exactly these types refuse to be copied.
@@ -138,25 +138,25 @@ cdef class Scope:
         self.parent = parent
         self.seen = seen
         self.copies = {}
-        self.live = []
+        self.drawn_from = []
         if parent is None:
             self.snapshots = Snapshots()
             for generator in shared:
-                self.hold(generator)
+                self.copy_once(generator)
         else:
             self.snapshots = parent.snapshots
             # Those of a mux that is not in the pool of one around it, but an argument of a map.
             for generator in shared:
                 if parent.find(id(generator)) is None:
-                    self.hold(generator)
+                    self.copy_once(generator)
             # The mux around us will draw on before our streams start.
-            self.live += parent.live
-            for generator in self.live:
-                self.hold(generator)
+            self.drawn_from += parent.drawn_from
+            for generator in self.drawn_from:
+                self.copy_once(generator)
         if own is not None:
-            self.hold(own)
+            self.copy_once(own)
             if own in shared:
-                self.live.append(own)
+                self.drawn_from.append(own)
 
     def __dealloc__(self):
         PyMem_Free(self.visits)
@@ -182,7 +182,8 @@ cdef class Scope:
         self.visits[self.place] += 1
         return self.visits[self.place] - 1
 
-    cdef int hold(self, object generator) except -1:
+    cdef int copy_once(self, object generator) except -1:
+        """Make the copy that stands for a generator here, if there is none yet."""
         if id(generator) not in self.copies:
             origin = None if self.parent is None else self.parent.find(id(generator))
             origin = generator if origin is None else origin

@@ -37,13 +37,13 @@ cdef extern from "_native.h":
 
 
 cdef enum:
-    # Draws, and as many as a sixteenth of the slots, that weights should last to be worth a pass.
-    PATIENT = 16
+    # A chooser is set anew, by a pass over the weights, when these are expected to last for
+    # as many draws: this, and a sixteenth of the number of slots.
+    LASTING_DRAWS = 16
 
 
 cdef struct Slot:
-    # A place in the active set.
-    int64_t count                      # samples given by the stream that is there now
+    int64_t count                      # samples that the stream in this slot has given
     int64_t bound                      # how many it may give
 
 
@@ -145,21 +145,23 @@ cpdef list vacant(n):
 cdef class Engine(Compiled):
     """An active set of `k` slots, and how a slot is filled, pulled from and emptied."""
 
-    cdef object mux                    # whose streams these are; asked for nothing in the loop
-    cdef list pool                     # the mux's streamers, read as their streams start
+    # What is activated.
+    cdef object mux                    # the loop reads nothing of it
+    cdef list pool                     # its streamers
     cdef Py_ssize_t n                  # how many
-    cdef Scope scope                   # of this activation
-    cdef Scope inner                   # what streams start in: `scope`, or a bare one
-    cdef Py_ssize_t passed             # streamers that came before those in `pool`
-    cdef dict copies                   # of the streamers that are copied once: see start
     cdef Py_ssize_t k                  # slots in the active set
-    cdef list streams                  # k: the iterator in each slot, None before it has started
-    cdef object table                  # int64[k, 2], the memory behind `slots`
-    cdef Slot* slots
-    cdef object indices                # int64[k], the memory behind `which`
-    cdef int64_t* which                # the streamer in each slot; -1 for none
-    cdef Ending* endings               # who keeps to the bound of each slot
+    cdef Scope scope                   # of this activation
+    cdef Scope inner                   # of the streams: `scope`, or a bare one
     cdef Py_ssize_t depth              # how many engines this one is nested in
+    # The active set.
+    cdef object indices                # int64[k], the memory of `which`
+    cdef int64_t* which                # place in the pool of the streamer in each slot, or -1
+    cdef object table                  # int64[k, 2], the memory of `slots`
+    cdef Slot* slots
+    cdef list streams                  # k: the iterator in each slot, None before its first sample
+    cdef Ending* endings               # k: who keeps to the bound of each
+    cdef dict copies                   # id of a streamer with hooks -> its copy, see _core.start
+    cdef Py_ssize_t passed             # of a chain, how many streamers came before this one
     cdef bint running
     cdef bint barren                   # it ended because no stream gave a sample any more
     cdef public bint is_shown          # an activated copy shows it, and may go on after an error
@@ -281,7 +283,7 @@ cdef class Engine(Compiled):
         self.streams[slot] = None
         return 0
 
-    # What an activated copy shows of itself.
+    # Attributes of an activated copy.
 
     @property
     def rng(self):
@@ -335,13 +337,13 @@ cdef class WeightedEngine(Engine):
     """Slots chosen at random, in proportion to their weights."""
 
     cdef Uniform uniform
-    cdef object weights                # float64[k], the memory behind `w`
-    cdef double* w                     # the weight of each slot, 0 where it is out
-    cdef Sums sums                     # of them
+    cdef object weights                # float64[k], the memory of `w`
+    cdef double* w                     # the weight of each slot, 0 where no sample can come from
+    cdef Sums sums                     # of parts of them
     cdef double norm                   # of all of them
-    cdef Categorical chooser
-    cdef bint is_stale                 # weights have changed since the chooser saw them
-    cdef Py_ssize_t since              # draws since then
+    cdef Categorical chooser           # made from them
+    cdef bint is_stale                 # weights have changed since then
+    cdef Py_ssize_t since              # draws since the last change
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.weights = np.zeros(k)
@@ -351,10 +353,10 @@ cdef class WeightedEngine(Engine):
         self.chooser = Categorical(k)
 
     cdef void take_weights(self) noexcept:
-        """Note that all weights were set, and are expected to stay a while."""
+        """Note that all weights were set, and are expected to last."""
         self.norm = self.sums.take(self.w)
         self.is_stale = True
-        self.since = self.k + PATIENT
+        self.since = self.k + LASTING_DRAWS
 
     cdef inline void set_weight(self, Py_ssize_t slot, double weight) noexcept:
         if self.w[AT(slot, self.k)] != weight:
@@ -374,13 +376,13 @@ cdef class WeightedEngine(Engine):
         return slot
 
     cdef Py_ssize_t choose_anew(self, double u) except -1:
-        """The slot that a draw picks, with weights that the chooser has not seen.
+        """The slot that a draw picks when weights have changed since the chooser was set.
 
-        To show it many weights takes a pass over them. As long as they change every few draws, the
-        sums know the answer, too, unless rounding decides it.
+        While they change every few draws, the sums are searched instead, which give the same slot
+        or, where rounding may decide, none.
         """
         cdef Py_ssize_t slot
-        if self.k > 128 and self.since < PATIENT + self.k // 16:
+        if self.k > 128 and self.since < LASTING_DRAWS + self.k // 16:
             self.since += 1
             slot = self.sums.find(u)
             if slot >= 0:
@@ -434,14 +436,14 @@ cdef class ShuffledEngine(WeightedEngine):
 cdef class StochasticEngine(WeightedEngine):
     """A random few of many streams at a time, each replaced after a random number of samples."""
 
-    cdef object pool_weights           # float64[n], the memory behind `pool_w`
+    cdef object pool_weights           # float64[n], the memory of `pool_w`
     cdef double* pool_w
     cdef Pool available
-    cdef object valid                  # uint8[n], the memory behind `is_valid`
+    cdef object valid                  # uint8[n], the memory of `is_valid`
     cdef unsigned char* is_valid       # streams that were not found empty
     cdef Py_ssize_t n_valid
     cdef bint prune
-    cdef bint replaces                 # with replacement: a stream may be in several slots
+    cdef bint replaces                 # picks with replacement: a stream may be in several slots
     cdef bint revives                  # a stream that ended may come back
     cdef object constant               # the bound of every stream, or None where it is drawn
     cdef bint binomial

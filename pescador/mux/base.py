@@ -65,7 +65,7 @@ class EngineAttribute:
 
 
 def not_plain(mux: "BaseMux[Any]") -> list[Any]:
-    """Return those in the pool that are no plain Streamers; refuse what can be made none."""
+    """Return the members of the pool that are not of the plain class; refuse what is no stream."""
     pool = mux.streamers if isinstance(mux.streamers, list) else []
     others = _core.not_plain(pool)
     if not all(isinstance(streamer, Streamer) for streamer in others):
@@ -127,7 +127,7 @@ def _is_compiled(mux: "BaseMux[Any]") -> bool:
 def _shared_generators(
     mux: "BaseMux[Any]", scope: _core.Scope | None, seen: dict[int, Any]
 ) -> list[Any]:
-    """Return the generators in this tree of muxes that others may hold, each once.
+    """Return the generators in this tree of muxes that the caller may draw from, each once.
 
     Muxes that were `seen` here, or in the scopes around, are not looked into again.
     """
@@ -201,14 +201,14 @@ class BaseMux(Streamer[T]):
     ) -> None:
         self.streamers = self.__pescador_pool__(streamers)
         self.rng = get_rng(random_state)
-        # A generator that was not made here may be held, and drawn from, by others.
+        # The caller may draw from a generator that was not made here.
         made_here = isinstance(random_state, int | np.integer | np.random.SeedSequence)
         self.__pescador_rng__: Any = self.rng if made_here else None
         self._reset()
         self.active_count_ = 0
 
     def __copy__(self) -> Self:
-        # From now on, two hold the generator.
+        # From now on, two muxes share the generator.
         self.__pescador_rng__ = None
         return super().__copy__()
 
@@ -343,7 +343,7 @@ class BaseMux(Streamer[T]):
         """Replace the ended stream in slot `idx`, usually by calling ``_new_stream``."""
         raise NotImplementedError(f"{type(self).__name__} must define _replace_stream()")
 
-    # What the muxes of this package answer, each for itself.
+    # What each mux of this package defines.
 
     # Whether there is an engine that does what the hooks of this class do.
     __pescador_has_engine__ = False
