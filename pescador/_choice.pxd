@@ -57,15 +57,6 @@ cdef inline Py_ssize_t choose(Categorical chooser, double u) noexcept nogil:
     return chooser.look_up(u)
 
 
-cdef inline Py_ssize_t guess(Categorical chooser, double u) noexcept nogil:
-    """The category that a draw of about u is likely to pick; -1 where it takes long to find."""
-    if u < 0.0:
-        return -1
-    if chooser.equal:
-        return <Py_ssize_t>(u * chooser.k)
-    return choose(chooser, u) if chooser.indexed else -1
-
-
 cdef enum:
     # As streams are left out and come back, v goes round among some ten values.
     N_MEMOS = 8

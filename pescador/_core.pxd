@@ -25,8 +25,7 @@ cdef class Scope:
     cdef readonly Scope parent         # the activation that this one happened in, or None
     cdef dict seen                     # id of a mux -> it: those whose generators are known here
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
-    cdef bint shares                   # whether any generator here or further out is shared
-    cdef list live                     # shared generators that a mux here or further out draws from
+    cdef list drawn_from               # shared generators that a mux here or further out draws from
     cdef Snapshots snapshots           # of large arrays; the outermost scope's
     cdef bint bare                     # it has a path and nothing else
     cdef tuple path                    # (place, number of the visit) of each level, from the root
@@ -37,7 +36,7 @@ cdef class Scope:
     cdef object mux                    # whose hooks are called here; None where an engine runs
     cdef dict places                   # id of a streamer of its pool -> its place
 
-    cdef int hold(self, object generator) except -1
+    cdef int copy_once(self, object generator) except -1
     cpdef object find(self, object key)
     cdef int64_t count(self) except -1
 
@@ -60,8 +59,8 @@ cdef Scope bare_scope(Scope scope)
 cdef Scope hook_scope(object mux, Scope scope)
 cdef PyObject* surround(PyObject* scope) noexcept
 cdef bint fuse(object stream) noexcept
-cdef int approach(object streamer, int step) except -1
 cdef bint is_plain(object streamer) noexcept
+cdef dict plain_fields(object streamer)
 cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
 cdef bint gives(Patience* patience, bint* gave) except -1
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)

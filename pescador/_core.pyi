@@ -48,6 +48,6 @@ def register(
     cls: type,
     names: tuple[str, ...],
     *,
-    plain: bool = False,
+    model: Any = None,
     opener: Callable[[Any, Scope | None], Iterator[Any] | None] | None = None,
 ) -> None: ...

@@ -33,7 +33,6 @@ from libc.stdint cimport INT64_MAX, int64_t
 
 from pescador._native.dicts cimport pescador_field
 from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
-from pescador._native.prefetch cimport PREFETCH, pescador_fetch, pescador_fetch_dict
 from pescador._rng cimport Mersenne, mersenne_of
 from pescador._snapshots cimport Snapshots, copied, fixed, is_large
 from pescador._snapshots cimport is_plain as is_plain_array
@@ -81,7 +80,7 @@ cdef frozenset IMMUTABLE = frozenset({
 
 cdef type Function = types.FunctionType
 
-# What most of the rest is.
+# Values of these types can change; they are told apart before more is asked.
 cdef frozenset MUTABLE = frozenset({list, dict, set, bytearray, np.ndarray})
 
 # Iterators of exactly these types refuse to be copied.
@@ -133,26 +132,25 @@ cdef class Scope:
         self.parent = parent
         self.seen = seen
         self.copies = {}
-        self.live = []
-        self.shares = bool(shared) if parent is None else parent.shares or bool(shared)
+        self.drawn_from = []
         if parent is None:
             self.snapshots = Snapshots()
             for generator in shared:
-                self.hold(generator)
+                self.copy_once(generator)
         else:
             self.snapshots = parent.snapshots
             # Those of a mux that is not in the pool of one around it, but an argument of a map.
             for generator in shared:
                 if parent.find(id(generator)) is None:
-                    self.hold(generator)
+                    self.copy_once(generator)
             # The mux around us will draw on before our streams start.
-            self.live += parent.live
-            for generator in self.live:
-                self.hold(generator)
+            self.drawn_from += parent.drawn_from
+            for generator in self.drawn_from:
+                self.copy_once(generator)
         if own is not None:
-            self.hold(own)
+            self.copy_once(own)
             if own in shared:
-                self.live.append(own)
+                self.drawn_from.append(own)
 
     def __dealloc__(self):
         PyMem_Free(self.visits)
@@ -178,7 +176,8 @@ cdef class Scope:
         self.visits[self.place] += 1
         return self.visits[self.place] - 1
 
-    cdef int hold(self, object generator) except -1:
+    cdef int copy_once(self, object generator) except -1:
+        """Make the copy that stands for a generator here, if there is none yet."""
         if id(generator) not in self.copies:
             origin = None if self.parent is None else self.parent.find(id(generator))
             origin = generator if origin is None else origin
@@ -615,24 +614,27 @@ cdef dict families = {}                # class -> Family
 # type another tag, or 0, when any of its attributes changes.
 cdef type plain_streamer = None
 cdef unsigned int plain_tag = 0
+cdef Py_ssize_t n_plain_fields = 0     # how many attributes its instances have
 cdef object plain_iter = None          # its __iter__, which maps call
 
 
-def register(cls, names, *, plain=False, opener=None):
+def register(cls, names, *, model=None, opener=None):
     """Note the hooks of a class whose behaviour the compiled code stands for.
 
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
-    With `plain`, instances of exactly this class start without any Python frame of pescador's.
+    With `model`, an instance: those of exactly its class that have as many attributes start
+    without any Python frame of pescador's.
     ``opener(streamer, scope)`` returns the compiled iterator of one activation, or None if the
     hooks are to be called.
     """
-    global plain_streamer, plain_iter
+    global plain_streamer, plain_iter, n_plain_fields
     cdef Family family = Family()
     family.hooks = tuple([(name, getattr(cls, name)) for name in names])
     family.opener = opener
     families[cls] = family
-    if plain:
+    if model is not None:
         plain_streamer = cls
+        n_plain_fields = len(model.__dict__)
         plain_iter = cls.__iter__
 
 
@@ -710,7 +712,7 @@ cdef dict plain_fields(object streamer):
     if type(streamer) is not plain_streamer:
         return None
     cdef dict fields = PyObject_GenericGetDict(streamer, NULL)
-    if len(fields) != 5:
+    if len(fields) != n_plain_fields:
         return None
     cdef unsigned int tag = (<PyTypeObject*>plain_streamer).tp_version_tag
     if tag == 0 or tag != plain_tag:
@@ -718,26 +720,6 @@ cdef dict plain_fields(object streamer):
             return None
         plain_tag = (<PyTypeObject*>plain_streamer).tp_version_tag
     return fields
-
-
-cdef int approach(object streamer, int step) except -1:
-    """Fetch into the cache what a stream starts from, as far as one step of it leads.
-
-    Each step reads only what the steps before it have fetched.
-    """
-    cdef dict fields
-    if step == 0:
-        # An instance begins before its address.
-        PREFETCH(<char*><PyObject*>streamer - 32)
-        PREFETCH(<PyObject*>streamer)
-        return 0
-    if step == 1:
-        pescador_fetch_dict(streamer)
-        return 0
-    fields = plain_fields(streamer)
-    if fields is not None:
-        pescador_fetch(fields, step)
-    return 0
 
 
 cdef object activate(dict fields, Scope scope, Ending* ending):

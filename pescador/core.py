@@ -293,7 +293,7 @@ class Streamer(Generic[T]):
 _core.register(
     Streamer,
     ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
-    plain=True,
+    model=Streamer(()),
 )
 _repr.register(Streamer)
 

@@ -1,6 +1,7 @@
 """Sources that tests draw from; at module level, so that they can be pickled."""
 
 import random
+import sys
 
 import numpy as np
 
@@ -21,6 +22,14 @@ def forever(value):
 def nothing():
     """No item at all."""
     yield from ()
+
+
+def callers(*args, **kwargs):
+    """The names of the files whose functions are running, from here outwards."""
+    frame = sys._getframe()
+    while frame is not None:
+        yield frame.f_code.co_filename
+        frame = frame.f_back
 
 
 def write_into(array, n):

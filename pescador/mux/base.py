@@ -36,7 +36,13 @@ _HOOKS = (
 
 
 class EngineAttribute:
-    """An attribute that a running engine owns; a plain attribute where there is no engine."""
+    """An attribute of an activated copy: the engine's there, or what hooks have set.
+
+    On a mux that is not active it is None, or what `idle` returns for that mux.
+    """
+
+    def __init__(self, idle: Callable[[Any], Any] = lambda mux: None) -> None:
+        self.idle = idle
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -47,12 +53,7 @@ class EngineAttribute:
         engine = mux.__dict__.get("__pescador_engine__")
         if engine is not None:
             return getattr(engine, self.name)
-        try:
-            return mux.__dict__[self.name]
-        except KeyError:
-            raise AttributeError(
-                f"{type(mux).__name__!r} object has no attribute {self.name!r}"
-            ) from None
+        return mux.__dict__[self.name] if self.name in mux.__dict__ else self.idle(mux)
 
     def __set__(self, mux: Any, value: Any) -> None:
         if "__pescador_engine__" in mux.__dict__:
@@ -64,12 +65,18 @@ class EngineAttribute:
 
 
 def not_plain(mux: "BaseMux[Any]") -> list[Any]:
-    """Return those in the pool that are no plain Streamers; refuse what can be made none."""
+    """Return the members of the pool that are not of the plain class; refuse what is no stream."""
     pool = mux.streamers if isinstance(mux.streamers, list) else []
     others = _core.not_plain(pool)
     if not all(isinstance(streamer, Streamer) for streamer in others):
         mux.__pescador_pool__(pool)
     return others
+
+
+def check(mux: "BaseMux[Any]") -> None:
+    """Check all that may have been assigned since a mux was made."""
+    mux.__pescador_check__()
+    not_plain(mux)
 
 
 def check_generator(mux: "BaseMux[Any]", method: str) -> None:
@@ -85,11 +92,6 @@ def drawn_index(rng: Any, n: int, p: npt.NDArray[Any]) -> int:
     return _rng.as_index(rng.choice(n, p=p), n, rng.choice)
 
 
-def as_streamer(streamer: Any) -> Streamer[Any]:
-    """Return a member of a pool as a Streamer."""
-    return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
-
-
 def as_pool(streamers: Any) -> list[Streamer[Any]]:
     """Return the pool that is made of these."""
     try:
@@ -101,7 +103,7 @@ def as_pool(streamers: Any) -> list[Streamer[Any]]:
     pool = []
     for i, streamer in enumerate(streamers):
         try:
-            pool.append(as_streamer(streamer))
+            pool.append(_mux.as_streamer(streamer))
         except PescadorError as error:
             raise ArgumentError(f"streamers[{i}] is no stream: {error}") from error
     return pool
@@ -125,7 +127,7 @@ def _is_compiled(mux: "BaseMux[Any]") -> bool:
 def _shared_generators(
     mux: "BaseMux[Any]", scope: _core.Scope | None, seen: dict[int, Any]
 ) -> list[Any]:
-    """Return the generators in this tree of muxes that others may hold, each once.
+    """Return the generators in this tree of muxes that the caller may draw from, each once.
 
     Muxes that were `seen` here, or in the scopes around, are not looked into again.
     """
@@ -186,6 +188,8 @@ class BaseMux(Streamer[T]):
     streamers: Any
     rng: Any
     weights: Any
+    streams_ = EngineAttribute()
+    stream_counts_ = EngineAttribute()
     # On an activated copy, the engine that runs it, or what hooks of a chain started last.
     __pescador_engine__: Any
     __pescador_started__: Any
@@ -197,14 +201,14 @@ class BaseMux(Streamer[T]):
     ) -> None:
         self.streamers = self.__pescador_pool__(streamers)
         self.rng = get_rng(random_state)
-        # A generator that was not made here may be held, and drawn from, by others.
+        # The caller may draw from a generator that was not made here.
         made_here = isinstance(random_state, int | np.integer | np.random.SeedSequence)
         self.__pescador_rng__: Any = self.rng if made_here else None
         self._reset()
         self.active_count_ = 0
 
     def __copy__(self) -> Self:
-        # From now on, two hold the generator.
+        # From now on, two muxes share the generator.
         self.__pescador_rng__ = None
         return super().__copy__()
 
@@ -237,7 +241,7 @@ class BaseMux(Streamer[T]):
     @property
     def is_activated_copy(self) -> bool:
         """Whether this is the copy that an iteration works on, rather than the original."""
-        return "__pescador_engine__" in self.__dict__ or getattr(self, "streams_", None) is not None
+        return "__pescador_engine__" in self.__dict__ or self.streams_ is not None
 
     @property
     def n_streams(self) -> int:
@@ -310,7 +314,7 @@ class BaseMux(Streamer[T]):
                         active.__dict__.pop(name, None)
 
     def _reset(self) -> None:
-        """Set the attributes of an activation to what they are before one."""
+        """Set what else a subclass has of an activation to what it is before one."""
 
     def _activate(self) -> None:
         """Fill the active set; called on the copy that an iteration works on.
@@ -339,7 +343,7 @@ class BaseMux(Streamer[T]):
         """Replace the ended stream in slot `idx`, usually by calling ``_new_stream``."""
         raise NotImplementedError(f"{type(self).__name__} must define _replace_stream()")
 
-    # What the muxes of this package answer, each for itself.
+    # What each mux of this package defines.
 
     # Whether there is an engine that does what the hooks of this class do.
     __pescador_has_engine__ = False
@@ -352,11 +356,7 @@ class BaseMux(Streamer[T]):
         return as_pool(streamers)
 
     def __pescador_check__(self) -> None:
-        """Check all that may have been assigned since a mux was made, but for what is in its pool.
-
-        It is asked when a mux is activated: attributes may have been assigned, and arrays written
-        to, since it was made.
-        """
+        """Check the attributes of a mux that is activated; `check` looks into its pool, too."""
         if not isinstance(self.streamers, Sized) or not isinstance(self.streamers, Iterable):
             raise ArgumentError(
                 f"streamers={self.streamers!r} must be a list of streamers or iterables"

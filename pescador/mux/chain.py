@@ -9,7 +9,7 @@ from .. import _core, _mux
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, as_choice
-from .base import BaseMux, EngineAttribute, T, as_pool, as_streamer, not_plain, register
+from .base import BaseMux, EngineAttribute, T, as_pool, check, register
 
 _MODES = ("exhaustive", "cycle")
 
@@ -55,8 +55,8 @@ class ChainMux(BaseMux[T]):
 
     chain_streamer_ = EngineAttribute()
     stream_generator_ = EngineAttribute()
-    streams_ = EngineAttribute()
-    stream_counts_ = EngineAttribute()
+    # Of 3.0, where it is always None.
+    chain_generator_ = None
 
     def __init__(
         self,
@@ -67,15 +67,8 @@ class ChainMux(BaseMux[T]):
         self.mode = as_choice("mode", mode, _MODES)
         super().__init__(streamers, random_state=random_state)
 
-    def _reset(self) -> None:
-        self.chain_streamer_ = None
-        self.chain_generator_ = None
-        self.streams_ = None
-        self.stream_counts_ = None
-
     def _activate(self) -> None:
-        self.__pescador_check__()
-        not_plain(self)
+        check(self)
         self.chain_streamer_ = Streamer(self.streamers)
         self.stream_generator_ = self.chain_streamer_.iterate()
         self.streams_ = [iter(())]
@@ -99,7 +92,7 @@ class ChainMux(BaseMux[T]):
             streamer = next(self.stream_generator_, None)
             started = None
         if streamer is not None:
-            streamer = as_streamer(streamer)
+            streamer = _mux.as_streamer(streamer)
             # Which one it is, and its place in the pass: seeds are made from it.
             self.__pescador_started__ = (streamer, started[1] + 1 if started else 0)
             self.streams_[0] = streamer.iterate()

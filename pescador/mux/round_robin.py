@@ -12,9 +12,8 @@ from .base import (
     BaseMux,
     EngineAttribute,
     T,
-    as_streamer,
+    check,
     check_generator,
-    not_plain,
     register,
     require_streams,
 )
@@ -58,9 +57,7 @@ class RoundRobinMux(BaseMux[T]):
     """
 
     active_index_ = EngineAttribute()
-    streams_ = EngineAttribute()
     stream_idxs_ = EngineAttribute()
-    stream_counts_ = EngineAttribute()
 
     def __init__(
         self, streamers: Iterable[Any], mode: str = "exhaustive", random_state: Seed = None
@@ -69,15 +66,8 @@ class RoundRobinMux(BaseMux[T]):
         super().__init__(streamers, random_state=random_state)
         require_streams(self)
 
-    def _reset(self) -> None:
-        self.active_index_ = None
-        self.streams_ = None
-        self.stream_idxs_ = None
-        self.stream_counts_ = None
-
     def _activate(self) -> None:
-        self.__pescador_check__()
-        not_plain(self)
+        check(self)
         self._setup_streams(permute=False)
 
     def _setup_streams(self, permute: bool = False) -> None:
@@ -106,7 +96,7 @@ class RoundRobinMux(BaseMux[T]):
                 return idx
 
     def _new_stream(self, idx: int) -> None:
-        streamer = as_streamer(self.streamers[self.stream_idxs_[idx]])
+        streamer = _mux.as_streamer(self.streamers[self.stream_idxs_[idx]])
         self.streams_[idx] = streamer.iterate()
         self.stream_counts_[idx] = 0
 

@@ -15,10 +15,9 @@ from .base import (
     BaseMux,
     EngineAttribute,
     T,
-    as_streamer,
+    check,
     check_generator,
     drawn_index,
-    not_plain,
     register,
     require_streams,
 )
@@ -148,11 +147,9 @@ class StochasticMux(BaseMux[T]):
     'bbbcacbbbbbc'
     """
 
-    distribution_ = EngineAttribute()
-    valid_streams_ = EngineAttribute()
-    streams_ = EngineAttribute()
+    distribution_ = EngineAttribute(idle=lambda mux: np.zeros(mux.n_streams))
+    valid_streams_ = EngineAttribute(idle=lambda mux: np.zeros(mux.n_streams))
     stream_idxs_ = EngineAttribute()
-    stream_counts_ = EngineAttribute()
     stream_weights_ = EngineAttribute()
     weight_norm_ = EngineAttribute()
 
@@ -179,18 +176,8 @@ class StochasticMux(BaseMux[T]):
         self.prune_empty_streams = bool(prune_empty_streams)
         self.weights = as_weights(weights, self.n_streams)
 
-    def _reset(self) -> None:
-        self.distribution_ = np.zeros(self.n_streams)
-        self.valid_streams_ = np.zeros(self.n_streams)
-        self.streams_ = None
-        self.stream_idxs_ = None
-        self.stream_counts_ = None
-        self.stream_weights_ = None
-        self.weight_norm_ = None
-
     def _activate(self) -> None:
-        self.__pescador_check__()
-        not_plain(self)
+        check(self)
         self.distribution_ = 1.0 / self.n_streams * np.ones(self.n_streams)
         self.valid_streams_ = np.ones(self.n_streams, dtype=bool)
         self.streams_ = _mux.vacant(self.n_active)
@@ -230,7 +217,7 @@ class StochasticMux(BaseMux[T]):
     def _activate_stream(self, idx: int, old_idx: int) -> tuple[Iterator[T], float]:
         """Start streamer `idx` for slot `old_idx`; return its stream and its weight."""
         weight = self.weights[idx]
-        streamer = as_streamer(self.streamers[idx])
+        streamer = _mux.as_streamer(self.streamers[idx])
         stream = streamer.iterate(max_iter=_draw_count(self, weight, old_idx))
         if self.mode != "with_replacement":
             self.distribution_[idx] = 0.0
