@@ -15,12 +15,7 @@ cdef extern from "_native.h":
 
 
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches
-
-cdef struct Patience:
-    # How long a loop has gone without a sample: set `passes` to 0 when there is one.
-    int64_t passes
-    int64_t since                      # what the thread's count was then
-
+cdef int EMPTY_PASSES                  # in a row, after which a loop raises
 
 cdef enum Ending:
     # What happens when a started stream has given as many samples as it may.
@@ -70,7 +65,6 @@ cdef PyObject* surround(PyObject* scope) noexcept
 cdef bint fuse(object stream) noexcept
 cdef int approach(object streamer, int step) except -1
 cdef bint is_plain(object streamer) noexcept
-cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
-cdef bint gives(Patience* patience, bint* gave) except -1
+cdef bint ends_empty(int* passes, bint gave) except? True
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)
 cpdef int64_t as_bound(object max_iter, bint round_up=*) except -1

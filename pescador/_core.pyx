@@ -18,6 +18,7 @@ import uuid
 
 import numpy as np
 
+from pescador import _empty
 from pescador.exceptions import ArgumentError
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -55,14 +56,11 @@ cdef extern from "_native.h":
 cdef extern from *:
     """
     #if defined(_MSC_VER)
-    static __declspec(thread) int64_t pescador_fruitless;
     static __declspec(thread) PyObject* pescador_around;
     #else
-    static _Thread_local int64_t pescador_fruitless;
     static _Thread_local PyObject* pescador_around;
     #endif
     """
-    int64_t pescador_fruitless         # passes without a sample, of all loops of this thread
     PyObject* pescador_around          # the scope of the loop with hooks that runs in it, or NULL
 
 
@@ -963,37 +961,14 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
     raise ArgumentError(f"max_iter={max_iter!r} must be None or a number of samples, 0 or more")
 
 
-cdef enum:
-    # One pass is not enough: streams may be empty by chance, those that reject most of what they
-    # read, say.
-    EMPTY_PASSES = 256
-    # A loop inside that has given up was patient already.
-    EMPTY_LOOPS = 16
+cdef int EMPTY_PASSES = _empty.PASSES
 
 
-cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True:
-    """Note a pass without a sample; tell whether a loop over n streams should end for it.
-
-    It should after 256 times n of its own in a row. Loops inside loops would multiply that, so
-    those of all loops inside it are counted, too: sixteen times as many are enough.
-    """
-    global pescador_fruitless
+cdef bint ends_empty(int* passes, bint gave) except? True:
+    """Note the end of a pass; tell whether so many in a row gave nothing that the loop ends."""
     PyErr_CheckSignals()
-    if patience.passes == 0:
-        patience.since = pescador_fruitless
-    patience.passes += 1
-    pescador_fruitless += 1
-    return (patience.passes >= EMPTY_PASSES * n
-            or pescador_fruitless - patience.since >= EMPTY_PASSES * max(EMPTY_LOOPS, n))
-
-
-cdef bint gives(Patience* patience, bint* gave) except -1:
-    """Tell, at the end of a pass that gave samples or not, whether there should be another."""
-    if gave[0]:
-        gave[0] = False
-        patience.passes = 0
-        return True
-    return not runs_out(patience, 1)
+    passes[0] = 0 if gave else passes[0] + 1
+    return passes[0] == EMPTY_PASSES
 
 
 cdef class Opened:
@@ -1067,14 +1042,14 @@ cdef class Bounded:
 cdef class Cycle:
     """Up to `max_iter` items of one activation of a streamer after another.
 
-    It ends when 256 of them in a row have given nothing.
+    It raises when 256 of them in a row have given nothing.
     """
 
     cdef object streamer
-    cdef object source
-    cdef int64_t left
-    cdef Patience patience
-    cdef bint gave                     # whether this activation gave an item
+    cdef object source                 # iterator over the items of this activation
+    cdef int64_t left                  # how many items it may give yet
+    cdef int64_t before                # what `left` was when this activation began
+    cdef int empty                     # activations in a row that gave nothing
     cdef bint over
 
     def __cinit__(self, streamer, max_iter):
@@ -1095,15 +1070,19 @@ cdef class Cycle:
             if self.source is None:
                 if self.over:
                     raise StopIteration
+                self.before = self.left
                 self.source = iter(self.streamer.iterate())
             # It may be put away while it runs: whoever has this iterator may step it in between.
             source = self.source
             item = next_item(source)
             if item is not NULL:
-                self.gave = True
                 break
             self.source = None
-            self.over = not gives(&self.patience, &self.gave)
+            if ends_empty(&self.empty, self.left != self.before):
+                self.over = True
+                if self.left == 0:
+                    raise StopIteration
+                raise _empty.empty_loop("cycle()", [self.streamer], "iterate()")
         if self.left == 0:
             Py_XDECREF(item)
             self.source = None

@@ -250,7 +250,12 @@ class Streamer(Generic[T]):
         Yields
         ------
         item : object
-            What the stream gives. The cycle ends when 256 iterations in a row were empty.
+            What the stream gives.
+
+        Raises
+        ------
+        PescadorError
+            If 256 iterations in a row were empty.
         """
         yield from _core.Cycle(self, max_iter)
 
