@@ -60,8 +60,6 @@ cdef class Opener:
 
 
 cdef Scope bare_scope(Scope scope)
-cdef Scope hook_scope(object mux, Scope scope)
-cdef PyObject* surround(PyObject* scope) noexcept
 cdef bint fuse(object stream) noexcept
 cdef int approach(object streamer, int step) except -1
 cdef bint is_plain(object streamer) noexcept

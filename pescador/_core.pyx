@@ -61,7 +61,7 @@ cdef extern from *:
     static _Thread_local PyObject* pescador_around;
     #endif
     """
-    PyObject* pescador_around          # the scope of the loop with hooks that runs in it, or NULL
+    PyObject* pescador_around          # the scope of a mux whose hooks run in this thread, or NULL
 
 
 UNBOUNDED = INT64_MAX
@@ -199,6 +199,17 @@ cdef class Scope:
             scope = scope.parent
         return False
 
+    def next(self, stream):
+        """Return ``next(stream)``; a streamer of the pool that starts for it starts in this scope.
+        """
+        global pescador_around
+        cdef PyObject* before = pescador_around
+        pescador_around = <PyObject*>self
+        try:
+            return next(stream)
+        finally:
+            pescador_around = before
+
     cpdef object find(self, object key):
         """Return the copy that stands for the generator of this id, or None."""
         cdef Scope scope = self
@@ -219,8 +230,8 @@ cdef Scope bare_scope(Scope scope):
     return bare
 
 
-cdef Scope hook_scope(object mux, Scope scope):
-    """The scope of a loop that calls the hooks of an activated mux, and starts in `scope`."""
+def hook_scope(mux, Scope scope=None):
+    """Return the scope of the loop over the hooks of an activated mux, which began in `scope`."""
     cdef Scope here = bare_scope(None)
     if scope is not None:
         here.path = scope.path + (scope.place, scope.count())
@@ -228,14 +239,6 @@ cdef Scope hook_scope(object mux, Scope scope):
     if type(mux.streamers) is list:
         here.places = {id(streamer): i for i, streamer in enumerate(mux.streamers)}
     return here
-
-
-cdef PyObject* surround(PyObject* scope) noexcept:
-    """Have streams that are started from now on be in a scope; return the one before."""
-    global pescador_around
-    cdef PyObject* before = pescador_around
-    pescador_around = scope
-    return before
 
 
 cpdef Scope around(streamer):

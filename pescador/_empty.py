@@ -35,7 +35,7 @@ def end_pass(mux: Any, streamers: Iterable[Any], gave: bool) -> None:
     passes = 0 if gave else mux.__dict__.get("__pescador_passes__", 0) + 1
     mux.__pescador_passes__ = passes
     if passes == PASSES:
-        raise empty_mux(mux, streamers)
+        raise empty_mux(mux, streamers) from None
 
 
 def empty_mux(mux: Any, streamers: Iterable[Any]) -> PescadorError:
@@ -61,7 +61,7 @@ def check_visits(
     # A stream of weight 0 keeps its slot for good.
     stuck = {i for weight, i in slots if weight == 0}
     if len(found | stuck) == len(streamers) and not active.stream_counts_.any():
-        raise empty_mux(mux, streamers)
+        raise empty_mux(mux, streamers) from None
     if visits >= VISITS and not warned:
         weight, i = max(slot for slot in slots if slot[1] in found)
         warnings.warn(

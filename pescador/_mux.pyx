@@ -24,8 +24,7 @@ from libc.stdint cimport int64_t
 
 from pescador._core cimport (
     EMPTY_PASSES, ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope,
-    approach, as_bound, bare_scope, ends_empty, fuse, hook_scope, is_plain, next_item, start,
-    steal, surround,
+    approach, as_bound, bare_scope, ends_empty, fuse, is_plain, next_item, start, steal,
 )
 from pescador._draws cimport (
     AT, Categorical, Counts, Pool, Sums, Uniform, address, choose, draw, glance, guess,
@@ -703,55 +702,3 @@ cdef class ChainEngine(Engine):
     @property
     def stream_generator_(self):
         return self.source
-
-
-cdef class HookLoop:
-    """The sampling loop over an activated mux whose hooks are Python methods.
-
-    It reads the mux's attributes and calls its hooks, in the documented order, so that a
-    subclass can replace any of them.
-    """
-
-    cdef object mux
-    cdef int64_t left
-    cdef object given                  # slot of the sample that was given last, not yet counted
-    cdef Scope scope
-
-    def __cinit__(self, mux, max_iter, Scope around=None):
-        self.mux = mux
-        self.scope = hook_scope(mux, around)
-        self.left = as_bound(max_iter)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef PyObject* before = surround(<PyObject*>self.scope)
-        try:
-            sample = self.advance()
-        except StopIteration as error:
-            raise RuntimeError("a hook of the mux raised StopIteration") from error
-        finally:
-            surround(before)
-        if sample is OVER:
-            raise StopIteration
-        return sample
-
-    cdef object advance(self):
-        mux = self.mux
-        if self.given is not None:
-            mux.stream_counts_[self.given] += 1
-            self.given = None
-        while self.left > 0 and mux._streamers_available():
-            slot = mux._next_sample_index()
-            sample = next(mux.streams_[slot], OVER)
-            if sample is not OVER:
-                self.given = slot
-                self.left -= 1
-                return sample
-            mux._on_stream_exhausted(slot)
-            mux._replace_stream(slot)
-        return OVER
-
-
-cdef object OVER = object()

@@ -337,6 +337,26 @@ def test_a_large_mux_that_is_seldom_not_empty_is_waited_for():
         assert list(mux.cycle(1)) == [100 * 200]
 
 
+@pytest.mark.parametrize("hook", ["_streamers_available", "_next_sample_index", "_replace_stream"])
+def test_a_hook_that_raises_stopiteration_fails_and_does_not_end_the_mux(hook):
+    def fail(self, *args):
+        raise StopIteration
+
+    mux = type("Failing", (pescador.RoundRobinMux,), {hook: fail})(["ab"])
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        list(mux)
+    assert mux.active == 0
+
+
+def test_what_a_hook_puts_into_a_slot_must_be_an_iterator():
+    class Wrong(pescador.RoundRobinMux):
+        def _new_stream(self, idx):
+            self.streams_[idx] = ["a list"]
+
+    with pytest.raises(TypeError, match="not an iterator"):
+        next(Wrong(["ab"]).iterate())
+
+
 def test_nesting_without_end_is_a_recursion_error_and_no_crash():
     streamer = Streamer(count, 3)
     for _ in range(100_000):

@@ -189,6 +189,9 @@ class BaseMux(Streamer[T]):
     # On an activated copy, the engine that runs it, or what hooks of a chain started last.
     __pescador_engine__: Any
     __pescador_started__: Any
+    # On one that runs by its hooks, what `_activate` has set.
+    streams_: Any
+    stream_counts_: Any
 
     def __init__(
         self,
@@ -270,12 +273,13 @@ class BaseMux(Streamer[T]):
 
         Notes
         -----
-        With hooks, this is the loop, on an activated copy ``mux``::
+        If a subclass overrides a hook, this is the loop, on an activated copy ``mux``::
 
             while given < max_iter and mux._streamers_available():
                 slot = mux._next_sample_index()
                 try:
                     yield next(mux.streams_[slot])
+                    given += 1
                     mux.stream_counts_[slot] += 1
                 except StopIteration:
                     mux._on_stream_exhausted(slot)
@@ -297,8 +301,19 @@ class BaseMux(Streamer[T]):
             try:
                 if "__pescador_engine__" in active.__dict__:
                     yield from _core.Bounded(active.__pescador_engine__, max_iter, False)
-                else:
-                    yield from _mux.HookLoop(active, max_iter, scope)
+                    return
+                scope = _core.hook_scope(active, scope)
+                bound = _core.as_bound(max_iter)
+                given = 0
+                while given < bound and active._streamers_available():
+                    slot = active._next_sample_index()
+                    try:
+                        yield scope.next(active.streams_[slot])
+                        given += 1
+                        active.stream_counts_[slot] += 1
+                    except StopIteration:
+                        active._on_stream_exhausted(slot)
+                        active._replace_stream(slot)
             finally:
                 if active is not self:
                     for name in (
