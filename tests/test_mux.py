@@ -783,6 +783,22 @@ def lists():
     yield "a"
 
 
+def test_a_chain_that_an_earlier_release_pickled_runs_and_subclasses_read_its_generator():
+    class EverySecond(pescador.ChainMux):
+        def _new_stream(self, idx=None):
+            next(self.stream_generator_, None)
+            super()._new_stream(idx)
+
+    for cls, expected in ((pescador.ChainMux, "abcd"), (EverySecond, "bd")):
+        mux = cls(list("abcd"))
+        assert mux.stream_generator_ is mux.chain_generator_ is None
+        state = {**mux.__getstate__(), "chain_generator_": None}
+        del state["stream_generator_"]
+        old = cls.__new__(cls)
+        old.__setstate__(state)
+        assert "".join(old) == expected
+
+
 def test_a_chain_takes_generators_and_generator_functions_of_streamers(muxes):
     assert list(muxes.ChainMux(make_streamers(3))) == [0, 0, 1]
     assert list(muxes.ChainMux(three_streamers)) == [0, 0, 1]

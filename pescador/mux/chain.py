@@ -56,6 +56,8 @@ class ChainMux(BaseMux[T]):
     stream_generator_ = EngineAttribute()
     streams_ = EngineAttribute()
     stream_counts_ = EngineAttribute()
+    # Of 3.0, where it is always None.
+    chain_generator_ = None
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class ChainMux(BaseMux[T]):
 
     def _reset(self) -> None:
         self.chain_streamer_ = None
-        self.chain_generator_ = None
+        self.stream_generator_ = None
         self.streams_ = None
         self.stream_counts_ = None
 
