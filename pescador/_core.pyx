@@ -849,7 +849,7 @@ cdef bint fuse(object stream) noexcept:
 def activated(streamer, max_iter):
     """Return up to `max_iter` items of one activation of a plain, idle Streamer; None for another.
 
-    It is the same as iterating over the copy that ``with streamer`` gives, without that copy.
+    They are those of the copy that ``with streamer`` gives, without that copy.
     """
     cdef Scope scope = None if pescador_around is NULL else around(streamer)
     cdef dict fields = plain_fields(streamer)
@@ -969,52 +969,55 @@ cdef int EMPTY_PASSES = _empty.PASSES
 
 cdef bint ends_empty(int* passes, bint gave) except? True:
     """Note the end of a pass; tell whether so many in a row gave nothing that the loop ends."""
+    if gave:
+        passes[0] = 0
+        return False
     PyErr_CheckSignals()
-    passes[0] = 0 if gave else passes[0] + 1
+    passes[0] += 1
     return passes[0] == EMPTY_PASSES
 
 
 cdef class Opened:
-    """A stream that is read to its end inside a ``with`` block.
+    """An iterator, and the streamer that counts it as open while a ``with`` block lasts."""
 
-    It gives the items of ``iter(stream)``, and counts as an open iteration in the same way. Where
-    that would be a generator of ours, it reads from what the generator would read from.
-    """
+    cdef object streamer               # None for other iterables
+    cdef object source                 # the iterator, until the end of the block
 
-    cdef object stream
-    cdef object source                 # iterator over the items, while the block lasts
-    cdef object counted                # the streamer that is to count one open iteration less
-
-    def __cinit__(self, stream):
-        self.stream = stream
+    def __cinit__(self, streamer, source):
+        self.streamer = streamer
+        self.source = source
 
     def __enter__(self):
-        self.source = open_stream(self.stream, None, {})
-        if self.source is None:
-            self.source = iter(self.stream)
-        else:
-            self.stream.active_count_ += 1
-            self.counted = self.stream
+        if self.streamer is not None:
+            self.streamer.active_count_ += 1
         return self
 
-    def __exit__(self, *exc):
-        # Who keeps an error keeps us, by way of its traceback.
-        self.source = self.stream = None
-        if self.counted is not None:
-            self.counted.active_count_ -= 1
-            self.counted = None
+    def __exit__(self, kind, error, traceback):
+        # Whoever keeps an error keeps us, by way of its traceback.
+        self.source = None
+        if self.streamer is not None:
+            self.streamer.active_count_ -= 1
         return False
 
     def __iter__(self):
         return self.source
 
 
+def reading(stream):
+    """Return one open iteration over any iterable.
+
+    Where ``iter(stream)`` would be a generator of ours, it reads from what that would read from.
+    """
+    source = open_stream(stream, None, {})
+    return Opened(None, iter(stream)) if source is None else Opened(stream, source)
+
+
 cdef class Bounded:
     """At most `max_iter` items of an iterator.
 
-    With `step_once_more`, the source is asked for one item past the last, which is dropped:
-    what a ``for`` loop that counts and breaks does. Sources that count their calls or draw from
-    the global random state give the same sequence then as they do under such a loop.
+    With `step_once_more`, the source is asked for one item past the last, which is dropped, as by
+    a ``for`` loop that counts and breaks. A source that counts its calls, or draws from the global
+    random state, then gives the same sequence as under such a loop.
     """
 
     cdef object source

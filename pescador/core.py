@@ -161,12 +161,17 @@ class Streamer(Generic[T]):
         """
         if self.is_activated_copy:
             return self
+        active = self.__pescador_copy__()
+        self.active_count_ += 1
+        return active
+
+    def __pescador_copy__(self) -> Self:
+        """Return an activated copy."""
         memo: dict[Any, Any] = {}
         active = copy.deepcopy(self, memo)
         if _core.is_shared(memo):
             active.__pescador_shared__ = True
         active._activate()
-        self.active_count_ += 1
         return active
 
     def __exit__(
@@ -227,12 +232,13 @@ class Streamer(Generic[T]):
         """
         items = _core.activated(self, max_iter)
         if items is not None:
-            # As below, without the copy that nobody would see.
+            # As below, without the copy that nobody would see. `_core.Opened`, which counts other
+            # iterations, would slow down streams of a few items.
             self.active_count_ += 1
             try:
                 yield from items
             finally:
-                # Who keeps an error keeps this frame, by way of its traceback.
+                # Whoever keeps an error keeps this frame, by way of its traceback.
                 del items
                 self.active_count_ -= 1
             return

@@ -223,18 +223,14 @@ class BaseMux(Streamer[T]):
             state = {**state, "rng": np.random}
         self.__dict__.update(state)
 
-    def __enter__(self, *args: Any, **kwargs: Any) -> Self:
-        """Activate: return a copy with an active set, ready to be read from."""
-        if self.is_activated_copy:
-            return self
+    def __pescador_copy__(self) -> Self:
         if not _is_compiled(self):
-            return super().__enter__()
+            return super().__pescador_copy__()
         engine = _engine(self, None)
         active = copy.copy(self)
         active.rng = engine.rng
         engine.is_shown = True
         active.__pescador_engine__ = engine
-        self.active_count_ += 1
         return active
 
     @property
@@ -288,14 +284,8 @@ class BaseMux(Streamer[T]):
         scope = _core.around(self)
         if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            samples = _engine(self, scope).bounded(max_iter)
-            self.active_count_ += 1
-            try:
+            with _core.Opened(self, _engine(self, scope).bounded(max_iter)) as samples:
                 yield from samples
-            finally:
-                # Whoever keeps an error keeps this frame, by way of the traceback.
-                del samples
-                self.active_count_ -= 1
             return
         with self as active:
             try:
