@@ -956,7 +956,7 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
         return UNBOUNDED
     if isinstance(max_iter, np.ndarray) and max_iter.ndim == 0:
         max_iter = max_iter.item()
-    # NaN is not 0 or more; math.isinf would make a float of it first.
+    # NaN fails the comparison. math.isinf would convert to a float, which a large int overflows.
     if isinstance(max_iter, numbers.Real) and max_iter >= 0:
         if max_iter >= UNBOUNDED:
             return UNBOUNDED
@@ -1059,7 +1059,7 @@ cdef class Cycle:
     cdef bint over
 
     def __cinit__(self, streamer, max_iter):
-        # ``if count > max_iter: return`` lets through no part of an item.
+        # Rounded down: pescador 3.0 stops by ``if count > max_iter``.
         self.left = as_bound(max_iter, round_up=False)
         self.streamer = streamer
 
@@ -1069,7 +1069,8 @@ cdef class Cycle:
     def __next__(self):
         cdef PyObject* item = NULL
         cdef object source
-        # The loop that this stands for counts an item before it stops, so it asks for one more.
+        # pescador 3.0 reads one item more before it stops. Of a source that others read, too, that
+        # item would be lost to them.
         if self.left == 0 and reads_shared(self.streamer):
             raise StopIteration
         while True:
@@ -1078,7 +1079,7 @@ cdef class Cycle:
                     raise StopIteration
                 self.before = self.left
                 self.source = iter(self.streamer.iterate())
-            # It may be put away while it runs: whoever has this iterator may step it in between.
+            # A reference of our own: the source may step this iterator, which drops self.source.
             source = self.source
             item = next_item(source)
             if item is not NULL:
