@@ -19,7 +19,7 @@ except ImportError as error:
 from . import core, exceptions, maps, mux, sources, util, zmq_stream
 from .batches import batches
 from .core import Streamer, streamable
-from .exceptions import ArgumentError, DataError, PescadorError
+from .exceptions import ArgumentError, DataError, PescadorError, PescadorWarning
 from .maps import buffer_stream, cache, keras_tuples, tuples
 from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
 from .version import version as __version__
@@ -32,6 +32,7 @@ __all__ = [
     "DataError",
     "Mux",
     "PescadorError",
+    "PescadorWarning",
     "RoundRobinMux",
     "ShuffledMux",
     "StochasticMux",

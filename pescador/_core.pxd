@@ -7,12 +7,7 @@ from pescador._snapshots cimport Snapshots
 
 
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches
-
-cdef struct Patience:
-    # How long a loop has gone without a sample: set `passes` to 0 when there is one.
-    int64_t passes
-    int64_t since                      # what the thread's count was then
-
+cdef int EMPTY_PASSES                  # in a row, after which a loop raises
 
 cdef enum Ending:
     # What happens when a started stream has given as many samples as it may.
@@ -56,12 +51,9 @@ cdef class Opener:
 
 
 cdef Scope bare_scope(Scope scope)
-cdef Scope hook_scope(object mux, Scope scope)
-cdef PyObject* surround(PyObject* scope) noexcept
 cdef bint fuse(object stream) noexcept
 cdef bint is_plain(object streamer) noexcept
 cdef dict plain_fields(object streamer)
-cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
-cdef bint gives(Patience* patience, bint* gave) except -1
+cdef bint ends_empty(int* passes, bint gave) except? True
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)
 cpdef int64_t as_bound(object max_iter, bint round_up=*) except -1

@@ -18,7 +18,7 @@ import uuid
 
 import numpy as np
 
-from pescador import _rng
+from pescador import _empty, _rng
 from pescador.exceptions import ArgumentError
 
 from cpython.dict cimport PyDict_GetItemWithError
@@ -49,15 +49,12 @@ cdef extern from "Python.h":
 cdef extern from *:
     """
     #if defined(_MSC_VER)
-    static __declspec(thread) int64_t pescador_fruitless;
     static __declspec(thread) PyObject* pescador_around;
     #else
-    static _Thread_local int64_t pescador_fruitless;
     static _Thread_local PyObject* pescador_around;
     #endif
     """
-    int64_t pescador_fruitless         # passes without a sample, of all loops of this thread
-    PyObject* pescador_around          # the scope of the loop with hooks that runs in it, or NULL
+    PyObject* pescador_around          # the scope of a mux whose hooks run in this thread, or NULL
 
 
 UNBOUNDED = INT64_MAX
@@ -193,6 +190,17 @@ cdef class Scope:
             scope = scope.parent
         return False
 
+    def next(self, stream):
+        """Return ``next(stream)``; a streamer of the pool that starts for it starts in this scope.
+        """
+        global pescador_around
+        cdef PyObject* before = pescador_around
+        pescador_around = <PyObject*>self
+        try:
+            return next(stream)
+        finally:
+            pescador_around = before
+
     cpdef object find(self, object key):
         """Return the copy that stands for the generator of this id, or None."""
         cdef Scope scope = self
@@ -213,8 +221,8 @@ cdef Scope bare_scope(Scope scope):
     return bare
 
 
-cdef Scope hook_scope(object mux, Scope scope):
-    """The scope of a loop that calls the hooks of an activated mux, and starts in `scope`."""
+def hook_scope(mux, Scope scope=None):
+    """Return the scope of the loop over the hooks of an activated mux, which began in `scope`."""
     cdef Scope here = bare_scope(None)
     if scope is not None:
         here.path = scope.path + (scope.place, scope.count())
@@ -222,14 +230,6 @@ cdef Scope hook_scope(object mux, Scope scope):
     if type(mux.streamers) is list:
         here.places = {id(streamer): i for i, streamer in enumerate(mux.streamers)}
     return here
-
-
-cdef PyObject* surround(PyObject* scope) noexcept:
-    """Have streams that are started from now on be in a scope; return the one before."""
-    global pescador_around
-    cdef PyObject* before = pescador_around
-    pescador_around = scope
-    return before
 
 
 cpdef Scope around(streamer):
@@ -801,7 +801,7 @@ cdef bint fuse(object stream) noexcept:
 def activated(streamer, max_iter):
     """Return up to `max_iter` items of one activation of a plain, idle Streamer; None for another.
 
-    It is the same as iterating over the copy that ``with streamer`` gives, without that copy.
+    They are those of the copy that ``with streamer`` gives, without that copy.
     """
     cdef Scope scope = None if pescador_around is NULL else around(streamer)
     cdef dict fields = plain_fields(streamer)
@@ -908,7 +908,7 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
         return UNBOUNDED
     if isinstance(max_iter, np.ndarray) and max_iter.ndim == 0:
         max_iter = max_iter.item()
-    # NaN is not 0 or more; math.isinf would make a float of it first.
+    # NaN fails the comparison. math.isinf would convert to a float, which a large int overflows.
     if isinstance(max_iter, numbers.Real) and max_iter >= 0:
         if max_iter >= UNBOUNDED:
             return UNBOUNDED
@@ -916,80 +916,60 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
     raise ArgumentError(f"max_iter={max_iter!r} must be None or a number of samples, 0 or more")
 
 
-cdef enum:
-    # One pass is not enough: streams may be empty by chance, those that reject most of what they
-    # read, say.
-    EMPTY_PASSES = 256
-    # A loop inside that has given up was patient already.
-    EMPTY_LOOPS = 16
+cdef int EMPTY_PASSES = _empty.PASSES
 
 
-cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True:
-    """Note a pass without a sample; tell whether a loop over n streams should end for it.
-
-    It should after 256 times n of its own in a row. Loops inside loops would multiply that, so
-    those of all loops inside it are counted, too: sixteen times as many are enough.
-    """
-    global pescador_fruitless
+cdef bint ends_empty(int* passes, bint gave) except? True:
+    """Note the end of a pass; tell whether so many in a row gave nothing that the loop ends."""
+    if gave:
+        passes[0] = 0
+        return False
     PyErr_CheckSignals()
-    if patience.passes == 0:
-        patience.since = pescador_fruitless
-    patience.passes += 1
-    pescador_fruitless += 1
-    return (patience.passes >= EMPTY_PASSES * n
-            or pescador_fruitless - patience.since >= EMPTY_PASSES * max(EMPTY_LOOPS, n))
-
-
-cdef bint gives(Patience* patience, bint* gave) except -1:
-    """Tell, at the end of a pass that gave samples or not, whether there should be another."""
-    if gave[0]:
-        gave[0] = False
-        patience.passes = 0
-        return True
-    return not runs_out(patience, 1)
+    passes[0] += 1
+    return passes[0] == EMPTY_PASSES
 
 
 cdef class Opened:
-    """A stream that is read to its end inside a ``with`` block.
+    """An iterator, and the streamer that counts it as open while a ``with`` block lasts."""
 
-    It gives the items of ``iter(stream)``, and counts as an open iteration in the same way. Where
-    that would be a generator of ours, it reads from what the generator would read from.
-    """
+    cdef object streamer               # None for other iterables
+    cdef object source                 # the iterator, until the end of the block
 
-    cdef object stream
-    cdef object source                 # iterator over the items, while the block lasts
-    cdef object counted                # the streamer that is to count one open iteration less
-
-    def __cinit__(self, stream):
-        self.stream = stream
+    def __cinit__(self, streamer, source):
+        self.streamer = streamer
+        self.source = source
 
     def __enter__(self):
-        self.source = open_stream(self.stream, None, {})
-        if self.source is None:
-            self.source = iter(self.stream)
-        else:
-            self.stream.active_count_ += 1
-            self.counted = self.stream
+        if self.streamer is not None:
+            self.streamer.active_count_ += 1
         return self
 
-    def __exit__(self, *exc):
-        # Who keeps an error keeps us, by way of its traceback.
-        self.source = self.stream = None
-        if self.counted is not None:
-            self.counted.active_count_ -= 1
-            self.counted = None
+    def __exit__(self, kind, error, traceback):
+        # Whoever keeps an error keeps us, by way of its traceback.
+        self.source = None
+        if self.streamer is not None:
+            self.streamer.active_count_ -= 1
         return False
 
     def __iter__(self):
         return self.source
 
 
+def reading(stream):
+    """Return one open iteration over any iterable.
+
+    Where ``iter(stream)`` would be a generator of ours, it reads from what that would read from.
+    """
+    source = open_stream(stream, None, {})
+    return Opened(None, iter(stream)) if source is None else Opened(stream, source)
+
+
 cdef class Bounded:
     """At most `max_iter` items of an iterator.
 
-    With `step_once_more`, the source is asked for one item past the last, which is dropped:
-    what a ``for`` loop that counts and breaks does. Sources that count their calls or draw from
-    the global random state give the same sequence then as they do under such a loop.
+    With `step_once_more`, the source is asked for one item past the last, which is dropped, as by
+    a ``for`` loop that counts and breaks. A source that counts its calls, or draws from the global
+    random state, then gives the same sequence as under such a loop.
     """
 
     cdef object source
@@ -1020,18 +1000,18 @@ cdef class Bounded:
 cdef class Cycle:
     """Up to `max_iter` items of one activation of a streamer after another.
 
-    It ends when 256 of them in a row have given nothing.
+    It raises when 256 of them in a row have given nothing.
     """
 
     cdef object streamer
-    cdef object source
-    cdef int64_t left
-    cdef Patience patience
-    cdef bint gave                     # whether this activation gave an item
+    cdef object source                 # iterator over the items of this activation
+    cdef int64_t left                  # how many items it may give yet
+    cdef int64_t before                # what `left` was when this activation began
+    cdef int empty                     # activations in a row that gave nothing
     cdef bint over
 
     def __cinit__(self, streamer, max_iter):
-        # ``if count > max_iter: return`` lets through no part of an item.
+        # Rounded down: pescador 3.0 stops by ``if count > max_iter``.
         self.left = as_bound(max_iter, round_up=False)
         self.streamer = streamer
 
@@ -1041,22 +1021,27 @@ cdef class Cycle:
     def __next__(self):
         cdef PyObject* item = NULL
         cdef object source
-        # The loop that this stands for counts an item before it stops, so it asks for one more.
+        # pescador 3.0 reads one item more before it stops. Of a source that others read, too, that
+        # item would be lost to them.
         if self.left == 0 and reads_shared(self.streamer):
             raise StopIteration
         while True:
             if self.source is None:
                 if self.over:
                     raise StopIteration
+                self.before = self.left
                 self.source = iter(self.streamer.iterate())
-            # It may be put away while it runs: whoever has this iterator may step it in between.
+            # A reference of our own: the source may step this iterator, which drops self.source.
             source = self.source
             item = next_item(source)
             if item is not NULL:
-                self.gave = True
                 break
             self.source = None
-            self.over = not gives(&self.patience, &self.gave)
+            if ends_empty(&self.empty, self.left != self.before):
+                self.over = True
+                if self.left == 0:
+                    raise StopIteration
+                raise _empty.empty_loop("cycle()", [self.streamer], "iterate()")
         if self.left == 0:
             Py_XDECREF(item)
             self.source = None

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+from pescador import _empty
 from pescador.core import Streamer
 from pescador.exceptions import ArgumentError
 
@@ -24,9 +25,8 @@ from libc.stdint cimport int64_t
 
 from pescador._choice cimport Categorical, Pool, choose, pick_by_sums
 from pescador._core cimport (
-    ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Patience, Scope,
-    as_bound, bare_scope, fuse, gives, hook_scope, is_plain, plain_fields, runs_out, start,
-    surround,
+    EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, as_bound,
+    bare_scope, ends_empty, fuse, is_plain, plain_fields, start,
 )
 from pescador._native.bounds cimport AT
 from pescador._native.iterators cimport next_item, steal
@@ -161,7 +161,6 @@ cdef class Engine(Compiled):
     cdef dict copies                   # id of a streamer with hooks -> its copy, see _core.start
     cdef Py_ssize_t passed             # of a chain, how many streamers came before this one
     cdef bint running
-    cdef bint barren                   # it ended because no stream gave a sample any more
     cdef public bint is_shown          # an activated copy shows it, and may go on after an error
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
@@ -236,14 +235,6 @@ cdef class Engine(Compiled):
         if item is not NULL:
             row.count += 1
         return item
-
-    cdef inline bint ended_barren(self, Py_ssize_t slot) noexcept:
-        """Whether the stream of a slot, which has ended, is a mux that will never give more."""
-        # Only engines stop by themselves at their bound.
-        if self.endings[slot] != STOP:
-            return False
-        stream = self.streams[slot]
-        return isinstance(stream, Engine) and (<Engine>stream).barren
 
     cdef inline int begin(self, Py_ssize_t slot) except -1:
         """Start the stream of a slot: nothing of a streamer is touched before its first sample."""
@@ -450,8 +441,11 @@ cdef class StochasticEngine(WeightedEngine):
     cdef bint alike                    # all pool weights are equal
     cdef bint prefetches               # whether what streams start from is prefetched
     cdef Py_ssize_t[2] picked          # see prefetch_start
-    cdef set empty                     # streams found empty since the last sample
-    cdef Patience patience
+    cdef bint restarts                 # a stream that was found empty may come back
+    cdef set found                     # streams that were found empty since the last sample
+    cdef int64_t visits                # how often, in all
+    cdef int64_t before                # what `left` was then
+    cdef bint warned                   # whether that was often enough for a warning
 
     def __init__(self, mux, Scope scope, Py_ssize_t k, poisson_mean, draw_initial):
         super().__init__(mux, scope, k)
@@ -468,7 +462,8 @@ cdef class StochasticEngine(WeightedEngine):
         self.prune = mux.prune_empty_streams
         self.replaces = mux.mode == "with_replacement"
         self.revives = mux.mode == "single_active"
-        self.empty = set()
+        self.restarts = self.revives or (self.replaces and not self.prune)
+        self.found = set()
 
         self.constant = None
         if mux.rate is None:
@@ -500,25 +495,20 @@ cdef class StochasticEngine(WeightedEngine):
             slot = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
-                if self.patience.passes:
-                    self.empty.clear()
-                    self.patience.passes = 0
                 return item
-            if self.slots[slot].count == 0 and self.is_hopeless(self.which[slot]):
-                self.barren = True
-                return NULL
+            if self.slots[slot].count == 0:
+                self.note_empty(self.which[slot])
             self.replace(slot)
         return NULL
 
     cdef int replace(self, Py_ssize_t slot) except -1:
         """Retire the stream of a slot and bring another in, if any is left."""
         cdef Py_ssize_t i = self.which[slot]
-        cdef bint barren = self.ended_barren(slot)
-        if barren or (self.prune and self.slots[slot].count == 0):
+        if self.prune and self.slots[slot].count == 0:
             self.available.set(i, False)
             self.n_valid -= self.is_valid[AT(i, self.n)]
             self.is_valid[i] = False
-        if self.revives and not barren:
+        if self.revives:
             self.available.set(i, True)
         if self.available.m > 0:
             self.available.renormalise()
@@ -553,21 +543,21 @@ cdef class StochasticEngine(WeightedEngine):
                 return 1 + self.counts.binomial((self.rate - 1.0) / (1.0 - p), 1.0 - p)
         return 1 + self.counts.poisson()
 
-    cdef bint is_hopeless(self, Py_ssize_t i) except? True:
-        """Note that stream i was found empty; tell whether all that can still come were, often."""
-        # A slot of weight zero keeps its stream to itself, where each may be in one slot only.
-        cdef Py_ssize_t out_of_reach = 0, slot
-        if not self.revives and (self.prune or not self.replaces):
-            # Streams that are found empty become fewer: this is no loop.
-            PyErr_CheckSignals()
-            return False
-        self.empty.add(i)
-        if not runs_out(&self.patience, self.n) or len(self.empty) + self.k < self.n:
-            return False
-        if self.revives:
-            for slot in range(self.k):
-                out_of_reach += self.w[slot] == 0.0
-        return <Py_ssize_t>len(self.empty) + out_of_reach >= self.n
+    cdef int note_empty(self, Py_ssize_t i) except -1:
+        """Note a visit to stream i, which gave nothing."""
+        PyErr_CheckSignals()
+        if not self.restarts:
+            return 0
+        if self.left != self.before:
+            self.before = self.left
+            self.visits = 0
+            self.found.clear()
+        self.visits += 1
+        self.found.add(i)
+        if self.visits % (EMPTY_PASSES * self.n) == 0:
+            self.warned = _empty.check_visits(
+                self.mux, self, self.pool, self.visits, self.found, self.warned)
+        return 0
 
     @property
     def distribution_(self):
@@ -587,20 +577,15 @@ cdef class RoundRobinEngine(Engine):
     cdef Py_ssize_t* following         # n: the next slot that is not exhausted, round and round
     cdef Py_ssize_t at, before
     cdef Py_ssize_t alive
-    cdef unsigned char* out            # n: streams that are not started again
-    cdef Py_ssize_t n_out
-    cdef Patience patience
-    cdef bint gave                     # whether this round gave a sample
+    cdef int empty                     # rounds in a row that gave nothing
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.following = <Py_ssize_t*>PyMem_Calloc(k, sizeof(Py_ssize_t))
-        self.out = <unsigned char*>PyMem_Calloc(k, 1)
-        if self.following is NULL or self.out is NULL:
+        if self.following is NULL:
             raise MemoryError()
 
     def __dealloc__(self):
         PyMem_Free(self.following)
-        PyMem_Free(self.out)
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         super().__init__(mux, scope, k)
@@ -629,31 +614,34 @@ cdef class RoundRobinEngine(Engine):
 
     cdef PyObject* advance(self) except? NULL:
         cdef Py_ssize_t slot, before
-        cdef PyObject* item = NULL
+        cdef PyObject* item
         while self.alive > 0:
             # Move on first: a stream that fails has had its turn.
             slot = self.at
             before = self.before
             self.at = self.following[AT(slot, self.k)]
             self.before = slot
-            if not self.out[AT(self.which[slot], self.k)]:
-                item = self.pull(slot)
-                if item is not NULL:
-                    self.gave = True
-                    return item
-                if self.ended_barren(slot):
-                    self.out[self.which[slot]] = True
-                    self.n_out += 1
+            item = self.pull(slot)
+            if item is not NULL:
+                return item
             PyErr_CheckSignals()
             self.vacate(slot)
             self.before = before
             self.following[AT(before, self.k)] = self.at
             self.alive -= 1
             if self.alive == 0 and self.cycles:
-                self.barren = not gives(&self.patience, &self.gave) or self.n_out == self.k
-                if not self.barren:
-                    self.begin_round(self.permutes)
+                if ends_empty(&self.empty, self.gave()):
+                    raise _empty.empty_mux(self.mux, self.pool)
+                self.begin_round(self.permutes)
         return NULL
+
+    cdef bint gave(self) noexcept:
+        """Whether this round gave a sample."""
+        cdef Py_ssize_t slot
+        for slot in range(self.k):
+            if self.slots[slot].count > 0:
+                return True
+        return False
 
     @property
     def active_index_(self):
@@ -669,9 +657,8 @@ cdef class ChainEngine(Engine):
     cdef object source                 # iterator over the streamers
     cdef bint cycles
     cdef bint ended                    # the last pass was begun
-    cdef Patience patience
-    cdef bint gave                     # whether this pass gave a sample
-    cdef set out                       # ids of streamers that are not started again
+    cdef bint gave                     # whether an ended stream of this pass gave a sample
+    cdef int empty                     # passes in a row that gave nothing
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         self.streamers = mux.streamers
@@ -679,7 +666,6 @@ cdef class ChainEngine(Engine):
         self.n = 1
         self.cycles = mux.mode == "cycle"
         self.slots[0].bound = UNBOUNDED
-        self.out = set()
         self.is_made = callable(self.streamers)
         if self.is_made:
             # What a function makes is new: it holds originals, not copies of ours.
@@ -691,10 +677,8 @@ cdef class ChainEngine(Engine):
         while self.which[0] >= 0 or self.next_streamer():
             item = self.pull(0)
             if item is not NULL:
-                self.gave = True
                 return item
-            if self.ended_barren(0) and not self.is_made:
-                self.out.add(id(self.pool[0]))
+            self.gave |= self.slots[0].count > 0
             self.vacate(0)
         return NULL
 
@@ -723,15 +707,15 @@ cdef class ChainEngine(Engine):
             item = next_item(self.source)
             if item is NULL:
                 self.source = None
-                if self.cycles and not gives(&self.patience, &self.gave):
-                    self.ended = self.barren = True
+                if self.cycles and ends_empty(&self.empty, self.gave):
+                    made = [self.chain_streamer_] if self.is_made else self.streamers
+                    raise _empty.empty_mux(self.mux, made)
+                self.gave = False
                 continue
             streamer = steal(item)
             self.passed += 1
             if not is_plain(streamer):
                 streamer = as_streamer(streamer)
-            if self.out and id(streamer) in self.out:
-                continue
             if self.is_made:
                 self.copies.clear()
             self.pool[0] = streamer
@@ -745,55 +729,3 @@ cdef class ChainEngine(Engine):
     @property
     def stream_generator_(self):
         return self.source
-
-
-cdef class HookLoop:
-    """The sampling loop over an activated mux whose hooks are Python methods.
-
-    It reads the mux's attributes and calls its hooks, in the documented order, so that a
-    subclass can replace any of them.
-    """
-
-    cdef object mux
-    cdef int64_t left
-    cdef object given                  # slot of the sample that was given last, not yet counted
-    cdef Scope scope
-
-    def __cinit__(self, mux, max_iter, Scope around=None):
-        self.mux = mux
-        self.scope = hook_scope(mux, around)
-        self.left = as_bound(max_iter)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef PyObject* before = surround(<PyObject*>self.scope)
-        try:
-            sample = self.advance()
-        except StopIteration as error:
-            raise RuntimeError("a hook of the mux raised StopIteration") from error
-        finally:
-            surround(before)
-        if sample is OVER:
-            raise StopIteration
-        return sample
-
-    cdef object advance(self):
-        mux = self.mux
-        if self.given is not None:
-            mux.stream_counts_[self.given] += 1
-            self.given = None
-        while self.left > 0 and mux._streamers_available():
-            slot = mux._next_sample_index()
-            sample = next(mux.streams_[slot], OVER)
-            if sample is not OVER:
-                self.given = slot
-                self.left -= 1
-                return sample
-            mux._on_stream_exhausted(slot)
-            mux._replace_stream(slot)
-        return OVER
-
-
-cdef object OVER = object()

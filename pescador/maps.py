@@ -33,7 +33,7 @@ def _opened(stream: Iterable[T]) -> "_core.Opened[T]":
     """Check that a stream can be iterated; the ``with`` block of the result does it."""
     if not (isinstance(stream, Iterable) or hasattr(type(stream), "__getitem__")):
         raise ArgumentError(f"stream={stream!r} must be an iterable, such as a Streamer")
-    return _core.Opened(stream)
+    return _core.reading(stream)
 
 
 def buffer_stream(

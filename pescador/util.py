@@ -224,7 +224,7 @@ def is_number(value: Any, *kinds: type) -> bool:
 def as_count(name: str, value: Any, hint: str = "") -> int:
     """Return `value` as an int, or raise an ArgumentError unless it is a whole number > 0.
 
-    What is larger than any container can be is as good as the largest.
+    A larger value than ``sys.maxsize``, the length of the longest container, becomes that.
     """
     if is_number(value, int, np.integer) and value > 0:
         return min(int(value), sys.maxsize)

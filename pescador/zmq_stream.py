@@ -311,10 +311,9 @@ class ZMQStreamer(Streamer[T]):
         _core.as_bound(max_iter)
         _check(self)
         channel = Channel(self, max_iter)
-        self.active_count_ += 1
-        try:
-            with Guard(channel.begin, channel.wait_for_end, channel.end):
-                while channel.wait():
-                    yield from channel.ready()
-        finally:
-            self.active_count_ -= 1
+        with (
+            _core.Opened(self, iter(())),
+            Guard(channel.begin, channel.wait_for_end, channel.end),
+        ):
+            while channel.wait():
+                yield from channel.ready()

@@ -64,9 +64,24 @@ def test_infinity_is_no_bound():
     assert list(Streamer("abc").iterate(float("inf"))) == ["a", "b", "c"]
 
 
-def test_a_cycle_over_a_stream_without_items_ends():
-    assert list(Streamer(nothing).cycle()) == []
-    assert list(Streamer([]).cycle(5)) == []
+@pytest.mark.parametrize("max_iter", [None, 5])
+def test_a_cycle_of_a_stream_without_items_raises_and_names_it(max_iter):
+    stream = Streamer(nothing).cycle(max_iter)
+    expected = r"cycle\(\) would .* for ever: 256 times in a row, Streamer\(nothing\) gave nothing"
+    with pytest.raises(PescadorError, match=expected):
+        next(stream)
+    assert list(stream) == []
+
+
+def test_a_cycle_that_has_given_all_it_was_asked_for_ends():
+    """It asks for one item more, which a stream that can be read once does not have."""
+    items = iter([1, 2, 3])
+
+    def source():
+        yield from items
+
+    assert list(Streamer(source).cycle(3)) == [1, 2, 3]
+    assert list(Streamer(nothing).cycle(0)) == []
 
 
 @pytest.mark.parametrize(

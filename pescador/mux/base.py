@@ -193,6 +193,9 @@ class BaseMux(Streamer[T]):
     # On an activated copy, the engine that runs it, or what hooks of a chain started last.
     __pescador_engine__: Any
     __pescador_started__: Any
+    # On one that runs by its hooks, what `_activate` has set.
+    streams_: Any
+    stream_counts_: Any
 
     def __init__(
         self,
@@ -224,18 +227,14 @@ class BaseMux(Streamer[T]):
             state = {**state, "rng": np.random}
         self.__dict__.update(state)
 
-    def __enter__(self, *args: Any, **kwargs: Any) -> Self:
-        """Activate: return a copy with an active set, ready to be read from."""
-        if self.is_activated_copy:
-            return self
+    def __pescador_copy__(self) -> Self:
         if not _is_compiled(self):
-            return super().__enter__()
+            return super().__pescador_copy__()
         engine = _engine(self, None)
         active = copy.copy(self)
         active.rng = engine.rng
         engine.is_shown = True
         active.__pescador_engine__ = engine
-        self.active_count_ += 1
         return active
 
     @property
@@ -274,12 +273,13 @@ class BaseMux(Streamer[T]):
 
         Notes
         -----
-        With hooks, this is the loop, on an activated copy ``mux``::
+        If a subclass overrides a hook, this is the loop, on an activated copy ``mux``::
 
             while given < max_iter and mux._streamers_available():
                 slot = mux._next_sample_index()
                 try:
                     yield next(mux.streams_[slot])
+                    given += 1
                     mux.stream_counts_[slot] += 1
                 except StopIteration:
                     mux._on_stream_exhausted(slot)
@@ -288,21 +288,26 @@ class BaseMux(Streamer[T]):
         scope = _core.around(self)
         if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            samples = _engine(self, scope).bounded(max_iter)
-            self.active_count_ += 1
-            try:
+            with _core.Opened(self, _engine(self, scope).bounded(max_iter)) as samples:
                 yield from samples
-            finally:
-                # Whoever keeps an error keeps this frame, by way of the traceback.
-                del samples
-                self.active_count_ -= 1
             return
         with self as active:
             try:
                 if "__pescador_engine__" in active.__dict__:
                     yield from _core.Bounded(active.__pescador_engine__, max_iter, False)
-                else:
-                    yield from _mux.HookLoop(active, max_iter, scope)
+                    return
+                scope = _core.hook_scope(active, scope)
+                bound = _core.as_bound(max_iter)
+                given = 0
+                while given < bound and active._streamers_available():
+                    slot = active._next_sample_index()
+                    try:
+                        yield scope.next(active.streams_[slot])
+                        given += 1
+                        active.stream_counts_[slot] += 1
+                    except StopIteration:
+                        active._on_stream_exhausted(slot)
+                        active._replace_stream(slot)
             finally:
                 if active is not self:
                     for name in (

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core, _mux
+from .._empty import end_pass
 from ..exceptions import PescadorError
 from ..util import Seed, as_choice
 from .base import (
@@ -42,10 +43,8 @@ class RoundRobinMux(BaseMux[T]):
     ------
     ArgumentError
         If an argument is invalid.
-
-    Notes
-    -----
-    A cycle ends after 256 rounds in a row in which no stream has given a sample.
+    PescadorError
+        While iterating, if no stream of a cycle gave a sample in 256 rounds in a row.
 
     Examples
     --------
@@ -103,6 +102,7 @@ class RoundRobinMux(BaseMux[T]):
     def _replace_stream(self, idx: int | None = None) -> None:
         self.streams_[idx] = None
         if self.mode != "exhaustive" and not self._streamers_available():
+            end_pass(self, self.streamers, bool(self.stream_counts_.any()))
             self._setup_streams(permute=self.mode == "permuted_cycle")
 
     __pescador_has_engine__ = True

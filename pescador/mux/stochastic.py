@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .. import _core, _mux, _rng
 from .._checks import Weights, as_weights, check_weights
+from .._empty import PASSES, check_visits
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, as_bool, as_choice, as_count, is_number
 from .base import (
@@ -97,6 +98,22 @@ def _draw_count(mux: "StochasticMux[Any]", weight: float, idx: int) -> float | N
     return 1 + _rng.drawn_count(mux.rng.poisson, (_poisson_mean(mux),))
 
 
+def _note_visit(mux: "StochasticMux[Any]", idx: int) -> None:
+    """Note a visit to an ended stream, as the engine does, by the counts of an activated copy."""
+    if mux.mode == "exhaustive" or (mux.mode == "with_replacement" and mux.prune_empty_streams):
+        return
+    given = int(np.sum(mux.stream_counts_))
+    before, visits, found, warned = mux.__dict__.get("__pescador_visits__", (0, 0, set(), False))
+    if given != before:
+        visits, found = 0, set()
+    if mux.stream_counts_[idx] == 0:
+        visits += 1
+        found.add(int(mux.stream_idxs_[idx]))
+        if visits % (PASSES * mux.n_streams) == 0:
+            warned = check_visits(mux, mux, mux.streamers, visits, found, warned)
+    mux.__pescador_visits__ = (given - int(mux.stream_counts_[idx]), visits, found, warned)
+
+
 class StochasticMux(BaseMux[T]):
     """Sample from a random few of many streams, replaced now and then.
 
@@ -138,6 +155,15 @@ class StochasticMux(BaseMux[T]):
     ------
     ArgumentError
         If an argument is invalid.
+    PescadorError
+        While iterating, if every stream that could still come was found empty, 256 times each on
+        average, and none of them is left out.
+
+    Warns
+    -----
+    PescadorWarning
+        If it has tried a million times in a row without a sample, because an empty stream has
+        nearly all of the weight. It goes on.
 
     Examples
     --------
@@ -152,6 +178,9 @@ class StochasticMux(BaseMux[T]):
     stream_idxs_ = EngineAttribute()
     stream_weights_ = EngineAttribute()
     weight_norm_ = EngineAttribute()
+
+    # On an activated copy that runs by its hooks: see `_note_visit`.
+    __pescador_visits__: tuple[int, int, set[int], bool]
 
     def __init__(
         self,
@@ -232,6 +261,7 @@ class StochasticMux(BaseMux[T]):
         self.stream_counts_[idx] = 0
 
     def _replace_stream(self, idx: int) -> None:
+        _note_visit(self, idx)
         if self.distribution_.any():
             self.distribution_ /= np.sum(self.distribution_)
             self._new_stream(idx)

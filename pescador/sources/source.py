@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _sources
-from .._core import Scope, around, is_stock, isolate
+from .._core import Opened, Scope, around, is_stock, isolate
 from .._core import register as register_hooks
 from ..core import Streamer
 from ..exceptions import ArgumentError
@@ -141,12 +141,8 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
         if self.is_activated_copy or type(self)._activate is not Source._activate:
             yield from super().iterate(max_iter)
             return
-        items = self._visit(scope).bounded(max_iter)
-        self.active_count_ += 1
-        try:
+        with Opened(self, self._visit(scope).bounded(max_iter)) as items:
             yield from items
-        finally:
-            self.active_count_ -= 1
 
     def _activate(self) -> None:
         self.stream_ = self._visit(None)
