@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Tests beside each other.
 BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
-SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
+SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h pescador/_native/*) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
 	bench bench-full bench-instructions publish docs
@@ -29,14 +29,14 @@ test: $(VENV)/dev $(PEERS)/done lint test-checked
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
 	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider $(BESIDE) \
-		tests/test_core.py tests/test_mux.py tests/test_isolation.py tests/test_maps.py \
+		tests/test_core.py tests/test_mux.py tests/test_activation.py tests/test_snapshots.py tests/test_rng_scopes.py tests/test_maps.py \
 		tests/test_batches.py tests/test_native.py tests/test_leaks.py tests/test_frozen.py \
 		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador/*.pyx pescador/*.pxd
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador/*.pyx pescador/*.pxd pescador/_native/*.pxd
 	$(BIN)/mypy
 
 # The suite on each Python from 3.11 on that this machine has.
@@ -56,7 +56,7 @@ soak: $(VENV)/dev
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done
 	PYTHONMALLOC=debug $(BIN)/pytest -q $(BESIDE) tests/test_core.py tests/test_mux.py tests/test_maps.py \
-		tests/test_isolation.py tests/test_batches.py tests/test_native.py tests/test_leaks.py \
+		tests/test_activation.py tests/test_snapshots.py tests/test_rng_scopes.py tests/test_batches.py tests/test_native.py tests/test_leaks.py \
 		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
 		tests/test_chunks.py tests/test_workers.py
 

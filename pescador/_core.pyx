@@ -30,8 +30,9 @@ from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport INT64_MAX, int64_t
 
 from pescador._bitgen cimport Mersenne, bitgen_t
-from pescador._snapshots cimport Snapshots, copied, fixed, is_large
-from pescador._snapshots cimport is_plain as is_plain_array
+from pescador._snapshots cimport (
+    Snapshots, copy_array, is_large, is_plain_array, view_of_constant,
+)
 
 cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char* where) except -1
@@ -427,12 +428,12 @@ cdef object isolate_mutable(object value, object memo):
     if kind is tuple:
         return isolate_tuple(value, memo)
     if is_plain_array(value):
-        result = fixed(value)
+        result = view_of_constant(value)
         if result is None:
             if type(memo) is Memo and is_large(value):
                 result = (<Memo>memo).scope.snapshots.take(value)
             else:
-                result = copied(value)
+                result = copy_array(value)
     elif kind is set and immutable_until(list(value)) == len(value):
         # By way of a list, as by deepcopy: set.copy may give another order.
         result = set(list(value))
