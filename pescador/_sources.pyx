@@ -354,7 +354,7 @@ cdef object own_copy(object rng, Scope scope):
     if found is None:
         while scope.parent is not None:
             scope = scope.parent
-        scope.hold(rng)
+        scope.add_copy(rng)
         found = scope.find(id(rng))
     return found
 
