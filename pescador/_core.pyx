@@ -180,9 +180,9 @@ cdef class Scope:
     cdef int add_copy(self, object generator) except -1:
         """Have a copy stand for a generator here: of its copy further out, if there is one."""
         if id(generator) not in self.copies:
-            origin = None if self.parent is None else self.parent.find(id(generator))
-            origin = generator if origin is None else origin
-            self.copies[id(generator)] = (generator, isolate(origin, {}))
+            found = self.find(id(generator))
+            copied = isolate(generator if found is None else found, {})
+            self.copies[id(generator)] = (generator, copied)
         return 0
 
     def has_seen(self, mux):
@@ -195,7 +195,7 @@ cdef class Scope:
         return False
 
     cpdef object find(self, object key):
-        """Return the copy that stands for the generator of this id, or None."""
+        """Return the copy of the generator of this id, here or further out; or None."""
         cdef Scope scope = self
         while scope is not None:
             entry = scope.copies.get(key)
@@ -206,7 +206,9 @@ cdef class Scope:
 
 
 cdef Scope bare_scope(Scope scope):
-    """A scope of the same path, for streams that share no generator with the mux; None is the root.
+    """A scope that has the path of another, None for the root, and nothing else.
+
+    It is for streams that share no generator with the mux.
     """
     cdef Scope bare = Scope(None, None, [], {})
     bare.path = () if scope is None else scope.path
