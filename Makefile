@@ -29,8 +29,9 @@ test: $(VENV)/dev $(PEERS)/done lint test-checked
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
 	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider $(BESIDE) \
-		tests/test_core.py tests/test_mux.py tests/test_isolation.py tests/test_maps.py \
-		tests/test_batches.py tests/test_rng.py tests/test_choice.py tests/test_leaks.py tests/test_frozen.py \
+		tests/test_core.py tests/test_mux.py tests/test_activation.py tests/test_snapshots.py \
+		tests/test_rng_scopes.py tests/test_maps.py tests/test_batches.py tests/test_rng.py \
+		tests/test_choice.py tests/test_leaks.py tests/test_frozen.py \
 		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
@@ -56,7 +57,8 @@ soak: $(VENV)/dev
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done
 	PYTHONMALLOC=debug $(BIN)/pytest -q $(BESIDE) tests/test_core.py tests/test_mux.py tests/test_maps.py \
-		tests/test_isolation.py tests/test_batches.py tests/test_rng.py tests/test_choice.py tests/test_leaks.py \
+		tests/test_activation.py tests/test_snapshots.py tests/test_rng_scopes.py tests/test_batches.py \
+		tests/test_rng.py tests/test_choice.py tests/test_leaks.py \
 		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
 		tests/test_chunks.py tests/test_workers.py
 

@@ -18,7 +18,7 @@ cdef enum Ending:
 
 cdef class Scope:
     cdef readonly Scope parent         # the activation that this one happened in, or None
-    cdef dict seen                     # id of a mux -> it: those whose generators are known here
+    cdef dict seen                     # id of a mux -> it: those that were looked at for generators
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
     cdef list drawn_from               # shared generators that a mux here or further out draws from
     cdef Snapshots snapshots           # of large arrays; the outermost scope's
@@ -31,7 +31,7 @@ cdef class Scope:
     cdef object mux                    # whose hooks are called here; None where an engine runs
     cdef dict places                   # id of a streamer of its pool -> its place
 
-    cdef int copy_once(self, object generator) except -1
+    cdef int add_copy(self, object generator) except -1
     cpdef object find(self, object key)
     cdef int64_t count(self) except -1
 

@@ -34,8 +34,9 @@ from libc.stdint cimport INT64_MAX, int64_t
 from pescador._native.dicts cimport pescador_field
 from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
 from pescador._rng cimport Mersenne, mersenne_of
-from pescador._snapshots cimport Snapshots, copied, fixed, is_large
-from pescador._snapshots cimport is_plain as is_plain_array
+from pescador._snapshots cimport (
+    Snapshots, copy_array, is_large, is_plain_array, view_of_constant,
+)
 
 cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char* where) except -1
@@ -63,8 +64,8 @@ UNBOUNDED = INT64_MAX
 # ------------------------------------------------------------------------------- activation
 
 
-# Values of exactly these types cannot change, so every activation may share them. Functions,
-# classes and modules are shared by copy.deepcopy as well (modules it refuses).
+# Values of exactly these types cannot change: all activations share them. (copy.deepcopy shares
+# functions and classes as well, and refuses modules.)
 cdef frozenset IMMUTABLE = frozenset({
     type(None), type(Ellipsis), type(NotImplemented), bool, int, float, complex, str, bytes, range,
     type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
@@ -77,16 +78,11 @@ cdef frozenset IMMUTABLE = frozenset({
 
 cdef type Function = types.FunctionType
 
-# Values of these types can change; they are told apart before more is asked.
+# The most frequent types of those that can change, to be told from the others at once.
 cdef frozenset MUTABLE = frozenset({list, dict, set, bytearray, np.ndarray})
 
-# Iterators of exactly these types refuse to be copied.
-cdef frozenset SINGLE_PASS = frozenset({
-    types.GeneratorType, io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom,
-    io.FileIO,
-})
-
-# Where a memo notes that it met something that activations share; deepcopy's own keys are integers.
+# A memo has this key once it has met an iterator or a file that activations share; all other keys
+# are ids.
 cdef str SHARED = "pescador.shared"
 
 cdef object np_dtype = np.dtype
@@ -96,27 +92,25 @@ cdef frozenset BIT_GENERATORS = _rng.BIT_GENERATORS
 
 
 cdef class Scope:
-    """Which copy of a random generator stands for which original in one activation of a mux.
+    """What belongs to one activation of a mux: copies of random generators, snapshots, a path.
 
-    An activation works on copies, so that it can be repeated. Muxes and streams that share one
-    generator go on sharing inside the copy: a nested activation copies again, from the state that
-    the copy around it has reached at that moment.
+    An activation draws from copies of the generators, so that it can be repeated. Muxes and streams
+    of one tree that share a generator share its copy. A mux inside the tree copies the copy again
+    when it is activated, from the state that this has reached by then.
 
-    The outermost scope also keeps what was read of large arrays, for the streams that start later.
-
-    A scope also knows the path that leads to it: at each level the place of the streamer in the
-    pool, and how often it had been visited in that activation before. Seeds are made from it.
+    The path leads from the outermost mux to this one: for each level, the place of the streamer in
+    the pool, and how often it was visited before in that activation. Seeds are made from it.
 
     Parameters
     ----------
     parent : Scope or None
-        The activation that this one happens in.
+        The activation around this one.
     own : generator or None
         What the mux draws from; None for the global state, which is never copied.
     shared : list of generators
-        Those in the mux's tree that the caller may draw from, too.
+        Those of the muxes in its tree that somebody else may draw from, too.
     seen : dict of {id: mux}
-        The muxes of the tree in which these were looked for.
+        The muxes that were looked at for these.
     """
 
     def __cinit__(self, Scope parent, own, list shared, dict seen):
@@ -132,20 +126,18 @@ cdef class Scope:
         self.drawn_from = []
         if parent is None:
             self.snapshots = Snapshots()
-            for generator in shared:
-                self.copy_once(generator)
         else:
             self.snapshots = parent.snapshots
-            # Those of a mux that is not in the pool of one around it, but an argument of a map.
-            for generator in shared:
-                if parent.find(id(generator)) is None:
-                    self.copy_once(generator)
-            # The mux around us will draw on before our streams start.
+            # The mux around us will have drawn on before our streams start.
             self.drawn_from += parent.drawn_from
-            for generator in self.drawn_from:
-                self.copy_once(generator)
+        for generator in shared:
+            # The scope around knows them, unless our mux is the argument of a map.
+            if parent is None or parent.find(id(generator)) is None:
+                self.add_copy(generator)
+        for generator in self.drawn_from:
+            self.add_copy(generator)
         if own is not None:
-            self.copy_once(own)
+            self.add_copy(own)
             if own in shared:
                 self.drawn_from.append(own)
 
@@ -173,16 +165,16 @@ cdef class Scope:
         self.visits[self.place] += 1
         return self.visits[self.place] - 1
 
-    cdef int copy_once(self, object generator) except -1:
-        """Make the copy that stands for a generator here, if there is none yet."""
+    cdef int add_copy(self, object generator) except -1:
+        """Have a copy stand for a generator here: of its copy further out, if there is one."""
         if id(generator) not in self.copies:
-            origin = None if self.parent is None else self.parent.find(id(generator))
-            origin = generator if origin is None else origin
-            self.copies[id(generator)] = (generator, isolate(origin, {}))
+            found = self.find(id(generator))
+            copied = isolate(generator if found is None else found, {})
+            self.copies[id(generator)] = (generator, copied)
         return 0
 
     def has_seen(self, mux):
-        """Tell whether the generators of a mux were looked for here or further out."""
+        """Tell whether a mux was looked at for its generators, here or further out."""
         cdef Scope scope = self
         while scope is not None:
             if id(mux) in scope.seen:
@@ -202,7 +194,7 @@ cdef class Scope:
             pescador_around = before
 
     cpdef object find(self, object key):
-        """Return the copy that stands for the generator of this id, or None."""
+        """Return the copy of the generator of this id, here or further out; or None."""
         cdef Scope scope = self
         while scope is not None:
             entry = scope.copies.get(key)
@@ -213,7 +205,9 @@ cdef class Scope:
 
 
 cdef Scope bare_scope(Scope scope):
-    """A scope of the same path, for streams that share no generator with the mux; None is the root.
+    """A scope that has the path of another, None for the root, and nothing else.
+
+    It is for streams that share no generator with the mux.
     """
     cdef Scope bare = Scope(None, None, [], {})
     bare.path = () if scope is None else scope.path
@@ -250,10 +244,10 @@ cpdef Scope around(streamer):
 
 
 cdef class Memo(dict):
-    """A memo for copying inside a scope: it knows the generators there.
+    """A memo for copying inside a scope: it has the scope's copies of generators.
 
-    With `again`, a generator is replaced by a copy of the scope's copy, as a stream that starts
-    needs it; without, by the scope's copy itself.
+    With `again` it has copies of these, as they are now: what a stream that starts draws from.
+    Without, it has them themselves, for a streamer that will be activated and copy them then.
     """
 
     cdef Scope scope
@@ -264,7 +258,7 @@ cdef class Memo(dict):
         self.again = again
 
     def get(self, key, default=None):
-        """Return what stands for the object of this id."""
+        """Return the copy of the object of this id."""
         if key not in self:
             found = self.scope.find(key)
             if found is None:
@@ -276,30 +270,15 @@ cdef class Memo(dict):
 cdef object MISSING = object()
 
 
-cdef object recall(object memo, object value):
-    """What the memo has for a value, or MISSING."""
-    if type(memo) is dict:
-        return (<dict>memo).get(id(value), MISSING)
-    return memo.get(id(value), MISSING)
-
-
-cdef int remember(object memo, object value, object result) except -1:
-    """Note the copy of a value, which is kept: while it is there, nothing else has its id."""
-    cdef PyObject* found
+cdef int add_to_memo(object memo, object value, object result) except -1:
+    """Note the copy of a value, and keep the value: while it is there, nothing else has its id."""
     memo[id(value)] = result
-    key = id(memo)
-    if type(memo) is dict or type(memo) is Memo:
-        found = PyDict_GetItemWithError(memo, key)
-        if found is not NULL:
-            kept = <object>found
-            kept.append(value)
-            return 0
-    memo.setdefault(key, []).append(value)
+    memo.setdefault(id(memo), []).append(value)
     return 0
 
 
 cdef inline bint is_simple(object value) noexcept:
-    """Whether this is of one of the types that nearly all arguments of streams have."""
+    """Whether this is immutable, and of a type that nearly all arguments of streams have."""
     cdef type kind = type(value)
     return kind is int or kind is str or kind is float or kind is Function or value is None
 
@@ -313,11 +292,12 @@ cdef inline bint all_simple(tuple values) noexcept:
 
 
 cdef inline int is_immutable(object value) except -1:
-    return is_simple(value) or immutable_beside(value, None)
+    """Whether a value cannot change, nor anything in it."""
+    return is_simple(value) or cannot_change(value, None)
 
 
-cdef int immutable_beside(object value, set seen) except -1:
-    """Whether a value cannot change; tuples whose ids are in `seen` were looked at."""
+cdef int cannot_change(object value, set seen) except -1:
+    """is_immutable, inside a tuple: those whose ids are in `seen` were looked at."""
     cdef type kind = type(value)
     if kind is tuple:
         return all_simple(<tuple>value) or all_immutable(value, seen)
@@ -348,8 +328,8 @@ cdef bint is_named_tuple(type kind) except? True:
         or "__iter__" in own)
 
 
-cdef Py_ssize_t immutable_until(list values) except -1:
-    """The place of the first item that can change."""
+cdef Py_ssize_t first_mutable(list values) except -1:
+    """The place of the first item that can change; the length if there is none."""
     cdef Py_ssize_t i = 0
     cdef PyObject* item
     cdef PyTypeObject* known = NULL
@@ -368,15 +348,13 @@ cdef Py_ssize_t immutable_until(list values) except -1:
 
 cdef bint holds_immutable(dict values) except? True:
     for key, item in values.items():
-        if not (is_simple(key) or is_immutable(key)):
-            return False
-        if not (is_simple(item) or is_immutable(item)):
+        if not (is_immutable(key) and is_immutable(item)):
             return False
     return True
 
 
 cdef int all_immutable(object values, set seen) except -1:
-    # Tuples may share tuples: 30 levels of (t, t) are a billion ways to one value.
+    # Tuples may share tuples: thirty levels of (t, t) lead to one value in a billion ways.
     if seen is None:
         seen = set()
     elif id(values) in seen:
@@ -385,7 +363,7 @@ cdef int all_immutable(object values, set seen) except -1:
     Py_EnterRecursiveCall(" while copying what a stream starts from")
     try:
         for item in values:
-            if not (is_simple(item) or immutable_beside(item, seen)):
+            if not (is_simple(item) or cannot_change(item, seen)):
                 return False
         return True
     finally:
@@ -393,13 +371,13 @@ cdef int all_immutable(object values, set seen) except -1:
 
 
 cpdef object isolate(object value, object memo):
-    """Return what ``copy.deepcopy(value, memo)`` would, sharing what cannot change.
+    """Return what ``copy.deepcopy(value, memo)`` would, faster; what cannot change is shared.
 
-    Generators and open files cannot be copied at all: they are shared, and the memo notes it.
+    So are generator objects and open files, which cannot be copied; the memo says so then.
     """
     if is_immutable(value):
         return value
-    found = recall(memo, value)
+    found = memo.get(id(value), MISSING)
     if found is not MISSING:
         return found
     Py_EnterRecursiveCall(" while copying what a stream starts from")
@@ -419,14 +397,14 @@ cdef object isolate_mutable(object value, object memo):
     if kind is tuple:
         return isolate_tuple(value, memo)
     if is_plain_array(value):
-        result = fixed(value)
+        result = view_of_constant(value)
         if result is None:
             if type(memo) is Memo and is_large(value):
                 result = (<Memo>memo).scope.snapshots.take(value)
             else:
-                result = copied(value)
-    elif kind is set and immutable_until(list(value)) == len(value):
-        # By way of a list, as by deepcopy: set.copy may give another order.
+                result = copy_array(value)
+    elif kind is set and first_mutable(list(value)) == len(value):
+        # By way of a list, as deepcopy goes: set.copy may give another order.
         result = set(list(value))
     elif kind is bytearray:
         result = bytearray(value)
@@ -439,14 +417,14 @@ cdef object isolate_mutable(object value, object memo):
         if is_read_by_iterating(value):
             return copy_or_share(value, memo)
         return copy.deepcopy(value, memo)
-    remember(memo, value, result)
+    add_to_memo(memo, value, result)
     return result
 
 
 cdef list isolate_list(list value, object memo):
-    cdef Py_ssize_t n = immutable_until(value)
+    cdef Py_ssize_t n = first_mutable(value)
     cdef list result = value[:n]
-    remember(memo, value, result)
+    add_to_memo(memo, value, result)
     cdef Py_ssize_t i = n
     while i < len(value):
         result.append(isolate(value[i], memo))
@@ -458,10 +436,10 @@ cdef dict isolate_dict(dict value, object memo):
     cdef dict result
     if holds_immutable(value):
         result = value.copy()
-        remember(memo, value, result)
+        add_to_memo(memo, value, result)
         return result
     result = {}
-    remember(memo, value, result)
+    add_to_memo(memo, value, result)
     for key, item in value.items():
         item = isolate(item, memo)
         result[isolate(key, memo)] = item
@@ -470,18 +448,18 @@ cdef dict isolate_dict(dict value, object memo):
 
 cdef object isolate_tuple(tuple value, object memo):
     cdef list items = [isolate(item, memo) for item in value]
-    # A tuple that holds itself, through a list, was copied on the way.
-    found = recall(memo, value)
+    # It was copied on the way if it holds itself, by way of a list.
+    found = memo.get(id(value), MISSING)
     if found is not MISSING:
         return found
     cdef Py_ssize_t i
     for i in range(len(items)):
         if items[i] is not value[i]:
             result = tuple(items)
-            remember(memo, value, result)
+            add_to_memo(memo, value, result)
             return result
-    # Once is enough for those who share it.
-    remember(memo, value, value)
+    # Others that hold it need not look at it again.
+    add_to_memo(memo, value, value)
     return value
 
 
@@ -490,7 +468,7 @@ cdef object copy_streamer(object streamer, dict fields, object memo):
     cdef dict own = {}
     result = plain_streamer.__new__(plain_streamer)
     result.__dict__ = own
-    remember(memo, streamer, result)
+    add_to_memo(memo, streamer, result)
     for name, item in fields.items():
         own[name] = isolate(item, memo)
     return result
@@ -503,25 +481,22 @@ cdef bint is_read_by_iterating(object value) except? True:
 
 cdef object copy_or_share(object value, object memo):
     """A copy of an iterator or a file; itself, where it cannot be copied."""
-    if type(value) not in SINGLE_PASS:
-        # A copy that fails halfway must leave nothing in the memo.
-        if type(memo) is Memo:
-            trial = Memo((<Memo>memo).scope, (<Memo>memo).again)
-            trial.update(memo)
-        else:
-            trial = copy.copy(memo)
-        try:
-            result = copy.deepcopy(value, trial)
-        except TypeError:
-            pass
-        else:
-            kept = trial.pop(id(trial), [])
-            memo.update(trial)
-            memo.setdefault(id(memo), []).extend(kept)
-            return result
-    memo[SHARED] = True
-    remember(memo, value, value)
-    return value
+    # On a copy of the memo: who fails halfway has made copies that nobody is to find.
+    if type(memo) is Memo:
+        trial = Memo((<Memo>memo).scope, (<Memo>memo).again)
+        trial.update(memo)
+    else:
+        trial = copy.copy(memo)
+    try:
+        result = copy.deepcopy(value, trial)
+    except TypeError:
+        memo[SHARED] = True
+        add_to_memo(memo, value, value)
+        return value
+    kept = trial.pop(id(trial), [])
+    memo.update(trial)
+    memo.setdefault(id(memo), []).extend(kept)
+    return result
 
 
 def is_shared(memo):
@@ -549,7 +524,7 @@ def reads_shared(value, set seen=None):
     if type(value) is dict:
         value = value.values()
     elif type(value) is list:
-        value = value[immutable_until(value):]
+        value = value[first_mutable(value):]
     elif type(value) is not tuple:
         return False
     Py_EnterRecursiveCall(" while looking for what cannot be iterated twice")
@@ -563,9 +538,9 @@ def reads_shared(value, set seen=None):
 
 
 class Zeros(np.random.bit_generator.ISeedSequence):
-    """A seed that costs nothing, for generators whose state is set at once."""
+    """A seed that takes no time, for bit generators whose state is set right after."""
 
-    words = [0] * 624                  # what MT19937 asks for, and takes as any sequence
+    words = [0] * 624                  # as many as MT19937 asks for; any sequence will do
 
     def generate_state(self, n_words, dtype=np.uint32):
         """Return zeros."""
@@ -576,13 +551,13 @@ cdef object ZEROS = Zeros()
 
 
 cdef object copy_generator(object generator, object memo):
-    """What copy.deepcopy makes of a generator of NumPy's own types, in less time."""
+    """What copy.deepcopy makes of a generator or bit generator of NumPy's own types."""
     cdef type kind = type(generator)
     if kind is Generator:
         return Generator(isolate(generator.bit_generator, memo))
     if kind is RandomState:
         result = RandomState(isolate(generator._bit_generator, memo))
-        # The second of a pair of normal deviates is not in the state of the bits.
+        # Of two normal deviates that are drawn at once, the second waits outside the bits' state.
         state = generator.get_state(legacy=False)
         if state["has_gauss"]:
             result.set_state(state)

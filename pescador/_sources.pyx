@@ -344,7 +344,7 @@ cdef object own_copy(object rng, Scope scope):
     if found is None:
         while scope.parent is not None:
             scope = scope.parent
-        scope.copy_once(rng)
+        scope.add_copy(rng)
         found = scope.find(id(rng))
     return found
 

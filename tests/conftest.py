@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import pescador
+from pescador import _snapshots
 from pescador._channel import process
 
 # Not tests: read by mypy, and run by tests.
@@ -53,6 +54,14 @@ def start_method(request, monkeypatch):
     """The start method of workers where a test names none: promises are kept under each."""
     monkeypatch.setattr(process, "default_method", lambda: request.param)
     return request.param
+
+
+@pytest.fixture
+def all_large():
+    """Arrays of any size are taken for large, and get snapshots."""
+    before = _snapshots.set_large(1)
+    yield
+    _snapshots.set_large(before)
 
 
 @pytest.fixture(autouse=True)
