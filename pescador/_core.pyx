@@ -270,10 +270,26 @@ cdef class Memo(dict):
 cdef object MISSING = object()
 
 
+cdef object known_copy(object memo, object value):
+    """The copy of a value that the memo has, or MISSING."""
+    if type(memo) is dict:
+        return (<dict>memo).get(id(value), MISSING)
+    return memo.get(id(value), MISSING)
+
+
 cdef int add_to_memo(object memo, object value, object result) except -1:
     """Note the copy of a value, and keep the value: while it is there, nothing else has its id."""
+    cdef PyObject* found
     memo[id(value)] = result
-    memo.setdefault(id(memo), []).append(value)
+    key = id(memo)
+    if type(memo) is dict or type(memo) is Memo:
+        # setdefault would make a list each time: 500 instructions a value.
+        found = PyDict_GetItemWithError(memo, key)
+        if found is not NULL:
+            kept = <object>found
+            kept.append(value)
+            return 0
+    memo.setdefault(key, []).append(value)
     return 0
 
 
@@ -377,7 +393,7 @@ cpdef object isolate(object value, object memo):
     """
     if is_immutable(value):
         return value
-    found = memo.get(id(value), MISSING)
+    found = known_copy(memo, value)
     if found is not MISSING:
         return found
     Py_EnterRecursiveCall(" while copying what a stream starts from")
@@ -449,7 +465,7 @@ cdef dict isolate_dict(dict value, object memo):
 cdef object isolate_tuple(tuple value, object memo):
     cdef list items = [isolate(item, memo) for item in value]
     # It was copied on the way if it holds itself, by way of a list.
-    found = memo.get(id(value), MISSING)
+    found = known_copy(memo, value)
     if found is not MISSING:
         return found
     cdef Py_ssize_t i
