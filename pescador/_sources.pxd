@@ -133,13 +133,21 @@ cdef inline char* place_of(Visit visit, const Field* field) noexcept:
     return field.base + (visit.slot if field.is_read else visit.row) * field.step
 
 
+cdef inline void fetch(const char* start, Py_ssize_t n) noexcept nogil:
+    """Have n bytes on their way to the cache: 0 is none. Any address may be fetched."""
+    cdef Py_ssize_t i
+    for i in range(0, n, 64):
+        PREFETCH(<char*>(<size_t>start + i))
+    # They seldom begin where a line of the cache does, and so end in one line more.
+    if n > 0:
+        PREFETCH(<char*>(<size_t>start + n - 1))
+
+
 cdef inline void copy_runs(
         char* to, const char* start, const Field* field, bint past_cache) noexcept nogil:
-    cdef Py_ssize_t i
     for _ in range(field.runs):
-        # The processor does not foresee steps from page to page. Any address may be fetched.
-        for i in range(0, field.fetched, 64):
-            PREFETCH(<char*>(<size_t>start + 8 * field.run_step + i))
+        # The processor does not foresee steps from page to page.
+        fetch(<char*>(<size_t>start + 8 * field.run_step), field.fetched)
         pescador_copy(to, start, field.run_bytes, past_cache)
         to += field.run_bytes
         start += field.run_step

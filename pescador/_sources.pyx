@@ -406,7 +406,7 @@ cdef class Visit(Compiled):
     cdef bint advance(self) except -1:
         """Go on to the next sample; tell whether there is one."""
         cdef Field* field
-        cdef Py_ssize_t i, j
+        cdef Py_ssize_t i
         if self.table is None and self.left:
             self.begin()
         if self.left == 0:
@@ -418,8 +418,7 @@ cdef class Visit(Compiled):
             self.ahead = i if self.table.starts is NULL else self.table.starts[AT(i, self.table.n)]
             for i in range(self.table.n_fields):
                 field = &self.table.fields[i]
-                for j in range(0, min(field.run_bytes, FETCHED), 64):
-                    PREFETCH(field.base + self.ahead * field.step + j)
+                fetch(field.base + self.ahead * field.step, min(field.run_bytes, FETCHED))
         elif self.table.reads:
             if self.at == self.n_block:
                 self.read_block()
