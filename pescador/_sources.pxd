@@ -71,6 +71,7 @@ cdef class Table:
     cdef object chosen                 # int64, the memory behind `starts`
     cdef int64_t* starts               # those that may be drawn, where not all may; or NULL
     cdef bint reads                    # whether any field is read in blocks
+    cdef bint is_plain                 # whether each item of each is one small run in memory
     cdef Py_ssize_t block              # how many items are read together
     cdef int64_t stamp                 # of the plan of batches that its items were found to fit
 
@@ -91,7 +92,7 @@ cdef class Plan(Opener):
     cdef object last, stamp
 
     cdef Visit visit(self, Scope scope)
-    cdef Table table_of_now(self)
+    cdef Table table_for(self, Visit visit)
     cdef bint is_current(self, Table table) except? True
 
 
@@ -121,6 +122,8 @@ cdef class Visit(Compiled):
     cdef int begin(self) except -1
     cdef int64_t below(self, int64_t n) except -1
     cdef int64_t draw(self) except -1
+    cdef void look_ahead(self) noexcept
+    cdef void look_ahead_in(self, Table table) noexcept
     cdef bint advance(self) except -1
     cdef int read_block(self) except -1
     cdef int end(self) except -1
