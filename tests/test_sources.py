@@ -834,6 +834,16 @@ def test_batches_are_the_same_whether_rows_are_copied_straight_or_given_as_items
     assert all(map(equal, straight, usual))
 
 
+def test_a_batch_that_outgrows_its_first_room_is_what_indexing_gives():
+    X = np.random.default_rng(0).random((5, 2**14))
+    rows = Rows({"X": X, "y": np.arange(5)}, order="sequential")
+    own = Streamer([{"X": X[i], "y": np.int64(i)} for i in (4, 0)])
+    stream = pescador.ChainMux([rows, rows, own, rows], mode="cycle")
+    batch = next(pescador.buffer_stream(stream, 30))
+    order = [*range(5), *range(5), 4, 0, *range(5)] * 2
+    assert equal(batch, {"X": X[order[:30]], "y": np.array(order[:30])})
+
+
 def test_batches_that_share_a_source_are_planned_apart():
     X = np.arange(12.0).reshape(6, 2)
     source = Rows({"X": X}, order="sequential")
