@@ -80,6 +80,7 @@ cdef class Table:
 
 @cython.final
 cdef class Plan(Opener):
+    cdef object __weakref__
     cdef object source                 # what it is the plan of: asked for its checks and its words
     cdef object data
     cdef Order order

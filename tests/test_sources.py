@@ -844,6 +844,18 @@ def test_a_batch_that_outgrows_its_first_room_is_what_indexing_gives():
     assert equal(batch, {"X": X[order[:30]], "y": np.array(order[:30])})
 
 
+def test_sources_that_cut_one_file_differently_are_each_kept_ready(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", X=np.arange(20))
+    os.utime(tmp_path / "a.npz", (1, 1))
+    opened = []
+    cut = Windows._cut
+    monkeypatch.setattr(Windows, "_cut", lambda self, it: opened.append(self) or cut(self, it))
+    streams = [Windows(tmp_path / "a.npz", n, order="sequential", hop=n) for n in (2, 5)]
+    for _ in range(3):
+        assert [len(list(stream.iterate())) for stream in streams] == [10, 4]
+    assert opened == streams
+
+
 def test_batches_that_share_a_source_are_planned_apart():
     X = np.arange(12.0).reshape(6, 2)
     source = Rows({"X": X}, order="sequential")
