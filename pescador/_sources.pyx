@@ -483,7 +483,10 @@ cdef class Visit(Compiled):
         self.rows = <int64_t*>cnp.PyArray_DATA(self.drawn)
         for i in range(n):
             self.rows[i] = self.draw()
-        unique, self.places = np.unique(self.drawn, return_inverse=True)
+        if n == 1:
+            unique, self.places = self.drawn, np.zeros(1, np.int64)
+        else:
+            unique, self.places = np.unique(self.drawn, return_inverse=True)
         self.slots = <int64_t*>cnp.PyArray_DATA(self.places)
         for i in range(table.n_fields):
             field = &table.fields[i]
