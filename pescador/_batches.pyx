@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 
+from pescador._stores import physical_memory
 from pescador.exceptions import ArgumentError, DataError
 
 cimport cython
@@ -868,10 +869,27 @@ cdef class Batches:
             for i in range(len(self.columns)):
                 (<Column>PyList_GET_ITEM(self.columns, i)).begin_as_before()
             return self.add_from(visit)
+        self.refuse_more_than_memory(visit)
         item = visit.item()
         self.is_stale = True
         self.begin(item)
         return self.add(item)
+
+    cdef int refuse_more_than_memory(self, Visit visit) except -1:
+        """Raise an error where no whole batch of rows like this one could be in memory."""
+        cdef Py_ssize_t i
+        each = 0
+        if self.partial or self.allocator is not None:
+            return 0
+        for i in range(visit.table.n_fields):
+            each += visit.table.fields[i].n_bytes
+        if each * self.size > physical_memory():
+            raise ArgumentError(
+                f"a batch of {self.size:,} samples (batch_size of batches, buffer_size of "
+                f"buffer_stream) takes {each * self.size:,} bytes, {each:,} for each, and this "
+                f"machine has a memory of {physical_memory():,}: choose a smaller number, or "
+                "partial=True, which ends with what there is")
+        return 0
 
     cdef bint begins_with(self, Visit visit) except -1:
         """Whether a batch that a visit begins has the plan of the batch before."""

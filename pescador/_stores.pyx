@@ -4,6 +4,7 @@ It knows no format and no stream.
 """
 
 import os
+import sys
 
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
@@ -24,6 +25,14 @@ cdef int64_t n_maps = 0, n_mapped = 0
 def mapped():
     """Return how many files are mapped, and how many bytes they have in all."""
     return pescador_add(&n_maps, 0), pescador_add(&n_mapped, 0)
+
+
+def physical_memory():
+    """Return the bytes of this machine's memory; all that there could be if it does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
 
 
 cdef class Stamp:

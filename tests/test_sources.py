@@ -844,6 +844,18 @@ def test_a_batch_that_outgrows_its_first_room_is_what_indexing_gives():
     assert equal(batch, {"X": X[order[:30]], "y": np.array(order[:30])})
 
 
+def test_a_batch_that_no_memory_could_hold_is_refused_at_its_first_row(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.zeros((3, 5)), y=np.zeros(3))
+    many = pescador.batches(tmp_path / "a.npz", 10**12)
+    with pytest.raises(
+        ArgumentError, match=r"1,000,000,000,000 samples \(batch_size .* 48 for each"
+    ):
+        next(many.iterate())
+    rows = Rows(tmp_path / "a.npz", order="sequential")
+    [batch] = pescador.buffer_stream(rows, 10**12, partial=True)
+    assert batch["X"].shape == (3, 5)
+
+
 def test_sources_that_cut_one_file_differently_are_each_kept_ready(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", X=np.arange(20))
     os.utime(tmp_path / "a.npz", (1, 1))

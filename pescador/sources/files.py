@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .._stores import Map, Stamp, mapped, read_runs
+from .._stores import Map, Stamp, mapped, physical_memory, read_runs
 from ..exceptions import DataError, PescadorError
 
 try:
@@ -43,14 +43,7 @@ MOST_SCATTERED = 2**14
 TICK = 50_000_000
 
 
-def _quarter_of_memory() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (AttributeError, ValueError, OSError):  # pragma: no cover - Windows
-        return 2**31
-
-
-MOST_BYTES = _quarter_of_memory()
+MOST_BYTES = physical_memory() // 4
 
 
 def _limit(name: str) -> float:
