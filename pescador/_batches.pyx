@@ -122,10 +122,11 @@ cdef class Rows:
             self.memory = self.take_earlier(capacity)
             if self.memory is None:
                 self.memory = Memory(self.allocate())
-            return self.settle(self.memory.array)
-        return self.settle(self.allocate())
+            return self.use(self.memory.array)
+        return self.use(self.allocate())
 
-    cdef int settle(self, cnp.ndarray array) except -1:
+    cdef int use(self, cnp.ndarray array) except -1:
+        """Have rows go into this array."""
         self.array = array
         self.data = cnp.PyArray_BYTES(array)
         self.capacity = cnp.PyArray_DIM(array, self.axis)
@@ -206,13 +207,13 @@ cdef class Rows:
         if self.allocator is not None:
             rows = self.part(0, self.count)
             self.memory = Memory(self.allocate())
-            self.settle(self.memory.array)
+            self.use(self.memory.array)
             cnp.PyArray_CopyInto(self.part(0, self.count), rows)
             return 0
         if capacity < before:
             self.move_blocks(before, capacity)
         pescador_resize(self.array, self.axis, capacity, TRACEMALLOC_DOMAIN)
-        self.settle(self.array)
+        self.use(self.array)
         if capacity > before:
             self.move_blocks(before, capacity)
         return 0

@@ -75,7 +75,7 @@ cdef class Table:
     cdef Py_ssize_t block              # how many items are read together
     cdef int64_t stamp                 # of the plan of batches that its items were found to fit
 
-    cdef int settle(self, Field* field, cnp.ndarray array) except -1
+    cdef int lay_out(self, Field* field, cnp.ndarray array) except -1
 
 
 @cython.final

@@ -161,7 +161,7 @@ cdef class Table:
             field.strides = dims + len(array.shape)
             dims += 2 * len(array.shape)
             if not field.is_read:
-                self.settle(field, array)
+                self.lay_out(field, array)
                 continue
             self.reads = True
             if length < 0:
@@ -183,7 +183,7 @@ cdef class Table:
         if self.store is not None:
             self.store.close()
 
-    cdef int settle(self, Field* field, cnp.ndarray array) except -1:
+    cdef int lay_out(self, Field* field, cnp.ndarray array) except -1:
         """Note how the items of an array lie."""
         self.stamp = 0
         cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(array)
@@ -505,7 +505,7 @@ cdef class Visit(Compiled):
                     f"key {table.keys[i]!r}: {reader!r} was to give an array of shape {shape} and "
                     f"dtype {reader.dtype}, and gave {block!r:.200}")
             table.arrays[i] = block
-            table.settle(field, block)
+            table.lay_out(field, block)
         self.n_block = n
         return 0
 

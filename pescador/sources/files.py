@@ -23,7 +23,16 @@ try:
 except ImportError:  # pragma: no cover - Windows, which has no such limits
     resource = None  # type: ignore[assignment]
 
-__all__ = ["File", "Recent", "advise", "map_file", "open_regular", "reading", "settled", "trim"]
+__all__ = [
+    "File",
+    "Recent",
+    "advise",
+    "map_file",
+    "open_regular",
+    "reading",
+    "shows_changes",
+    "trim",
+]
 
 V = TypeVar("V")
 
@@ -152,7 +161,7 @@ def _close_idle(most: float) -> None:
             os.close(_idle.popitem(last=False)[1])
 
 
-def settled(stamp: Stamp) -> bool:
+def shows_changes(stamp: Stamp) -> bool:
     """Whether any further change of a file would show in its stamp."""
     return abs(time.time_ns() - stamp.changed) > TICK
 
