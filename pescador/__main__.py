@@ -43,7 +43,7 @@ def describe(paths: list[str], keys: list[str] | None = None) -> dict[str, Any]:
     found : dict
         ``files``, ``bytes`` on disk, ``keys`` (of most files: name, dtype, shape of a row, in which
         a length that differs is a pair of the least and the most; rows at least, at most and in
-        all, bytes), ``differ`` and ``damaged`` (path and reason).
+        all, bytes), ``differ``, ``unfit`` (for rows) and ``damaged`` (path and reason).
     """
     layouts: dict[str, _Layout] = {}
     rows: dict[str, dict[str, int | None]] = {}
@@ -87,8 +87,17 @@ def describe(paths: list[str], keys: list[str] | None = None) -> dict[str, Any]:
             }
         )
     found["differ"] = {p: why for p, one in layouts.items() if (why := _difference(most, one))}
+    found["unfit"] = {path: why for path, one in rows.items() if (why := _unfit(one))}
     found["damaged"] = damaged
     return found
+
+
+def _unfit(n_rows: dict[str, int | None]) -> str:
+    """Return why the arrays of a file have no rows in common, or nothing."""
+    lengths = {key: n for key, n in n_rows.items() if n is not None}
+    if len(set(lengths.values())) > 1:
+        return "rows: " + ", ".join(f"{n:,} of {key}" for key, n in lengths.items())
+    return "no rows" if 0 in lengths.values() else ""
 
 
 def _bytes_of(path: str) -> int:
@@ -152,7 +161,11 @@ def _print_description(found: dict[str, Any]) -> None:
         table.append([key["key"], key["dtype"], shape, each, f"{total:,}", _bytes(key["bytes"])])
     if found["keys"]:
         _print_table(table)
-    for what, paths in (("other keys", found["differ"]), ("an error", found["damaged"])):
+    for what, paths in (
+        ("other keys", found["differ"]),
+        ("keys of different lengths, or of none", found["unfit"]),
+        ("an error", found["damaged"]),
+    ):
         if paths:
             print(f"\n{_files(len(paths))} with {what}:")
             for path, why in islice(paths.items(), _NAMED):

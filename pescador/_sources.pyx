@@ -25,12 +25,12 @@ from libc.stdint cimport int64_t, uint64_t
 
 from pescador._native.arrays cimport array_at, new_array
 from pescador._native.bounds cimport AT
-from pescador._native.prefetch cimport PREFETCH
 from pescador._native.seeds cimport (
-    Seed, bits_below, bits_masked, pcg_below, pcg_start, seed_key,
+    Pcg, Seed, bits_below, bits_masked, pcg_below, pcg_start, seed_key,
 )
 from pescador._native.threads cimport pescador_threaded
 from pescador._seeds cimport take_entropy
+from pescador._stores cimport Stamp
 
 cnp.import_array()
 
@@ -161,7 +161,7 @@ cdef class Table:
             field.strides = dims + len(array.shape)
             dims += 2 * len(array.shape)
             if not field.is_read:
-                self.settle(field, array)
+                self.lay_out(field, array)
                 continue
             self.reads = True
             if length < 0:
@@ -170,7 +170,9 @@ cdef class Table:
                     field.n_bytes *= <Py_ssize_t>array.shape[j]
                 most = max(most, field.n_bytes)
         self.block = min(BLOCK_ROWS, max(1, BLOCK_BYTES // most))
+        self.is_plain = True
         for i in range(self.n_fields):
+            self.is_plain = self.is_plain and self.fields[i].is_plain
             if self.fields[i].is_read and self.fields[i].length >= 0:
                 self.block = 1
 
@@ -181,7 +183,7 @@ cdef class Table:
         if self.store is not None:
             self.store.close()
 
-    cdef int settle(self, Field* field, cnp.ndarray array) except -1:
+    cdef int lay_out(self, Field* field, cnp.ndarray array) except -1:
         """Note how the items of an array lie."""
         self.stamp = 0
         cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(array)
@@ -297,7 +299,7 @@ cdef class Plan:
         visit.words = <bitgen_t*>PyCapsule_GetPointer(visit.owner.capsule, "BitGenerator")
         return visit
 
-    cdef Table table_of_now(self):
+    cdef Table table_for(self, Visit visit):
         """The data, opened; what lies in memory and has not changed is open already."""
         cdef Table table
         with cython.critical_section(self):
@@ -308,8 +310,11 @@ cdef class Plan:
             return table
         if last is not None:
             table = last()
-            if table is not None and stamp.holds():
-                return table
+            if table is not None:
+                # While the system looks at the file.
+                visit.look_ahead_in(table)
+                if (<Stamp>stamp).holds() if type(stamp) is Stamp else stamp.holds():
+                    return table
         table = self.source._open_table(self)
         if type(self.data) is dict and table.store is None and not table.reads:
             with cython.critical_section(self):
@@ -352,6 +357,18 @@ cdef object own_copy(object rng, Scope scope):
 # ------------------------------------------------------------------------------------ visits
 
 
+cdef inline int64_t number_of(const int64_t* starts, int64_t n, int64_t i) noexcept nogil:
+    """The number of the i-th item that may be drawn: `starts` has the n of them, or is NULL."""
+    return i if starts is NULL else starts[AT(i, n)]
+
+
+cdef inline void fetch_row(const Field* fields, Py_ssize_t n, int64_t row) noexcept nogil:
+    """Have a row of n fields on its way to the cache."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        fetch(fields[i].base + row * fields[i].step, min(fields[i].run_bytes, FETCHED))
+
+
 cdef class Visit(Compiled):
     """One activation of a source."""
 
@@ -359,12 +376,15 @@ cdef class Visit(Compiled):
         return self
 
     def __next__(self):
-        if not self.advance():
+        if self.looks_ahead and self.left > 0:
+            self.left -= 1
+            self.look_ahead()
+        elif not self.advance():
             raise StopIteration
         return self if self.fused else self.item()
 
     cdef int begin(self) except -1:
-        cdef Table table = self.plan.table_of_now()
+        cdef Table table = self.plan.table_for(self)
         cdef uint64_t key
         if self.plan.order == SHUFFLED:
             # Bound by bound, as anybody could draw it.
@@ -399,27 +419,31 @@ cdef class Visit(Compiled):
             self.done += 1
             if self.plan.order == SHUFFLED:
                 i = permuted(&self.order, i)
-        if self.table.starts is not NULL:
-            return self.table.starts[AT(i, self.table.n)]
-        return i
+        return number_of(self.table.starts, self.table.n, i)
+
+    cdef inline void look_ahead(self) noexcept:
+        """Draw the row after this one, and have it on its way to the cache."""
+        cdef int64_t i = pcg_below(&self.pcg, self.table.n)
+        self.row = self.ahead
+        self.ahead = number_of(self.table.starts, self.table.n, i)
+        fetch_row(self.table.fields, self.table.n_fields, self.ahead)
+
+    cdef void look_ahead_in(self, Table table) noexcept:
+        """Fetch the first row, which is that of this table unless the file has changed."""
+        cdef Pcg pcg = self.pcg
+        cdef int64_t i
+        if self.plan.order == RANDOM and self.bits == OWN and table.n > 0:
+            i = number_of(table.starts, table.n, pcg_below(&pcg, table.n))
+            fetch_row(table.fields, table.n_fields, i)
 
     cdef bint advance(self) except -1:
         """Go on to the next sample; tell whether there is one."""
-        cdef Field* field
-        cdef Py_ssize_t i, j
         if self.table is None and self.left:
             self.begin()
         if self.left == 0:
             return self.end()
         if self.looks_ahead:
-            # The next row can be on its way to the cache.
-            self.row = self.ahead
-            i = pcg_below(&self.pcg, self.table.n)
-            self.ahead = i if self.table.starts is NULL else self.table.starts[AT(i, self.table.n)]
-            for i in range(self.table.n_fields):
-                field = &self.table.fields[i]
-                for j in range(0, min(field.run_bytes, FETCHED), 64):
-                    PREFETCH(field.base + self.ahead * field.step + j)
+            self.look_ahead()
         elif self.table.reads:
             if self.at == self.n_block:
                 self.read_block()
@@ -440,6 +464,7 @@ cdef class Visit(Compiled):
     cdef int end(self) except -1:
         """Let go of the data; return False."""
         self.left = 0
+        self.looks_ahead = False
         self.table = None
         self.drawn = self.places = None
         return False
@@ -458,7 +483,10 @@ cdef class Visit(Compiled):
         self.rows = <int64_t*>cnp.PyArray_DATA(self.drawn)
         for i in range(n):
             self.rows[i] = self.draw()
-        unique, self.places = np.unique(self.drawn, return_inverse=True)
+        if n == 1:
+            unique, self.places = self.drawn, np.zeros(1, np.int64)
+        else:
+            unique, self.places = np.unique(self.drawn, return_inverse=True)
         self.slots = <int64_t*>cnp.PyArray_DATA(self.places)
         for i in range(table.n_fields):
             field = &table.fields[i]
@@ -477,7 +505,7 @@ cdef class Visit(Compiled):
                     f"key {table.keys[i]!r}: {reader!r} was to give an array of shape {shape} and "
                     f"dtype {reader.dtype}, and gave {block!r:.200}")
             table.arrays[i] = block
-            table.settle(field, block)
+            table.lay_out(field, block)
         self.n_block = n
         return 0
 

@@ -77,12 +77,13 @@ def buffer_stream(
     ------
     batch : dict of {key: ndarray}
         With ``axis=None``, values of shape ``(buffer_size, *shape)`` for items of shape
-        ``shape``, of the type that NumPy gives to such a list.
+        ``shape``, of the type that NumPy gives to such a list: numbers beside text become text.
 
     Raises
     ------
     ArgumentError
-        If an argument is invalid, or the allocator returns something else than it should.
+        If an argument is invalid, or the allocator returns something else than it should. At the
+        first row of a source, if a batch of such rows is larger than the memory of the machine.
     DataError
         If an item is not a mapping of keys to values: as soon as it arrives, with its type and
         position. If an item of a source lacks a key of its batch, or cannot be joined to the

@@ -184,6 +184,15 @@ def test_lengths_that_each_file_has_of_its_own_are_no_difference(tmp_path):
     assert "3 x (1 to 5)" in run("describe", tmp_path / "*.npz").stdout
 
 
+def test_describe_names_files_whose_arrays_have_no_rows_in_common(tmp_path):
+    for name, n in (("a", 5), ("b", 4), ("c", 0)):
+        np.savez(tmp_path / f"{name}.npz", X=np.zeros((5 if n else 0, 3)), y=np.zeros(n), rate=1)
+    shown = run("describe", tmp_path / "*.npz").stdout
+    assert "2 files with keys of different lengths, or of none:" in shown
+    assert "b.npz: rows: 5 of X, 4 of y" in shown
+    assert "c.npz: no rows" in shown
+
+
 def test_measure_says_how_fast_batches_come_here_and_elsewhere(folder):
     done = run("measure", f"{folder}/*.npz", "--seconds", "0.3", "--rate", "8", "--json")
     found = json.loads(done.stdout)

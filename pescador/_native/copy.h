@@ -57,7 +57,10 @@ pescador_copy_many(char *to, const char *from, size_t n, int past_cache)
 static inline void
 pescador_copy(char *to, const char *from, size_t n, int past_cache)
 {
-    if (n < 2048) {
+    if (n == 8) {
+        memcpy(to, from, 8);    /* a number: no call */
+    }
+    else if (n < 2048) {
         memcpy(to, from, n);
     }
     else {

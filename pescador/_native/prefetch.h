@@ -3,9 +3,11 @@
 
 #include <Python.h>
 
-/* Have memory on its way to the cache before it is needed; any address will do. */
+/* Have memory on its way to the cache before it is needed; any address will do. GCC takes a function
+ * that only prefetches for one without effects, and drops calls of it: hence the empty asm. */
 #if defined(__GNUC__) || defined(__clang__)
-#define PESCADOR_PREFETCH(address) __builtin_prefetch(address)
+#define PESCADOR_PREFETCH(address)                                                     \
+    (__extension__({ __builtin_prefetch(address); __asm__ volatile(""); }))
 #else
 #define PESCADOR_PREFETCH(address) ((void)(address))
 #endif

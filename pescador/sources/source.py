@@ -161,9 +161,9 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
         try:
             if store.tables is None:
                 return _sources.Table(store if store.is_file else None, *self._cut(store))
-            # Kept with the file: it goes when that goes.
+            # Kept with the file and the plan: it goes when either goes.
             table = _sources.Table(None, *self._cut(store))
-            store.tables[type(self)] = table
+            store.tables[plan] = table
             plan.remember(table, store.stamp)
             return table
         except BaseException:
