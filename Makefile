@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Tests beside each other.
 BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
-SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h pescador/_native/*) CMakeLists.txt pyproject.toml
+SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$(kind))) \
+	CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
 	bench bench-full bench-instructions bench-env publish docs
@@ -32,12 +33,12 @@ test-checked: $(CHECKED)/done $(PEERS)/done
 		tests/test_core.py tests/test_mux.py tests/test_activation.py tests/test_snapshots.py \
 		tests/test_rng_scopes.py tests/test_maps.py tests/test_batches.py tests/test_rng.py \
 		tests/test_choice.py tests/test_leaks.py tests/test_frozen.py \
-		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
+		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador/*.pyx pescador/*.pxd pescador/_native/*.pxd
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador
 	$(BIN)/mypy
 
 # The suite on each Python from 3.11 on that this machine has.
@@ -59,7 +60,7 @@ test-debug: $(VENV)/dev $(PEERS)/done
 	PYTHONMALLOC=debug $(BIN)/pytest -q $(BESIDE) tests/test_core.py tests/test_mux.py tests/test_maps.py \
 		tests/test_activation.py tests/test_snapshots.py tests/test_rng_scopes.py tests/test_batches.py \
 		tests/test_rng.py tests/test_choice.py tests/test_leaks.py \
-		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
+		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
 		tests/test_chunks.py tests/test_workers.py
 
 # Side by side with the reference release and others (bench/README.md): under ten minutes, and an hour.
@@ -98,9 +99,9 @@ test-pages: $(VENV)/dev
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
-	for module in _rng _choice _seeds _snapshots _core _mux _maps _sources _batches _transport _signals _watch _stores; do \
+	for file in pescador/*.pyx pescador/*/*.pyx; do \
 		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
-			pescador/$$module.pyx -o annotate/$$module.c; \
+			$$file -o annotate/$$(basename $$file .pyx).c; \
 	done
 	@echo "open annotate/*.html"
 

@@ -1,5 +1,6 @@
 """Checks of arguments that several modules share."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,3 +57,8 @@ def as_weights(weights: Weights, n: int, dtype: Any = None) -> npt.NDArray[Any]:
     array = np.array(check_weights(weights, n, dtype))
     array /= np.sum(array)
     return array
+
+
+def is_masked(value: Any) -> bool:
+    """Return whether an array is a masked one, without importing ``numpy.ma``."""
+    return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))

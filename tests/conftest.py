@@ -1,5 +1,6 @@
 """What every test may use: each mux class on both of its paths, and a watch on leftovers."""
 
+import contextlib
 import multiprocessing
 import signal
 
@@ -62,6 +63,15 @@ def all_large():
     before = _snapshots.set_large(1)
     yield
     _snapshots.set_large(before)
+
+
+@pytest.fixture
+def pair():
+    """Both ends of a channel's memory; tests that use it are skipped where there is none."""
+    import channel
+
+    with contextlib.closing(channel.Pair()) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._transport import is_masked
+from .._checks import is_masked
 from ..exceptions import ArgumentError, DataError
 from . import formats
 from .chunks import open_hdf5, open_zarr

@@ -1,7 +1,7 @@
-"""Signal handlers put off while something is begun or ended that has to be whole.
+"""Handlers of signals deferred while something is begun or ended that has to be whole.
 
 A handler that is written in Python may raise wherever the main thread runs Python code, but not
-between two lines of compiled code. What is decided here is decided there.
+between two lines of compiled code, such as these.
 """
 
 import _signal
@@ -9,14 +9,14 @@ import threading
 
 
 cdef class Deferred:
-    """Stands for all Python handlers of signals between `hold` and `release`, and notes what comes.
+    """Replaces handlers in Python between `defer` and `restore`, and notes the signals that come.
 
     Nothing happens in other threads than the main one, which alone runs handlers.
     """
 
-    cdef list replaced                 # (number, handler) of each signal that has one
+    cdef list replaced                 # (number, handler) of each signal with a handler in Python
     cdef list noted                    # (handler, number, frame) of each signal that came
-    cdef object error                  # what a handler raised while we were busy, or None
+    cdef object error                  # what a handler raised meanwhile, or None
 
     def __call__(self, number, frame):
         for other, handler in self.replaced:
@@ -38,7 +38,7 @@ cdef class Deferred:
                 self.caught(error)
         return None
 
-    cdef int hold(self) except -1:
+    cdef int defer(self) except -1:
         self.replaced = []
         self.noted = []
         self.error = None
@@ -51,7 +51,7 @@ cdef class Deferred:
                 self.call(_signal.signal, (number, self))
         return 0
 
-    cdef int release(self) except -1:
+    cdef int restore(self) except -1:
         """Put the handlers back, and call those of the signals that came; raise what they raise."""
         for number, handler in self.replaced:
             # Not where somebody has set another one meanwhile.
@@ -93,12 +93,12 @@ cdef class Guard:
     def __enter__(self):
         cdef Deferred deferred = Deferred()
         self.is_open = True
-        deferred.hold()
+        deferred.defer()
         try:
             try:
                 self.begin()
             finally:
-                deferred.release()
+                deferred.restore()
         except BaseException:
             self.finish()
             raise
@@ -120,9 +120,9 @@ cdef class Guard:
         try:
             self.wait()
         finally:
-            deferred.hold()
+            deferred.defer()
             try:
                 self.end()
             finally:
-                deferred.release()
+                deferred.restore()
         return 0

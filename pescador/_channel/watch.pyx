@@ -1,19 +1,18 @@
 """The watch that a worker keeps on the process that it works for."""
 
-
-cdef extern from "_watch.h":
-    bint watch "pescador_watch" (long long sentinel, long long parent, int milliseconds)
+from pescador._native.watch cimport watch
 
 
-def end_with(long long sentinel, long long parent, int milliseconds):
+def exit_with(long long sentinel, long long parent, int milliseconds):
     """End this process when another one has ended, whatever it is busy with.
 
     Parameters
     ----------
     sentinel : int
-        What is ready when the other one has ended, unless somebody else holds its end open.
+        A descriptor or handle that is ready when the other one has ended, unless somebody else
+        holds its end open.
     parent : int
-        The number of the other one, to see whether it still is the parent of this one; 0 if it
+        The process id of the other one, to see whether it still is the parent of this one; 0 if it
         never was.
     milliseconds : int
         How often to look for that.
@@ -21,7 +20,7 @@ def end_with(long long sentinel, long long parent, int milliseconds):
     Raises
     ------
     RuntimeError
-        If there is no thread to be had.
+        If no thread can be started.
     """
     if not watch(sentinel, parent, milliseconds):
         raise RuntimeError("can't start new thread")
