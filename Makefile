@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Tests beside each other.
 BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
+STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
 SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h pescador/_native/*) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
@@ -34,11 +35,15 @@ test-checked: $(CHECKED)/done $(PEERS)/done
 		tests/test_choice.py tests/test_leaks.py tests/test_frozen.py \
 		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
 
+# A stub says what Python code uses of a compiled module; stubtest holds it to the module. Classes
+# that only compiled code uses are left out of stubs.
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador/*.pyx pescador/*.pxd pescador/_native/*.pxd
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --concise --ignore-missing-stub --ignore-disjoint-bases \
+		--mypy-config-file pyproject.toml $(STUBS)
 
 # The suite on each Python from 3.11 on that this machine has.
 test-all: $(PEERS)/done

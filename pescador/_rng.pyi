@@ -1,4 +1,4 @@
-from typing import Any, final
+from typing import Any, final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -6,17 +6,20 @@ import numpy.typing as npt
 BIT_GENERATORS: frozenset[type[np.random.BitGenerator]]
 
 @final
+@final
 class Uniform:
     generator: Any
-    def __init__(self, generator: Any, shared: bool = False) -> None: ...
+    def __new__(cls, generator: Any, shared: bool = False) -> Self: ...
 
+@final
 @final
 class Sums:
-    def __init__(self, n: int) -> None: ...
+    def __new__(cls, n: int) -> Self: ...
 
 @final
+@final
 class Counts:
-    def __init__(self, uniform: Uniform, mean: float) -> None: ...
+    def __new__(cls, uniform: Uniform, mean: float) -> Self: ...
 
 def peeks_at(generator: Any, n_draws: int, later: int) -> list[float]: ...
 def counts_of(

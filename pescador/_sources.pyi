@@ -7,24 +7,30 @@ import numpy.typing as npt
 from ._core import Scope
 
 @final
+@final
+@final
 class Table:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         store: Any,
         cuts: list[tuple[Any, Any, int, int, int, bool]],
         n: int,
         starts: npt.NDArray[np.int64] | None,
-    ) -> None: ...
+    ) -> Self: ...
 
+@final
+@final
 @final
 class Visit(Iterator[Any]):
     def bounded(self, max_iter: float | None) -> Self: ...
     def __next__(self) -> Any: ...
 
 @final
+@final
+@final
 class Plan:
-    def __init__(self, source: Any, rng: Any) -> None: ...
-    def remember(self, table: Table, stamp: Any) -> None: ...
+    def __new__(cls, source: Any, rng: Any) -> Self: ...
+    def remember(self, table: Table, stamp: Any) -> Self: ...
     def start(self, scope: Scope | None) -> Visit: ...
 
 def permutation_of(n: int, key: int) -> list[int]: ...

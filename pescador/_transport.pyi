@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, final
+from typing import Any, Self, final
 
 AVAILABLE: bool
 FORKED: str
@@ -7,30 +7,38 @@ FORKED: str
 def is_masked(value: Any) -> bool: ...
 
 @final
+@final
+@final
 class Memory:
     max_bytes: int
-    def __init__(self, max_bytes: int, descriptor: int = -1) -> None: ...
+    def __new__(cls, max_bytes: int, descriptor: int = -1) -> Self: ...
     def fileno(self) -> int: ...
-    def close(self) -> None: ...
+    def close(self) -> Self: ...
 
+@final
+@final
 @final
 class Heap:
     size: int
     used: int
     blocks: int
-    def __init__(self, size: int) -> None: ...
+    def __new__(cls, size: int) -> Self: ...
     def take(self, size: int) -> int: ...
-    def give(self, number: int) -> None: ...
+    def give(self, number: int) -> Self: ...
     def pieces(self) -> list[tuple[int, int, int | None]]: ...
 
+@final
+@final
 @final
 class Loans:
     held: int
     blocks: int
-    def __init__(self, memory: Memory) -> None: ...
-    def stop(self) -> None: ...
+    def __new__(cls, memory: Memory) -> Self: ...
+    def stop(self) -> Self: ...
     def close(self) -> None: ...
 
+@final
+@final
 @final
 class Schema:
     code: bytes
@@ -39,27 +47,31 @@ class Schema:
     def __init__(self, code: bytes, keys: list[Any], dtypes: list[Any]) -> None: ...
 
 @final
+@final
+@final
 class Writer:
     sent: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         memory: Memory,
         schema_of: Callable[[Any], Schema],
         wait: Callable[[], bool],
         wake: Callable[[], None],
         send_elsewhere: Callable[[Any], bool],
-    ) -> None: ...
-    def send_all(self, stream: Iterable[Any]) -> None: ...
+    ) -> Self: ...
+    def send_all(self, stream: Iterable[Any]) -> Self: ...
 
+@final
+@final
 @final
 class Reader(Iterator[dict[Any, Any]]):
     received: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         loans: Loans,
         schema_from: Callable[[bytes], Schema],
         wake: Callable[[], None],
         copy: bool,
-    ) -> None: ...
+    ) -> Self: ...
     def __next__(self) -> dict[Any, Any]: ...
     def sleep(self) -> bool: ...
