@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Sequence
-from typing import final, Self
+from typing import Self, final
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-from typing import Any, final, Self
+from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt

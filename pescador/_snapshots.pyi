@@ -1,4 +1,4 @@
-from typing import Any, final, Self
+from typing import Any, Self, final
 
 @final
 class Snapshots:

@@ -5,13 +5,14 @@ import inspect
 import os
 from typing import Any
 
+from ._checks import as_count
 from .core import Streamer
 from .exceptions import ArgumentError
 from .maps import Allocator, buffer_stream
 from .mux import StochasticMux
 from .sources import Rows, Windows
 from .sources.pool import files
-from .util import Seed, as_count
+from .util import Seed
 
 __all__ = ["batches"]
 

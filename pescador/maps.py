@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _batches, _core, _maps
+from ._checks import as_count, as_index, as_keys, is_number
 from .exceptions import ArgumentError
 from .exceptions import DataError as DataError
 from .exceptions import PescadorError as PescadorError
-from .util import Seed, as_count, get_rng, is_number
+from .util import Seed, get_rng
 
 __all__ = ["buffer_stream", "cache", "keras_tuples", "tuples"]
 
@@ -119,11 +120,11 @@ def buffer_stream(
     [4] [16]
     """
     if isinstance(buffer_size, float) and buffer_size.is_integer():
-        # Such as 64 / 2.
+        # A quotient, such as 1024 / 16, is a float.
         buffer_size = int(buffer_size)
     size = as_count("buffer_size", buffer_size)
-    if not (axis is None or (isinstance(axis, int | np.integer) and not isinstance(axis, bool))):
-        raise ArgumentError(f"axis={axis!r} must be None or an int")
+    if axis is not None:
+        axis = as_index("axis", axis, " or None")
     if not (allocator is None or callable(allocator)):
         raise ArgumentError(
             f"allocator={allocator!r} must be None or a callable (shape, dtype) -> ndarray"
@@ -175,17 +176,6 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
         yield from _maps.Tuples(items, keys)
 
 
-def _as_keys(name: str, keys: Any) -> Any:
-    """Return a str as it is, other iterables as a tuple, and None for nothing."""
-    if not keys:
-        return None
-    if isinstance(keys, str):
-        return keys
-    if isinstance(keys, Iterable):
-        return tuple(keys)
-    raise ArgumentError(f"{name}={keys!r} must be a key, an iterable of keys, or None")
-
-
 def keras_tuples(
     stream: Iterable[Any],
     inputs: str | Iterable[Any] | None = None,
@@ -220,7 +210,7 @@ def keras_tuples(
     >>> next(keras_tuples([{"X": 1, "Y": 2}], inputs="X", outputs=["Y"]))
     (1, [2])
     """
-    x, y = _as_keys("inputs", inputs), _as_keys("outputs", outputs)
+    x, y = as_keys("inputs", inputs), as_keys("outputs", outputs)
     if x is None and y is None:
         raise ArgumentError(
             f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
