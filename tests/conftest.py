@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -62,6 +63,15 @@ def all_large():
     before = _snapshots.set_large(1)
     yield
     _snapshots.set_large(before)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve files of 20 rows, whose numbers sort in another order than their names."""
+    for i in range(12):
+        arrays = {"X": np.full((20, 3), i, np.float32), "y": np.arange(20) + 100 * i}
+        np.savez(tmp_path / f"part{i}.npz", **arrays)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

@@ -236,7 +236,9 @@ def test_a_worker_that_does_not_stop_in_time_is_terminated():
 
     iteration = iter(ZMQStreamer(Streamer(source), timeout=0.1))
     next(iteration)
+    assert multiprocessing.active_children()
     iteration.close()
+    assert not multiprocessing.active_children()
 
 
 def run_script(body, **kwargs):
