@@ -2,6 +2,8 @@
 
 A handler that is written in Python may raise wherever the main thread runs Python code, but not
 between two lines of compiled code. What is decided here is decided there.
+
+docs/inside/channel.rst explains it.
 """
 
 import _signal

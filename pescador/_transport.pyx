@@ -19,6 +19,8 @@ nothing else; one that is forked from the worker writes nothing.
 
 Nothing here knows of processes or pipes: waiting, waking and the other way are functions that the
 caller brings.
+
+docs/inside/channel.rst explains it.
 """
 
 import os
