@@ -81,6 +81,7 @@ def test_commands_say_what_is_wrong(folder):
     assert "no file matches" in run("describe", "nothing/*.npz", code=2).stderr
     done = run("measure", f"{folder}/*.npz", "--seconds", "-1", code=2)
     assert "-1 must be a number of seconds above 0" in done.stderr
+    assert "n_active=0" in run("measure", f"{folder}/*.npz", "--n-active", "0", code=2).stderr
     assert "mode=" in run("measure", f"{folder}/*.npz", "--mode", "quick", code=2).stderr
     assert (
         "fewer samples"
