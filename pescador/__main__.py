@@ -151,9 +151,12 @@ def _print_description(found: dict[str, Any]) -> None:
         table.append([key["key"], key["dtype"], shape, each, f"{total:,}", _bytes(key["bytes"])])
     if found["keys"]:
         _print_table(table)
-    for what, paths in (("other keys", found["differ"]), ("an error", found["damaged"])):
+    for what, paths in (
+        ("that differ from most", found["differ"]),
+        ("with an error", found["damaged"]),
+    ):
         if paths:
-            print(f"\n{_files(len(paths))} with {what}:")
+            print(f"\n{_files(len(paths))} {what}:")
             for path, why in islice(paths.items(), _NAMED):
                 print(f"  {why if why.startswith(path) else f'{path}: {why}'}")
             if len(paths) > _NAMED:
@@ -216,8 +219,8 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
     }
     if rate is not None:
         # A sample takes a + b / rate seconds, where b is the time to start a visit.
-        here, slower = (1 / results[p]["samples_per_second"] for p in plans[:2])
-        visit = (here - slower) / (1 / rate - 1 / (4 * rate))
+        here, longer = (1 / results[p]["samples_per_second"] for p in plans[:2])
+        visit = (here - longer) / (1 / rate - 1 / (4 * rate))
         found["share_opening"] = min(max(visit / rate / here, 0.0), 1.0)
     return found
 
