@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from stored import aged
 
 import pescador
 from pescador import _snapshots
@@ -72,6 +73,14 @@ def folder(tmp_path):
         arrays = {"X": np.full((20, 3), i, np.float32), "y": np.arange(20) + 100 * i}
         np.savez(tmp_path / f"part{i}.npz", **arrays)
     return tmp_path
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A file of ten rows that was not changed lately."""
+    path = tmp_path / "a.npz"
+    np.savez(path, X=np.arange(30, dtype=np.float32).reshape(10, 3), y=np.arange(10))
+    return aged(path)
 
 
 @pytest.fixture(autouse=True)
