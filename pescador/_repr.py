@@ -121,7 +121,7 @@ def brief(value: Any, deep: bool = True) -> str:
 
 
 # ------------------------------------------------------------------------------------- one line
-# A streamer is told by its attributes: a mux has `streamers`, a source `data`, others `streamer`.
+# Attributes tell what a streamer is: a mux has `streamers`, a source `data`, others `streamer`.
 
 
 def _inside(fields: dict[str, Any]) -> str:
@@ -289,6 +289,7 @@ def _weights(streamer: Any, n: int) -> Any:
 
 
 def _weighing(weights: Any, members: list[int]) -> str:
+    """Return what is said of the weights of some children, or nothing."""
     if weights is None:
         return ""
     least, most = f"{weights[members].min():.3g}", f"{weights[members].max():.3g}"
@@ -298,6 +299,7 @@ def _weighing(weights: Any, members: list[int]) -> str:
 
 
 def _below(streamer: Any, depth: int, path: tuple[int, ...]) -> list[Node]:
+    """Return the children of a streamer, grouped by kind if they are many."""
     children = _children(streamer)
     weights = _weights(streamer, len(children))
     if len(children) <= _EACH:
