@@ -5,11 +5,9 @@ import numpy as np
 import numpy.typing as npt
 
 @final
-@final
 class Categorical:
     def __new__(cls, k: int) -> Self: ...
 
-@final
 @final
 class Pool:
     def __new__(cls, n: int) -> Self: ...

@@ -6,17 +6,14 @@ import numpy.typing as npt
 BIT_GENERATORS: frozenset[type[np.random.BitGenerator]]
 
 @final
-@final
 class Uniform:
     generator: Any
     def __new__(cls, generator: Any, shared: bool = False) -> Self: ...
 
 @final
-@final
 class Sums:
     def __new__(cls, n: int) -> Self: ...
 
-@final
 @final
 class Counts:
     def __new__(cls, uniform: Uniform, mean: float) -> Self: ...

@@ -1,3 +1,4 @@
+import sys
 from typing import Any, Self, final
 
 @final
@@ -5,17 +6,15 @@ class Snapshots:
     def __new__(cls) -> Self: ...
 
 @final
-@final
 class Snapshot:
     def __new__(cls, array: Any) -> Self: ...
 
 @final
-@final
 class Map:
     def __new__(cls, snapshot: Snapshot) -> Self: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
-@final
 @final
 class Usage:
     def __new__(cls, array: Any) -> Self: ...

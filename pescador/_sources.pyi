@@ -8,7 +8,6 @@ from ._core import Scope
 
 @final
 @final
-@final
 class Table:
     def __new__(
         cls,
@@ -20,12 +19,10 @@ class Table:
 
 @final
 @final
-@final
 class Visit(Iterator[Any]):
     def bounded(self, max_iter: float | None) -> Self: ...
     def __next__(self) -> Any: ...
 
-@final
 @final
 @final
 class Plan:

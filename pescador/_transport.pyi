@@ -8,14 +8,12 @@ def is_masked(value: Any) -> bool: ...
 
 @final
 @final
-@final
 class Memory:
     max_bytes: int
     def __new__(cls, max_bytes: int, descriptor: int = -1) -> Self: ...
     def fileno(self) -> int: ...
     def close(self) -> Self: ...
 
-@final
 @final
 @final
 class Heap:
@@ -29,7 +27,6 @@ class Heap:
 
 @final
 @final
-@final
 class Loans:
     held: int
     blocks: int
@@ -39,14 +36,12 @@ class Loans:
 
 @final
 @final
-@final
 class Schema:
     code: bytes
     keys: list[Any]
     dtypes: list[Any]
     def __init__(self, code: bytes, keys: list[Any], dtypes: list[Any]) -> None: ...
 
-@final
 @final
 @final
 class Writer:
@@ -61,7 +56,6 @@ class Writer:
     ) -> Self: ...
     def send_all(self, stream: Iterable[Any]) -> Self: ...
 
-@final
 @final
 @final
 class Reader(Iterator[dict[Any, Any]]):
