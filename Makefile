@@ -11,6 +11,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
 SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$(kind))) \
 	CMakeLists.txt pyproject.toml
+STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
 	bench bench-full bench-instructions bench-env publish docs
@@ -35,11 +36,15 @@ test-checked: $(CHECKED)/done $(PEERS)/done
 		tests/test_choice.py tests/test_leaks.py tests/test_frozen.py \
 		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
 
+# A stub says what Python code uses of a compiled module; stubtest holds it to the module. Classes
+# that only compiled code uses are left out of stubs.
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --concise --ignore-missing-stub --ignore-disjoint-bases \
+		--mypy-config-file pyproject.toml $(STUBS)
 
 # The suite on each Python from 3.11 on that this machine has.
 test-all: $(PEERS)/done
@@ -61,7 +66,7 @@ test-debug: $(VENV)/dev $(PEERS)/done
 		tests/test_activation.py tests/test_snapshots.py tests/test_rng_scopes.py tests/test_batches.py \
 		tests/test_rng.py tests/test_choice.py tests/test_leaks.py \
 		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
-		tests/test_chunks.py tests/test_workers.py
+		tests/test_npy.py tests/test_formats.py tests/test_chunks.py tests/test_workers.py
 
 # Side by side with the reference release and others (bench/README.md): under ten minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"

@@ -4,6 +4,8 @@ The first item of a batch says what the batch will be: its keys and, for each, t
 shape of the values. Each later value is copied to its place and let go. What does not fit this
 plan is kept, and NumPy joins it at the end. Either way the result is what ``np.array`` (or
 ``np.concatenate``) makes of the values.
+
+docs/inside/batches.rst explains it.
 """
 
 import os

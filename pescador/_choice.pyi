@@ -1,16 +1,16 @@
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import Self, final
 
 import numpy as np
 import numpy.typing as npt
 
 @final
 class Categorical:
-    def __init__(self, k: int) -> None: ...
+    def __new__(cls, k: int) -> Self: ...
 
 @final
 class Pool:
-    def __init__(self, n: int) -> None: ...
+    def __new__(cls, n: int) -> Self: ...
     @property
     def distribution(self) -> npt.NDArray[np.float64]: ...
 

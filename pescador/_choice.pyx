@@ -4,6 +4,8 @@ Each choice equals NumPy's to the last bit. ``choice(n, p=p)`` takes one double 
 looks it up among the edges: the cumulative sums of p, divided by the last one. Here, most draws
 are looked up without these sums. They are computed, with NumPy's rounding, for a draw so close to
 an edge that rounding decides. It knows _rng, and no stream.
+
+docs/inside/selection.rst explains it.
 """
 
 import numpy as np

@@ -2,6 +2,8 @@
 
 First activation: what is copied when a stream starts, and for whom. Then the iterators that a
 started stream is read through.
+
+docs/inside/activation.rst explains it.
 """
 
 import copy

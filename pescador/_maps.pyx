@@ -1,4 +1,7 @@
-"""The loops of the maps but buffer_stream: what is done to each item."""
+"""The loops of the maps but buffer_stream: what is done to each item.
+
+docs/inside/batches.rst explains it.
+"""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,10 @@ class WeightedEngine(Engine):
     @property
     def weight_norm_(self) -> np.float64: ...
 
+@final
 class ShuffledEngine(WeightedEngine): ...
 
+@final
 class StochasticEngine(WeightedEngine):
     def __init__(
         self,
@@ -42,10 +44,12 @@ class StochasticEngine(WeightedEngine):
     @property
     def valid_streams_(self) -> npt.NDArray[np.bool_]: ...
 
+@final
 class RoundRobinEngine(Engine):
     @property
     def active_index_(self) -> int: ...
 
+@final
 class ChainEngine(Engine):
     @property
     def chain_streamer_(self) -> Any: ...
@@ -53,7 +57,7 @@ class ChainEngine(Engine):
     def stream_generator_(self) -> Iterator[Any] | None: ...
 
 class SlotStream(Iterator[Any]):
-    def __init__(self, engine: Engine, slot: int) -> None: ...
+    def __new__(cls, engine: Engine, slot: int) -> Self: ...
     def __next__(self) -> Any: ...
 
 def as_streamer(streamer: Any) -> Any: ...

@@ -3,6 +3,8 @@
 An engine is one activation of a mux. It holds the active set as plain arrays (which streamer is
 in each slot, how many samples it gave and may give, its weight) and, apart from them, the
 iterators that the samples come from. Arguments were checked in mux/.
+
+docs/inside/draws.rst explains it.
 """
 
 import sys

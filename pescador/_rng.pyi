@@ -1,4 +1,4 @@
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -8,15 +8,15 @@ BIT_GENERATORS: frozenset[type[np.random.BitGenerator]]
 @final
 class Uniform:
     generator: Any
-    def __init__(self, generator: Any, shared: bool = False) -> None: ...
+    def __new__(cls, generator: Any, shared: bool = False) -> Self: ...
 
 @final
 class Sums:
-    def __init__(self, n: int) -> None: ...
+    def __new__(cls, n: int) -> Self: ...
 
 @final
 class Counts:
-    def __init__(self, uniform: Uniform, mean: float) -> None: ...
+    def __new__(cls, uniform: Uniform, mean: float) -> Self: ...
 
 def peeks_at(generator: Any, n_draws: int, later: int) -> list[float]: ...
 def counts_of(

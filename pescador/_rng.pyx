@@ -1,6 +1,8 @@
 """Random numbers, bit for bit as NumPy draws them, and sums rounded as NumPy rounds them.
 
 It knows no other room.
+
+docs/inside/draws.rst explains it.
 """
 
 import operator

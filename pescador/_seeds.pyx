@@ -5,6 +5,8 @@ than a microsecond. NumPy gives the same numbers::
 
     sequence = np.random.SeedSequence(seed, spawn_key=key)
     np.random.Generator(np.random.PCG64(sequence)).integers(n)
+
+docs/inside/draws.rst explains it.
 """
 
 from pescador.exceptions import ArgumentError

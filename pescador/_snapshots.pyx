@@ -9,6 +9,8 @@ well, since a streamer holds its arguments, unless it is told not to look.)
 
 Where there can be no snapshot (another system than Linux, no descriptor or no memory left), or
 where streams write all over their arrays, each gets a copy.
+
+docs/inside/activation.rst explains it.
 """
 
 import mmap

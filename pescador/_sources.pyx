@@ -4,6 +4,8 @@ A `Plan` is a source's options, made ready once. A `Table` is opened data: for e
 items are and how they lie. A `Visit` is one activation. It gives items ``{key: array}``, or itself,
 to those who copy its rows from where they are (see Compiled in _core). Arguments were checked in
 rows.py and windows.py.
+
+docs/inside/sources.rst explains it.
 """
 
 import weakref

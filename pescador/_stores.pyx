@@ -1,6 +1,8 @@
 """Files as a source needs them: a stamp that tells of changes, read-only maps, reads at places.
 
 It knows no format and no stream.
+
+docs/inside/stores.rst explains it.
 """
 
 import os

@@ -25,10 +25,10 @@ from ._channel import process
 from ._channel.consumer import Channel
 from ._channel.schema import encode, receive
 from ._channel.signals import Guard
+from ._checks import as_bool, as_choice, as_count, check_seconds
 from .core import Streamer
 from .exceptions import ArgumentError
 from .exceptions import DataError as DataError
-from .util import as_bool, as_choice, as_count
 
 __all__ = ["ZMQStreamer"]
 
@@ -133,14 +133,10 @@ def _check(streamer: Any) -> None:
             "that at most 65535"
         )
     as_bool("copy", streamer.copy)
-    timeout = streamer.timeout
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
-        raise ArgumentError(f"timeout={timeout!r} must be None or a number of seconds")
+    check_seconds("timeout", streamer.timeout)
+    check_seconds("start_timeout", streamer.start_timeout, "above 0")
     if streamer.start_method is not None:
         as_choice("start_method", streamer.start_method, process.METHODS)
-    limit = streamer.start_timeout
-    if limit is not None and not (isinstance(limit, int | float) and limit > 0):
-        raise ArgumentError(f"start_timeout={limit!r} must be None or a number of seconds above 0")
 
 
 class ZMQStreamer(Streamer[T]):

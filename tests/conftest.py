@@ -4,8 +4,10 @@ import contextlib
 import multiprocessing
 import signal
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from stored import aged
 
 import pescador
 from pescador import _snapshots
@@ -72,6 +74,23 @@ def pair():
 
     with contextlib.closing(channel.Pair()) as made:
         yield made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve files of 20 rows, whose numbers sort in another order than their names."""
+    for i in range(12):
+        arrays = {"X": np.full((20, 3), i, np.float32), "y": np.arange(20) + 100 * i}
+        np.savez(tmp_path / f"part{i}.npz", **arrays)
+    return tmp_path
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A file of ten rows that was not changed lately."""
+    path = tmp_path / "a.npz"
+    np.savez(path, X=np.arange(30, dtype=np.float32).reshape(10, 3), y=np.arange(10))
+    return aged(path)
 
 
 @pytest.fixture(autouse=True)

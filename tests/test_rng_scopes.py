@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pescador
-from pescador import Streamer, _core
+from pescador import Streamer
 from streams import given_to_a_stream
 
 BITS = [

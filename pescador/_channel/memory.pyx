@@ -12,6 +12,8 @@ when the last of them dies, the block goes back to the worker. A process that is
 consumer gets copies of the blocks that are held, and can do nothing to the rest.
 
 Linux only.
+
+docs/inside/channel.rst explains it.
 """
 
 import os

@@ -7,6 +7,8 @@ and `head` is the consumer's to read, with the worker asleep, busy or dead.
 
 Neither end waits. `Writer.fill` writes items until it cannot, and says why; `Reader` is an iterator
 over the items that are there. The callers wait, and carry what finds no place here. Linux only.
+
+docs/inside/channel.rst explains it.
 """
 
 from collections.abc import Mapping

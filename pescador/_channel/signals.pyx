@@ -2,6 +2,8 @@
 
 A handler that is written in Python may raise wherever the main thread runs Python code, but not
 between two lines of compiled code, such as these.
+
+docs/inside/channel.rst explains it.
 """
 
 import _signal

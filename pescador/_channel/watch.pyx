@@ -1,4 +1,7 @@
-"""The watch that a worker keeps on the process that it works for."""
+"""The watch that a worker keeps on the process that it works for.
+
+docs/inside/channel.rst explains it.
+"""
 
 from pescador._native.watch cimport watch
 

@@ -193,9 +193,6 @@ class BaseMux(Streamer[T]):
     # On an activated copy, the engine that runs it, or what hooks of a chain started last.
     __pescador_engine__: Any
     __pescador_started__: Any
-    # On one that runs by its hooks, what `_activate` has set.
-    streams_: Any
-    stream_counts_: Any
 
     def __init__(
         self,

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from .. import _core, _mux
+from .._checks import as_choice
 from .._empty import end_pass
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
-from ..util import Seed, as_choice
+from ..util import Seed
 from .base import BaseMux, EngineAttribute, T, as_pool, check, register
 
 _MODES = ("exhaustive", "cycle")

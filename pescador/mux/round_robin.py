@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from .. import _core, _mux
+from .._checks import as_choice
 from .._empty import end_pass
 from ..exceptions import PescadorError
-from ..util import Seed, as_choice
+from ..util import Seed
 from .base import (
     BaseMux,
     EngineAttribute,

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core, _mux, _rng
-from .._checks import Weights, as_weights, check_weights
+from .._checks import Weights, as_bool, as_choice, as_count, as_weights, check_weights, is_number
 from .._empty import PASSES, check_visits
 from ..exceptions import ArgumentError, PescadorError
-from ..util import Seed, as_bool, as_choice, as_count, is_number
+from ..util import Seed
 from .base import (
     BaseMux,
     EngineAttribute,

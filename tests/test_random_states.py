@@ -106,14 +106,15 @@ def test_a_mux_with_a_state_of_its_own_draws_the_same_in_each_epoch():
 
 
 def test_only_the_states_seen_last_are_remembered(monkeypatch):
-    monkeypatch.setattr(random_states, "_LIMIT", 3)
-    for number in range(10):
+    monkeypatch.setattr(random_states, "_LIMIT", 3 * 2)
+
+    def is_first(number):
         seed(number)
-        random_states.for_next_worker()
-    assert len(random_states._started) == 3
-    assert random_states.for_next_worker().python != random.getstate()
-    seed(0)
-    assert random_states.for_next_worker().python == random.getstate()
+        return random_states.for_next_worker().python == random.getstate()
+
+    assert all(map(is_first, range(10)))
+    assert not is_first(9)
+    assert is_first(0)
 
 
 def test_one_state_that_moves_on_does_not_take_the_other_back():
