@@ -238,8 +238,6 @@ cdef class Pool:
     cdef int build_tree(self) except -1:
         """Set up what is needed once a stream is left out."""
         cdef Py_ssize_t i, half, size = min(self.n, SUM_PART)
-        if self.n_nodes > 0:
-            return 0
         # np.sum may take the pool in several parts: all of one size but the last.
         self.n_parts = (self.n - 1) // SUM_PART + 1
         cdef list sizes = [size, self.n - (self.n_parts - 1) * size]
@@ -302,7 +300,8 @@ cdef class Pool:
         """Make stream i one that can be picked (as likely as the others), or one that cannot."""
         cdef Py_ssize_t word
         cdef int change = 1 if on else -1
-        self.build_tree()
+        if self.n_nodes == 0:
+            self.build_tree()
         if self.has(AT(i, self.n)) == on:
             return 0
         self.log(change * (i + 1))
@@ -504,7 +503,8 @@ cdef class Pool:
 
     cdef int renormalise(self) except -1:
         """Divide the probabilities by their sum."""
-        self.build_tree()
+        if self.n_nodes == 0:
+            self.build_tree()
         if self.n_replayed == self.length:
             self.log(0)
         self.journal[self.length - 1].times += 1
