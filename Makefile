@@ -9,10 +9,12 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Tests beside each other.
 BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
-SOURCES := $(wildcard pescador/*.pyx pescador/*.pxd pescador/*.h) CMakeLists.txt pyproject.toml
+SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$(kind))) \
+	CMakeLists.txt pyproject.toml
+STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
 
 .PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
-	bench bench-full bench-instructions publish docs
+	bench bench-full bench-instructions bench-env publish docs
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/out_of_core.py
@@ -29,15 +31,20 @@ test: $(VENV)/dev $(PEERS)/done lint test-checked
 # Everything once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
 	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider $(BESIDE) \
-		tests/test_core.py tests/test_mux.py tests/test_isolation.py tests/test_maps.py \
-		tests/test_batches.py tests/test_native.py tests/test_leaks.py tests/test_frozen.py \
-		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
+		tests/test_core.py tests/test_mux.py tests/test_activation.py tests/test_snapshots.py \
+		tests/test_rng_scopes.py tests/test_maps.py tests/test_batches.py tests/test_rng.py \
+		tests/test_choice.py tests/test_leaks.py tests/test_frozen.py \
+		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
 
+# A stub says what Python code uses of a compiled module; stubtest holds it to the module. Classes
+# that only compiled code uses are left out of stubs.
 lint: $(VENV)/dev
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador/*.pyx pescador/*.pxd
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint pescador
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --concise --ignore-missing-stub --ignore-disjoint-bases \
+		--mypy-config-file pyproject.toml $(STUBS)
 
 # The suite on each Python from 3.11 on that this machine has.
 test-all: $(PEERS)/done
@@ -56,25 +63,30 @@ soak: $(VENV)/dev
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done
 	PYTHONMALLOC=debug $(BIN)/pytest -q $(BESIDE) tests/test_core.py tests/test_mux.py tests/test_maps.py \
-		tests/test_isolation.py tests/test_batches.py tests/test_native.py tests/test_leaks.py \
-		tests/test_transport.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
-		tests/test_chunks.py tests/test_workers.py
+		tests/test_activation.py tests/test_snapshots.py tests/test_rng_scopes.py tests/test_batches.py \
+		tests/test_rng.py tests/test_choice.py tests/test_leaks.py \
+		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
+		tests/test_npy.py tests/test_formats.py tests/test_chunks.py tests/test_workers.py
 
 # Side by side with the reference release and others (bench/README.md): under ten minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"
-bench:
-	$(PYTHON) bench/run.py $(BENCH)
+bench: bench-env
+	bench/envs/report/bin/python bench/run.py $(BENCH)
 
-bench-full:
-	$(PYTHON) bench/run.py --profile full $(BENCH)
+bench-full: bench-env
+	bench/envs/report/bin/python bench/run.py --profile full $(BENCH)
 
 # The last run of it into docs/benchmarks and the README.
-publish:
-	bench/envs/report/bin/python bench/report.py bench/results/latest.json --publish
+publish: bench-env
+	bench/envs/report/bin/python bench/publish.py bench/results/latest.json
 
 # Instructions per sample under callgrind, which no other load on the machine disturbs.
-bench-instructions:
-	$(PYTHON) bench/instructions.py $(BENCH)
+bench-instructions: bench-env
+	bench/envs/report/bin/python bench/instructions.py $(BENCH)
+
+# Where contestants are compared; the comparison makes theirs as it needs them.
+bench-env:
+	@$(PYTHON) bench/contestants.py report
 
 # The site, in docs/_build/html, made anew: plots and examples show what the code does now. Warnings
 # are errors, and nothing comes from the network but packages.
@@ -92,9 +104,9 @@ test-pages: $(VENV)/dev
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
-	for module in _draws _seeds _snapshots _core _mux _maps _sources _batches _transport _signals _watch _stores; do \
+	for file in pescador/*.pyx pescador/*/*.pyx; do \
 		$(BIN)/cython -3 -X cdivision=True -X boundscheck=False -X wraparound=False -a \
-			pescador/$$module.pyx -o annotate/$$module.c; \
+			$$file -o annotate/$$(basename $$file .pyx).c; \
 	done
 	@echo "open annotate/*.html"
 

@@ -16,105 +16,12 @@ import pathlib
 import random
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import data
 import numpy as np
-from contestants import OURS, PEER
+from case import case, over
 from jobs import Calls, Fresh, Items, Skip
 from limit import batches_in_c
-
-CASES: "dict[str, Case]" = {}
-
-
-@dataclass
-class Case:
-    """One kind of work; see `case`."""
-
-    name: str
-    doc: str
-    unit: str
-    section: str
-    short: list[dict[str, Any]]
-    full: list[dict[str, Any]]
-    tiny: dict[str, Any]
-    warm: Callable[..., int]
-    n_bytes: Callable[..., int] | None
-    parallel: bool
-    same: bool
-    files: Callable[..., Any] | None
-    builders: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    ways: dict[str, str] = field(default_factory=dict)
-
-    def by(self, *contestants, way=""):
-        """Say how `contestants` do this work; `way` is what the table says of it."""
-
-        def register(builder):
-            for name in contestants:
-                self.builders[name] = builder
-                self.ways[name] = way
-            return builder
-
-        return register
-
-    def identifier(self, params):
-        return "/".join([self.name, *(f"{key}={value}" for key, value in params.items())])
-
-    def grid(self, profile):
-        """The parameters to run: those of the short profile, then those of the full one."""
-        more = self.full if profile == "full" else []
-        return self.short + [params for params in more if params not in self.short]
-
-
-def case(
-    unit,
-    section,
-    short=({},),
-    full=(),
-    tiny=None,
-    warm=lambda **params: 1000,
-    n_bytes=None,
-    parallel=False,
-    same=False,
-    files=None,
-):
-    """Make a function ``(pescador, **params)`` that returns a job into a case.
-
-    unit: what one unit of work is. section: of the table. short, full: parameters, as dicts.
-    tiny: parameters for ``make test``. warm: how many units of work until the state is steady.
-    n_bytes: the size of one unit. parallel: whether the job has other processes, and so gets all
-    processors. same: whether all contestants give equal samples in the same order. files: writes
-    what is read, if it is not there yet; see ``data.py``.
-    """
-
-    def register(build):
-        it = Case(
-            name=build.__name__,
-            doc=build.__doc__,
-            unit=unit,
-            section=section,
-            short=list(short),
-            full=list(full),
-            tiny=tiny or {},
-            warm=warm,
-            n_bytes=n_bytes,
-            parallel=parallel,
-            same=same,
-            files=files,
-        )
-        it.builders["pescador"] = build
-        CASES[it.name] = it
-        return it
-
-    return register
-
-
-def over(name, *values, **fixed):
-    """Return parameters in which `name` takes each of `values`."""
-    return [{name: value, **fixed} for value in values]
-
 
 # ----------------------------------------------------------------------------------- sources
 
@@ -234,7 +141,7 @@ def _(n, weighted=False):
     g = [forever(i) for i in range(n)]
 
     def uniform():
-        random = np_free_random()
+        random = python_uniform()
         while True:
             yield next(g[int(random() * n)])
 
@@ -247,7 +154,7 @@ def _(n, weighted=False):
     return Items(by_weight() if weighted else uniform())
 
 
-def np_free_random():
+def python_uniform():
     return random.Random(0).random
 
 
@@ -633,7 +540,7 @@ def _(depth, outer="shuffled"):
     numbers = itertools.count()
 
     def mix(g):
-        pick, n = np_free_random(), len(g)
+        pick, n = python_uniform(), len(g)
         while True:
             yield next(g[int(pick() * n)])
 
@@ -724,7 +631,7 @@ def _(
         raise Skip("not written by hand")
 
     def mix():
-        pick, rng = np_free_random(), np.random.RandomState(0)
+        pick, rng = python_uniform(), np.random.RandomState(0)
         p = 1 / n_active
         if dist == "constant":
             draw = lambda: rate  # noqa: E731
@@ -805,7 +712,7 @@ def _(mux, n=100, length=3):
     n_active = n if mux == "shuffled" else max(1, n // 10)
 
     def mix():
-        pick = np_free_random()
+        pick = python_uniform()
         stream_of = list(range(n_active))
         g = [some(i, length) for i in stream_of]
         while True:
@@ -1336,7 +1243,7 @@ def mixed_batches(pescador, source, paths, rate, size=BATCH, n_open=OPEN):
 
 def mixed_by_hand(start, n, rate, size=BATCH, n_open=OPEN):
     """Batches of the streams that ``start(i, seed)`` opens, of which `n_open` are open."""
-    pick, poisson = np_free_random(), np.random.RandomState(0).poisson
+    pick, poisson = python_uniform(), np.random.RandomState(0).poisson
     seeds = itertools.count()
     n_open = min(n_open, n)
 
@@ -1373,7 +1280,7 @@ def mixed_by_hand(start, n, rate, size=BATCH, n_open=OPEN):
 
 def rows_by_hand(files, rate, n_open=OPEN):
     """The same over arrays that are all there, without a generator for each file."""
-    pick, poisson = np_free_random(), np.random.RandomState(0).poisson
+    pick, poisson = python_uniform(), np.random.RandomState(0).poisson
     n, n_rows, n_open = len(files), len(files[0]["y"]), min(n_open, len(files))
     shape, dtype = files[0]["X"].shape[1:], files[0]["X"].dtype
 
@@ -1597,7 +1504,7 @@ def random_data():
 
 def put_digits(put, paths):
     """The same work in a plain loop: 32 files open, 16 samples each on average."""
-    pick, poisson = np_free_random(), np.random.RandomState(0).poisson
+    pick, poisson = python_uniform(), np.random.RandomState(0).poisson
     seeds = itertools.count()
 
     def opened():
@@ -1677,165 +1584,3 @@ def pipeline(pescador):
 @pipeline.by("hand")
 def _():
     return end_to_end(random_data(), lambda batch: None, by_hand)
-
-
-# ------------------------------------------------------------------------------------- goals
-
-
-@dataclass
-class Goal:
-    """`slow` is to take at least `ratio` times as long as `fast` (or, if `most`, at most)."""
-
-    text: str
-    slow: tuple[str, str]
-    fast: tuple[str, str]
-    ratio: float
-    most: bool = False
-
-
-@dataclass
-class Pace:
-    """Ours is to take at most so many seconds for a unit of work, on a machine of our own."""
-
-    text: str
-    identifier: str
-    seconds: float
-
-
-def than(contestant, identifier, ratio, text=None):
-    """A goal for ours against `contestant` on the same case."""
-    return Goal(text or identifier, (identifier, contestant), (identifier, "ours"), ratio)
-
-
-GOALS = [
-    than("peer", "shuffled/n=10", 120),
-    than("peer", "shuffled/n=1000", 170),
-    than("peer", "shuffled/n=10000", 600),
-    than("hand", "shuffled/n=10", 2),
-    than("hand", "shuffled/n=1000", 1.3),
-    than("peer", "stochastic/n=1000", 110),
-    than("peer", "stochastic/mode=single_active", 110),
-    than("peer", "stochastic/n_active=10000/n=20000", 350),
-    Goal(
-        "stochastic/n=1000000 against n=1000",
-        ("stochastic/n=1000000", "ours"),
-        ("stochastic/n=1000", "ours"),
-        2,
-        most=True,
-    ),
-    than("peer", "round_robin/n=1000", 250),
-    than("peer", "tree/depth=2", 150),
-    than("peer", "chain/n=1000", 30),
-    than("peer", "mortal/mux=shuffled", 30),
-    than("peer", "mortal/mux=stochastic", 30),
-    than("peer", "first/mux=stochastic", 30),
-    than("peer", "first/mux=shuffled", 30),
-    than("peer", "shared_argument/kind=array/n=50/n_active=5", 80),
-    than("peer", "shared_argument/kind=array/n=50/n_active=5/each=True", 1),
-    than("peer", "file_names", 200),
-    than("peer", "iterable/kind=list", 50),
-    than("peer", "batches/size=64/label=True", 5),
-    than("peer", "batches/size=512", 4),
-    than("peer", "batches_of_scalars/kind=float", 4),
-    than("peer", f"batches/size={IMAGE}", 2),
-    Goal(
-        f"batches/size={IMAGE} against memcpy",
-        (f"batches/size={IMAGE}", "limit"),
-        (f"batches/size={IMAGE}", "ours"),
-        0.7,
-    ),
-    than("peer", "batches/size=64/axis=0", 3),
-    than("peer", "batches_of_a_mux/n=1000", 40),
-    than("peer", "transport/size=64", 6),
-    than("peer", "transport/size=32768", 4),
-    than("peer", "transport/size=40000000", 3.5),
-    than("torch", "transport/size=40000000", 2),
-    Goal(
-        "40 MB against memcpy",
-        ("transport/size=40000000", "ours"),
-        ("transport/size=40000000", "limit"),
-        2,
-        most=True,
-    ),
-    than("peer", "first_item/size=64", 1),
-    Goal("bound against islice", ("bound", "ours"), ("bound", "hand"), 1.6, most=True),
-    than("peer", "job/rate=16", 100),
-    than("peer", "job/rate=8", 100),
-    # 1.5 million samples a second where the loop in C gives 7.
-    Goal(
-        "job/rate=16 against C", ("job/rate=16", "ours"), ("job/rate=16", "limit"), 4.67, most=True
-    ),
-    than("peer", "in_memory", 200),
-    Goal("windows against memcpy", ("windows", "limit"), ("windows", "ours"), 0.6),
-    than("ours-function", "chunked/kind=hdf5", 5),
-    than("ours-function", "chunked/kind=zarr", 5),
-]
-
-PACES = [
-    Pace("in_memory", "in_memory", 200e-9),
-    Pace("a visit to a file that was opened before", "job/rate=1", 5e-6),
-]
-
-# What the README shows: identifiers, and what they are in its words.
-MAIN = {
-    "streamer": "`Streamer.iterate`",
-    "shuffled/n=10": "`ShuffledMux`, 10 streams",
-    "shuffled/n=1000": "`ShuffledMux`, 1,000 streams",
-    "shuffled/n=10000": "`ShuffledMux`, 10,000 streams",
-    "stochastic/n=1000": "`StochasticMux`, 100 of 1,000 open, rate 8",
-    "stochastic/n_active=10000/n=20000": "`StochasticMux`, 10,000 of 20,000 open, rate 8",
-    "round_robin/n=1000": "`RoundRobinMux`, 1,000 streams",
-    "chain/n=1000": "`ChainMux`, streams of 3 samples",
-    "tree/depth=2": "10 `ShuffledMux`es of 10 under one",
-    "first/mux=stochastic": "first sample of a mux of 30,000",
-    "batches/size=64": "`buffer_stream`, 64 items of 64 B",
-    "batches/size=602112": "`buffer_stream`, 64 items of 602 kB",
-    "job/rate=16": "`pescador.batches`, rows of 1,000 `.npz` files",
-    "windows": "`pescador.batches`, windows of 64 KB of `.npy` files",
-    "transport/size=64": "`ZMQStreamer`, items of 64 B",
-    "transport/size=40000000": "`ZMQStreamer`, items of 40 MB",
-}
-
-# What callgrind counts: the hot paths, none of them with another process.
-CORE = [
-    "streamer",
-    "bound",
-    "shuffled/n=10",
-    "shuffled/n=1000",
-    "shuffled/n=1000/weighted=True",
-    "stochastic/n=1000",
-    "stochastic/mode=single_active",
-    "stochastic/dist=poisson",
-    "stochastic/n_active=1000/n=20000",
-    "round_robin/n=1000",
-    "tree/depth=2",
-    "chain/n=1000",
-    "mortal/mux=shuffled",
-    "mortal/mux=stochastic",
-    "batches/size=64/label=True",
-    "batches/size=64/axis=0",
-    "batches_of_scalars/kind=float",
-    "job/rate=16",
-    "job/rate=1",
-    "in_memory",
-]
-
-
-def find(identifier):
-    """Return the case and the parameters of an identifier."""
-    for it in CASES.values():
-        for params in it.grid("full"):
-            if it.identifier(params) == identifier:
-                return it, params
-    raise KeyError(identifier)
-
-
-def build(name, params, contestant, pescador=None):
-    """Return the job of a contestant; `pescador` is the package, for those that have its API."""
-    builders = CASES[name].builders
-    builder = builders.get(contestant)
-    if builder is None and contestant in (OURS, PEER):
-        builder = builders["pescador"]
-    if builder is None:
-        raise Skip("does something else")
-    return builder(**params) if pescador is None else builder(pescador, **params)

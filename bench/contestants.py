@@ -67,8 +67,8 @@ ENV = {
     "tensorflow": Env(("tensorflow-cpu", "numpy"), light=False),
     # fairseq2n names its release of torch, of which the package index has the CUDA build only.
     "fairseq2": Env(("fairseq2", "numpy"), light=False),
-    # Not a contestant: where the charts are drawn.
-    "report": Env(("matplotlib>=3.8",)),
+    # Not a contestant: where the others are compared, and the charts drawn.
+    "report": Env(("matplotlib>=3.8", "numpy", "tqdm>=4.66")),
 }
 
 CONTESTANTS = {

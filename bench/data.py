@@ -1,5 +1,6 @@
 """Files that cases read: written once in a run, where all contestants find them."""
 
+import contextlib
 import functools
 import importlib
 import os
@@ -17,6 +18,22 @@ from jobs import Skip
 @functools.cache
 def _own():
     return tempfile.TemporaryDirectory(prefix="pescador-bench-")
+
+
+@contextlib.contextmanager
+def folder_of_files():
+    """A folder for the files of all cases, of which workers are told."""
+    with tempfile.TemporaryDirectory(prefix="pescador-bench-") as folder:
+        os.environ[FILES] = folder
+        yield
+
+
+def write_files(case, params):
+    """Write the files of a case, so that no contestant has to while it is timed."""
+    if case.files is not None:
+        # What takes packages that are not here is left to the environment of ours.
+        with contextlib.suppress(Skip):
+            case.files(**params)
 
 
 def written(name, write):

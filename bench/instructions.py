@@ -5,15 +5,12 @@ percent, so that a regression shows even on a busy machine. What is counted is a
 the start of Python; and each case runs twice, the second time with more samples, of which the
 difference is taken: that leaves out what a round costs by itself.
 
-    python bench/instructions.py [--only CASE] [--against peer,hand] [--profile-files]
+    make bench-instructions BENCH="[--only CASE] [--against peer,hand] [--profile-files]"
 
 Writes bench/results/instructions.json and instructions.md, and compares with the counts that were
 there before.
 """
 
-import argparse
-import concurrent.futures
-import fnmatch
 import json
 import os
 import pathlib
@@ -22,147 +19,115 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
+import about
 import contestants
-from contestants import BENCH, CONTESTANTS
-from run import (
-    RESULTS,
-    THREADS,
-    Progress,
-    commit,
-    folder_of_files,
-    have_numpy,
-    machine,
-    write_files,
-)
+import data
+import plan
+from contestants import CONTESTANTS
+from goals import CORE
+from process import command, environment
+from report import rows
+from run import RESULTS
+from suite import find
+from tqdm import tqdm
 
 # Samples of the shorter run and of the longer one; those of slow contestants cost more each.
 COUNTS = {"ours": (2_000, 52_000), "hand": (2_000, 52_000), "peer": (200, 1_200)}
 BATCHES = (10, 210)
+# A round of `bound` is a stream from its start to its end.
+BOUND = (100_000, 200_000)
 
 
-def count(contestant, identifier, samples, profile=None):
+def count(contestant, identifier, samples, out):
     """Run a case under callgrind; return the instructions of the whole process."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    env |= {f"{name}_NUM_THREADS": "1" for name in THREADS}
-    # Hashes decide where dictionaries collide.
-    env |= {"PYTHONHASHSEED": "0"}
-    with tempfile.TemporaryDirectory() as folder:
-        out = profile or pathlib.Path(folder, "callgrind")
-        command = [
+    done = subprocess.run(
+        [
             "valgrind",
             "--tool=callgrind",
             f"--callgrind-out-file={out}",
             "--toggle-collect=ffi_call",
-            contestants.python_of(CONTESTANTS[contestant].env),
-            BENCH / "worker.py",
-            contestant,
-            identifier,
-            str(samples),
-        ]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
+            *command(contestant, identifier, samples),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or not found:
         lines = done.stderr.strip().splitlines() or ["no output"]
-        raise RuntimeError(f"{contestant}, {identifier}: {lines[-1]}")
+        raise RuntimeError(lines[-1])
     return int(found[1])
 
 
-def per_sample(contestant, identifier, profile=None):
-    from cases import find
-
-    batches = find(identifier)[0].unit == "batch"
-    few, many = BATCHES if batches else COUNTS[contestant]
-    # A round of `bound` is a stream from its start to its end.
+def per_sample(contestant, identifier, out):
+    few, many = BATCHES if find(identifier)[0].unit == "batch" else COUNTS[contestant]
     if identifier == "bound":
-        few, many = 100_000, 200_000
-    return (count(contestant, identifier, many, profile) - count(contestant, identifier, few)) / (
-        many - few
-    )
+        few, many = BOUND
+    fewer = count(contestant, identifier, few, out)
+    return round((count(contestant, identifier, many, out) - fewer) / (many - few), 1)
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", action="append", metavar="CASE", help="as in run.py")
-    parser.add_argument("--against", default="", metavar="NAMES", help="besides ours: peer, hand")
-    parser.add_argument(
-        "--profile-files",
-        action="store_true",
-        help="keep what callgrind writes, for callgrind_annotate or kcachegrind",
-    )
-    args = parser.parse_args()
-    args.names = ["ours", *(name.strip() for name in args.against.split(",") if name.strip())]
-    for name in args.names:
-        if name not in COUNTS:
-            parser.error(f"--against {name}: only peer and hand can be counted")
-    return args
+def count_all(work, folder):
+    """Return {case: {contestant: instructions}}; counts do not mind company."""
+    counts = {}
+
+    def counted(item):
+        case, name = item
+        try:
+            return per_sample(name, case, folder / f"callgrind.{name}.{case.replace('/', '.')}")
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            tqdm.write(f"{case}: {name}: {error}", file=sys.stderr)
+            return None
+
+    with data.folder_of_files(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for case, _ in work:
+            data.write_files(*find(case))
+        found = tqdm(pool.map(counted, work), total=len(work), disable=None)
+        for (case, name), value in zip(work, found, strict=True):
+            if value is not None:
+                counts.setdefault(case, {})[name] = value
+    return counts
+
+
+def table(counts, before, names):
+    yield ["case", *names, "ours, before", "change"]
+    for case, found in counts.items():
+        old, new = before.get(case, {}).get("ours"), found.get("ours")
+        line = [f"{found[name]:,.0f}" if name in found else "" for name in names]
+        change = [f"{old:,.0f}", f"{new / old - 1:+.2%}"] if old and new else ["", ""]
+        yield [f"`{case}`", *line, *change]
 
 
 def main():
-    args = parse_arguments()
+    parser = plan.parser(__doc__, COUNTS)
+    kept = "keep what callgrind writes, for callgrind_annotate or kcachegrind"
+    parser.add_argument("--profile-files", action="store_true", help=kept)
+    args = parser.parse_args()
+    names = ["ours", *args.against]
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed; callgrind, which counts instructions, is part of it")
-    have_numpy()
-    from cases import CASES, CORE, find
-
-    everything = [it.identifier(p) for it in CASES.values() for p in it.grid("full")]
     chosen = CORE
     if args.only:
-        chosen = [c for c in everything if any(fnmatch.fnmatchcase(c, p) for p in args.only)]
-        if not chosen:
-            sys.exit(f"--only {' '.join(args.only)} matches no case; see run.py --list")
-    failed = contestants.make_all(dict.fromkeys(CONTESTANTS[name].env for name in args.names))
+        chosen = [it.identifier(params) for it, params in plan.select_cases(args.only, "full")]
+    failed = contestants.make_all({CONTESTANTS[name].env: None for name in names})
     if failed:
         sys.exit("\n".join(f"{env} {reason}" for env, reason in failed.items()))
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "instructions.json"
     before = json.loads(file.read_text())["counts"] if file.exists() else {}
-    work = [(case, name) for case in chosen for name in args.names]
-    progress = Progress(len(work))
-    counts = {}
-
-    def measure(item):
-        case, name = item
-        profile = None
-        if args.profile_files:
-            profile = RESULTS / f"callgrind.{name}.{case.replace('/', '.')}"
-        try:
-            return item, per_sample(name, case, profile)
-        except (RuntimeError, subprocess.TimeoutExpired, KeyError) as error:
-            return item, str(error)
-
-    # Counts do not mind company.
-    with folder_of_files(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for case in chosen:
-            write_files(*find(case))
-        for (case, name), found in pool.map(measure, work):
-            progress.done += 1
-            progress.show(case, f"· {name}")
-            if isinstance(found, str):
-                progress.say(f"skipped: {found}")
-            else:
-                counts.setdefault(case, {})[name] = round(found, 1)
-    progress.end()
-
-    lines = ["# Instructions per unit of work", ""]
-    lines += [f"Under callgrind, commit {commit() or 'unknown'}, {machine()['cpu']}.", ""]
-    lines += [f"| case | {' | '.join(args.names)} | ours, before | change |"]
-    lines += ["|---" * (len(args.names) + 3) + "|"]
-    for case in chosen:
-        found, old = counts.get(case, {}), before.get(case, {}).get("ours")
-        line = [f"{found[name]:,.0f}" if name in found else "" for name in args.names]
-        change = f"{found['ours'] / old - 1:+.2%}" if old and "ours" in found else ""
-        lines.append(
-            f"| `{case}` | {' | '.join(line)} | {f'{old:,.0f}' if old else ''} | {change} |"
-        )
-    text = "\n".join([*lines, ""])
-    print(text)
-    (RESULTS / "instructions.md").write_text(text)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = RESULTS if args.profile_files else pathlib.Path(folder)
+        counts = count_all([(case, name) for case in chosen for name in names], kept)
+    title = f"Under callgrind, commit {about.commit() or 'unknown'}, {about.machine()['cpu']}."
+    lines = ["# Instructions per unit of work", "", title, "", *rows(table(counts, before, names))]
+    print(*lines, sep="\n")
+    (RESULTS / "instructions.md").write_text("\n".join([*lines, ""]))
     # What was not counted this time stays, to compare with.
     merged = {case: before.get(case, {}) | counts.get(case, {}) for case in [*before, *counts]}
-    file.write_text(json.dumps({"commit": commit(), "counts": merged}, indent=1) + "\n")
+    file.write_text(json.dumps({"commit": about.commit(), "counts": merged}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""How work is taken and timed. The same code runs for every contestant."""
+"""Jobs: the work of a case as one contestant does it, taken in rounds and timed.
+
+The same code runs for every contestant.
+"""
 
 import gc
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
 from time import perf_counter
 
@@ -14,35 +17,39 @@ class Ended(Exception):
     """A stream that should be endless has ended: its figures would mean nothing."""
 
 
-def seconds_of(iterator, n):
-    """How long the next n items take; one more must follow."""
-    start = perf_counter()
-    for _ in islice(iterator, n):
-        pass
-    seconds = perf_counter() - start
-    for _ in islice(iterator, 1):
-        return seconds
-    raise Ended("the stream ended during a round")
+class Job:
+    """Work that can be taken in any amount.
 
-
-class Items:
-    """An endless iterator; taking one is asking for its next item.
-
-    A round takes a whole number of blocks of `block` items, however long that is: as many as it
-    needs to have its share of those that take long.
+    per: units of work that one item or call has. block: a round takes a multiple of this. size:
+    bytes of what the work makes, where they differ between contestants.
     """
 
-    def __init__(self, iterator, per=1, block=1):
-        self.iterator = iterator
-        self.per, self.block = per, block
+    per = block = 1
+    size = None
 
     def take(self, count):
         """Take `count` units of work or a few more; return how many, and the seconds."""
         n = -(-count // self.per)
-        return n * self.per, seconds_of(self.iterator, n)
+        return n * self.per, self.seconds(n)
 
     def settling(self, count):
         """How much to take before a round of `count`, untimed."""
+        return 0
+
+    def close(self):
+        """Let go of what the job holds."""
+
+
+class Items(Job):
+    """An endless iterator; its work is to give the next item."""
+
+    def __init__(self, iterator, per=1, block=1):
+        self.iterator, self.per, self.block = iterator, per, block
+
+    def seconds(self, n):
+        return seconds_of(self.iterator, n)
+
+    def settling(self, count):
         return count // 3
 
     def samples(self, count):
@@ -54,16 +61,13 @@ class Items:
             self.iterator.close()
 
 
-class Calls:
+class Calls(Job):
     """A function that is called again and again; ``setup`` gives its argument, untimed."""
 
-    block = 1
+    def __init__(self, run, setup=lambda: None, per=1, size=None):
+        self.run, self.setup, self.per, self.size = run, setup, per, size
 
-    def __init__(self, run, setup=lambda: None, per=1):
-        self.run, self.setup, self.per = run, setup, per
-
-    def take(self, count):
-        n = -(-count // self.per)
+    def seconds(self, n):
         run, setup, total = self.run, self.setup, 0.0
         for _ in range(n):
             argument = setup()
@@ -72,48 +76,43 @@ class Calls:
             total += perf_counter() - start
             # Freed here, and so not timed: what a call leaves is still in use by its caller.
             del result, argument
-        return n * self.per, total
-
-    def settling(self, count):
-        return 0
+        return total
 
     def samples(self, count):
         return [self.run(self.setup()) for _ in range(count)]
 
-    def close(self):
-        pass
 
-
-class Fresh:
+class Fresh(Job):
     """A stream made by other processes, opened anew for each round.
 
     Left open between rounds, they would work ahead: the next round would find items ready, and
     the rounds of other contestants would find the processors busy. The first item waits for the
-    start of a process, which is a case of its own; `first` are not timed. A round is whole blocks.
+    start of a process, which is a case of its own; `first` are not timed.
     """
 
     def __init__(self, opener, per=1, close=lambda: None, first=1, block=1):
-        self.opener, self.per, self.close, self.first = opener, per, close, first
-        self.block = block
+        self.opener, self.per, self.close = opener, per, close
+        self.first, self.block = first, block
 
-    def take(self, count):
-        n = -(-count // self.per)
-        stream = self.opener()
-        try:
+    def seconds(self, n):
+        with closing(self.opener()) as stream:
             seconds_of(stream, self.first - 1)
-            return n * self.per, seconds_of(stream, n)
-        finally:
-            stream.close()
-
-    def settling(self, count):
-        return 0
+            return seconds_of(stream, n)
 
     def samples(self, count):
-        stream = self.opener()
-        try:
+        with closing(self.opener()) as stream:
             return list(islice(stream, count))
-        finally:
-            stream.close()
+
+
+def seconds_of(iterator, n):
+    """How long the next n items take; one more must follow."""
+    start = perf_counter()
+    for _ in islice(iterator, n):
+        pass
+    seconds = perf_counter() - start
+    for _ in islice(iterator, 1):
+        return seconds
+    raise Ended("the stream ended during a round")
 
 
 def timed(job, count):

@@ -19,7 +19,7 @@ except ImportError as error:
 from . import core, exceptions, maps, mux, sources, util, zmq_stream
 from .batches import batches
 from .core import Streamer, streamable
-from .exceptions import ArgumentError, DataError, PescadorError
+from .exceptions import ArgumentError, DataError, PescadorError, PescadorWarning, StateError
 from .maps import SKIP, buffer_stream, cache, keras_tuples, transform, tuples
 from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
 from .seeded import SPAWN, Seeded
@@ -30,12 +30,14 @@ from .zmq_stream import ZMQStreamer
 __all__ = [
     "SKIP",
     "SPAWN",
+    "StateError",
     "ArgumentError",
     "BaseMux",
     "ChainMux",
     "DataError",
     "Mux",
     "PescadorError",
+    "PescadorWarning",
     "RoundRobinMux",
     "Seeded",
     "ShuffledMux",

@@ -1,6 +1,7 @@
 """Say what is in files, and how fast batches come from them: ``python -m pescador``."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -18,10 +19,9 @@ from .exceptions import PescadorError
 from .sources.pool import files
 from .sources.stores import open_store
 
-# How many files are named where some differ.
-_NAMED = 10
+_NAMED = 10  # files that are named where some differ; more are counted
 
-# By key, the dtype and the shape of a row.
+# What a file holds: by key, the dtype and the shape.
 _Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -34,61 +34,73 @@ def describe(paths: list[str], keys: list[str] | None = None) -> dict[str, Any]:
     Parameters
     ----------
     paths : list of str
-        Of the files.
+        The files.
     keys : list of str or None
         Which keys to look at; None for all.
 
     Returns
     -------
     found : dict
-        ``files``, ``bytes`` on disk, ``keys`` (of most files: name, dtype, shape of a row, in which
-        a length that differs is a pair of the least and the most; rows at least, at most and in
-        all, bytes), ``differ`` and ``damaged`` (path and reason).
+        ``files`` and ``bytes``: their number, and their size on disk. ``keys``: for each key that
+        most files have, its ``key``, ``dtype``, ``bytes``, the ``shape`` of a row, where
+        ``[least, most]`` stands for a length that differs between files, and ``rows``: the
+        ``least`` and the ``most`` in a file, and ``all``. ``differ``, ``unfit`` and ``damaged``: by
+        path, how a file differs from most, why its arrays have no rows in common, and why it
+        cannot be read.
     """
     layouts: dict[str, _Layout] = {}
-    rows: dict[str, dict[str, int | None]] = {}
     damaged = {}
     size = 0
     for path in _with_progress(paths, "reading"):
         try:
             size += _bytes_of(path)
             with open_store(path, keys) as store:
-                arrays = store.arrays.items()
                 layouts[path] = {
-                    str(key): (str(a.dtype), tuple(map(int, a.shape[1:]))) for key, a in arrays
+                    str(key): (str(array.dtype), tuple(map(int, array.shape)))
+                    for key, array in store.arrays.items()
                 }
-                rows[path] = {str(key): int(a.shape[0]) if a.shape else None for key, a in arrays}
         except (PescadorError, OSError) as error:
             damaged[path] = str(error)
-    found: dict[str, Any] = {"files": len(paths), "bytes": size, "keys": []}
     most = _most(list(layouts.values()))
-    alike = [path for path, one in layouts.items() if not _difference(most, one)]
-    for key, (dtype, shape) in most.items():
-        lengths = [rows[path][key] for path in alike]
-        numbers = [n for n in lengths if n is not None]
-        shapes = [layouts[path][key][1] for path in alike]
-        items = [
-            math.prod(one) * (1 if n is None else n) for one, n in zip(shapes, lengths, strict=True)
+    differ = {path: why for path, one in layouts.items() if (why := _difference(most, one))}
+    alike = [one for path, one in layouts.items() if path not in differ]
+    found = []
+    for key, (dtype, lengths) in most.items():
+        shapes = [one[key][1] for one in alike]
+        rows, *columns = list(zip(*shapes, strict=True)) or [()]
+        shape = [
+            [min(column), max(column)] if length is None else length
+            for length, column in zip(lengths[1:], columns, strict=True)
         ]
-        found["keys"].append(
+        found.append(
             {
                 "key": key,
                 "dtype": dtype,
-                "shape": [
-                    n if n is not None else [min(column), max(column)]
-                    for n, column in zip(shape, zip(*shapes, strict=True), strict=True)
-                ],
+                "shape": shape,
                 "rows": {
-                    "least": min(numbers, default=None),
-                    "most": max(numbers, default=None),
-                    "all": sum(numbers),
+                    "least": min(rows, default=None),
+                    "most": max(rows, default=None),
+                    "all": sum(rows),
                 },
-                "bytes": int(np.dtype(dtype).itemsize) * sum(items),
+                "bytes": int(np.dtype(dtype).itemsize) * sum(map(math.prod, shapes)),
             }
         )
-    found["differ"] = {p: why for p, one in layouts.items() if (why := _difference(most, one))}
-    found["damaged"] = damaged
-    return found
+    return {
+        "files": len(paths),
+        "bytes": size,
+        "keys": found,
+        "differ": differ,
+        "unfit": {path: why for path, one in layouts.items() if (why := _unfit(one))},
+        "damaged": damaged,
+    }
+
+
+def _unfit(layout: _Layout) -> str:
+    """Return why the arrays of a file have no rows in common, or nothing."""
+    lengths = {key: shape[0] for key, (_, shape) in layout.items() if shape}
+    if len(set(lengths.values())) > 1:
+        return "rows: " + ", ".join(f"{n:,} of {key}" for key, n in lengths.items())
+    return "no rows" if 0 in lengths.values() else ""
 
 
 def _bytes_of(path: str) -> int:
@@ -102,25 +114,22 @@ def _bytes_of(path: str) -> int:
 
 
 def _most(layouts: list[_Layout]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    """Return the layout of most files; None stands for a length that most files have their own."""
-    kinds = Counter(
+    """Return the layout of most files; None is a length that differs: of rows, and maybe others."""
+    kinds = [
         tuple((key, dtype, len(shape)) for key, (dtype, shape) in one.items()) for one in layouts
-    )
+    ]
     if not kinds:
         return {}
-    kind, _ = kinds.most_common(1)[0]
-    members = [
-        one
-        for one in layouts
-        if kind == tuple((key, dtype, len(shape)) for key, (dtype, shape) in one.items())
-    ]
+    kind = Counter(kinds).most_common(1)[0][0]
+    members = [one for one, its in zip(layouts, kinds, strict=True) if its == kind]
     most = {}
     for key, dtype, n_dims in kind:
-        shape = []
-        for axis in range(n_dims):
+        lengths: list[int | None] = [None] * n_dims
+        for axis in range(1, n_dims):
             [(length, count)] = Counter(one[key][1][axis] for one in members).most_common(1)
-            shape.append(length if 2 * count > len(members) else None)
-        most[key] = dtype, tuple(shape)
+            if 2 * count > len(members):
+                lengths[axis] = length
+        most[key] = dtype, tuple(lengths)
     return most
 
 
@@ -135,7 +144,7 @@ def _difference(most: dict[str, Any], one: _Layout) -> str:
                 n is None or n == m for n, m in zip(lengths, shape, strict=True)
             )
             if dtype != other or not fits:
-                parts.append(f"{key} is {dtype}{list(shape)}")
+                parts.append(f"{key} is {dtype}{list(shape[1:])}")
     if not parts and list(one) != list(most):
         return "keys in another order"
     return ", ".join(parts)
@@ -152,9 +161,13 @@ def _print_description(found: dict[str, Any]) -> None:
         table.append([key["key"], key["dtype"], shape, each, f"{total:,}", _bytes(key["bytes"])])
     if found["keys"]:
         _print_table(table)
-    for what, paths in (("other keys", found["differ"]), ("an error", found["damaged"])):
+    for what, paths in (
+        ("that differ from most", found["differ"]),
+        ("with keys of different lengths, or of none", found["unfit"]),
+        ("with an error", found["damaged"]),
+    ):
         if paths:
-            print(f"\n{_files(len(paths))} with {what}:")
+            print(f"\n{_files(len(paths))} {what}:")
             for path, why in islice(paths.items(), _NAMED):
                 print(f"  {why if why.startswith(path) else f'{path}: {why}'}")
             if len(paths) > _NAMED:
@@ -170,21 +183,22 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
     Parameters
     ----------
     data, batch_size, **options
-        Of `pescador.batches`.
+        As `pescador.batches` takes them.
     seconds : float
-        How long to measure in all, about.
+        About how long to measure in all.
 
     Returns
     -------
     found : dict
-        ``samples_per_second``, ``bytes_per_second``, ``first_batch_seconds``,
-        ``share_opening`` (of the time, by comparing two rates; None where `rate` is None),
-        ``memory`` (bytes that the process has grown by: ``anonymous``, ``mapped``), and ``others``:
-        the same speed with other values of `rate` and `n_active`, where there is a `rate`.
+        ``samples_per_second``, ``bytes_per_second``, ``first_batch_seconds``. ``share_opening``:
+        the part of the time that starting visits takes, from a comparison of two rates; None
+        where `rate` is None. ``memory``: the bytes by which the process has grown, ``anonymous``
+        and ``mapped``. ``others``: the speed with other values of `rate` and `n_active`.
     """
     n_files = len(data)
     rate = options["rate"]
-    n_active = min(options.pop("n_active") or 32, n_files)
+    n_active = options.pop("n_active")
+    n_active = min(32 if n_active is None else n_active, n_files)
     plans: list[tuple[float | None, int]] = [(rate, n_active)]
     if rate is not None:
         plans += [(rate * 4, n_active), (_whole(max(rate / 4, 1)), n_active)]
@@ -193,7 +207,7 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
     before = _memory()
     results = {}
     for plan in _with_progress(plans, "measuring"):
-        # The first is the answer, and takes half of the time.
+        # The plan that was asked for takes half of the time; the others share the rest.
         share = 0.5 if plan == plans[0] else 0.5 / max(len(plans) - 1, 1)
         stream = batches(
             data, batch_size, n_active=plan[1], **{**options, "rate": plan[0]}
@@ -201,15 +215,12 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
         results[plan] = _speed(stream, batch_size, share * seconds)
         if plan == plans[0]:
             after = _memory()
-    first = results[plans[0]]
     found: dict[str, Any] = {
         "files": n_files,
         "batch_size": batch_size,
         "rate": rate,
         "n_active": n_active,
-        "samples_per_second": first["samples_per_second"],
-        "bytes_per_second": first["bytes_per_second"],
-        "first_batch_seconds": first["first_batch_seconds"],
+        **results[plans[0]],
         "share_opening": None,
         "memory": {name: max(after[name] - before[name], 0) for name in after},
         "others": [
@@ -218,34 +229,34 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
         ],
     }
     if rate is not None:
-        # A sample costs a + b / rate seconds, where b is a visit.
-        here, slower = (1 / results[p]["samples_per_second"] for p in plans[:2])
-        visit = (here - slower) / (1 / rate - 1 / (4 * rate))
+        # A sample takes a + b / rate seconds, where b is the time to start a visit.
+        here, longer = (1 / results[p]["samples_per_second"] for p in plans[:2])
+        visit = (here - longer) / (1 / rate - 1 / (4 * rate))
         found["share_opening"] = min(max(visit / rate / here, 0.0), 1.0)
     return found
 
 
 def _speed(stream: Iterator[dict[Any, Any]], batch_size: int, seconds: float) -> dict[str, float]:
-    """Draw batches for some seconds, and not count the first fifth of them."""
+    """Draw batches for some seconds, of which the first fifth is not counted."""
     start = time.perf_counter()
     batch = next(stream, None)
     first = time.perf_counter() - start
     if batch is None:
         raise PescadorError(f"there are fewer samples than one batch, {batch_size}")
     size = sum(int(array.nbytes) for array in batch.values())
-    n, began = 1, start + seconds / 5
-    counted, at = 0, time.perf_counter()
-    # However late the first batch came, one more is counted.
-    while (now := time.perf_counter()) < start + seconds or not counted:
-        if now < began:
-            counted, at = 0, now
+    # Batches drawn, those of them that are not counted, and when the count began.
+    n, before, at = 1, 0, start
+    # At least one is counted, however late the first one came.
+    while (now := time.perf_counter()) < start + seconds or not before:
+        if not before and now >= start + seconds / 5:
+            before, at = n, now
         if next(stream, None) is None:
             break
         n += 1
-        counted += 1
-    if now < began or not counted:
-        counted, at = n, start
-    samples = counted * batch_size / max(time.perf_counter() - at, 1e-9)
+    if n == before:
+        # The stream ended too early: all count.
+        before, at = 0, start
+    samples = (n - before) * batch_size / max(time.perf_counter() - at, 1e-9)
     return {
         "samples_per_second": samples,
         "bytes_per_second": samples * size / batch_size,
@@ -255,16 +266,13 @@ def _speed(stream: Iterator[dict[Any, Any]], batch_size: int, seconds: float) ->
 
 def _memory() -> dict[str, int]:
     """Return how much memory this process has, of its own and of mapped files."""
-    found = {"anonymous": 0, "mapped": 0}
-    try:
-        with open("/proc/self/status") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name in ("RssAnon", "RssFile"):
-                    kind = "anonymous" if name == "RssAnon" else "mapped"
-                    found[kind] = 1024 * int(value.split()[0])
-    except OSError:
-        pass
+    kinds = {"RssAnon": "anonymous", "RssFile": "mapped"}
+    found = dict.fromkeys(kinds.values(), 0)
+    with contextlib.suppress(OSError), open("/proc/self/status") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name in kinds:
+                found[kinds[name]] = 1024 * int(value.split()[0])
     return found
 
 
@@ -298,7 +306,7 @@ def _print_measurement(found: dict[str, Any]) -> None:
 
 
 def _with_progress(values: list[Any], what: str) -> Iterator[Any]:
-    """Yield values; show how far it is on a terminal."""
+    """Yield values, and show a progress bar if this is a terminal."""
     shown = sys.stderr.isatty()
     last = 0.0
     for i, value in enumerate(values):
@@ -327,12 +335,9 @@ def _bytes(n: float) -> str:
 def _print_table(rows: list[list[str]]) -> None:
     """Print columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *others = [
-            cell.ljust(n) if i == 0 else cell.rjust(n)
-            for i, (cell, n) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join([first, *others]).rstrip())
+    for first, *others in rows:
+        cells = [cell.rjust(n) for cell, n in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -379,21 +384,17 @@ def _whole(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def _paths(data: list[str]) -> list[str]:
-    return files(data[0]) if len(data) == 1 else data
-
-
 def _describe(arguments: argparse.Namespace) -> int:
-    found = describe(_paths(arguments.data), arguments.keys)
+    found = describe(arguments.data, arguments.keys)
     print(json.dumps(found)) if arguments.json else _print_description(found)
     return 1 if found["damaged"] else 0
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    options = {**vars(arguments)}
-    for name in ("run", "json"):
-        options.pop(name)
-    found = measure(_paths(options.pop("data")), **options)
+    options = {
+        name: value for name, value in vars(arguments).items() if name not in ("run", "json")
+    }
+    found = measure(options.pop("data"), **options)
     print(json.dumps(found)) if arguments.json else _print_measurement(found)
     return 0
 
@@ -402,6 +403,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     parsed = _parser().parse_args(arguments)
     try:
+        if len(parsed.data) == 1:
+            parsed.data = files(parsed.data[0])
         return int(parsed.run(parsed))
     except PescadorError as error:
         print(f"error: {error}", file=sys.stderr)

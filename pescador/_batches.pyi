@@ -1,12 +1,12 @@
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 class Batches(Iterator[dict[Any, npt.NDArray[Any]]]):
-    def __init__(
-        self,
+    def __new__(
+        cls,
         source: Iterable[Any],
         size: int,
         partial: bool = False,
@@ -14,5 +14,5 @@ class Batches(Iterator[dict[Any, npt.NDArray[Any]]]):
         *,
         reuse: bool = False,
         allocator: Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def __next__(self) -> dict[Any, npt.NDArray[Any]]: ...

@@ -4,12 +4,15 @@ The first item of a batch says what the batch will be: its keys and, for each, t
 shape of the values. Each later value is copied to its place and let go. What does not fit this
 plan is kept, and NumPy joins it at the end. Either way the result is what ``np.array`` (or
 ``np.concatenate``) makes of the values.
+
+docs/inside/batches.rst explains it.
 """
 
 import os
 
 import numpy as np
 
+from pescador._stores import physical_memory
 from pescador.exceptions import ArgumentError, DataError
 
 cimport cython
@@ -18,39 +21,23 @@ from cpython.complex cimport PyComplex_ImagAsDouble, PyComplex_RealAsDouble
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.list cimport PyList_GET_ITEM
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport Py_TYPE, PyObject, PyTypeObject
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memmove
 
-from pescador._core cimport Compiled, fuse, next_item, steal
-from pescador._draws cimport AT
-from pescador._maps cimport describe, not_data, same_key, stopped
+from pescador._core cimport Compiled, fuse
+from pescador._maps cimport not_a_mapping, raised_stop_iteration, type_name
+from pescador._native.arrays cimport array_at, new_array, pescador_resize
+from pescador._native.bounds cimport AT
+from pescador._native.copy cimport pescador_copy
+from pescador._native.dicts cimport next_value, same_key
+from pescador._native.iterators cimport next_item, steal
+from pescador._native.threads cimport pescador_add, pescador_is_unshared
 from pescador._sources cimport Field, Table, Visit, copy_item
-
-cdef extern from "Python.h":
-    const Py_ssize_t PY_SSIZE_T_MAX
-    PyTypeObject* Py_TYPE(object value)
-    long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
-
-cdef extern from "numpy/arrayobject.h":
-    # Both take over a reference to the descriptor.
-    cnp.ndarray PyArray_Empty(int ndim, cnp.npy_intp* shape, cnp.dtype dtype, int fortran)
-    cnp.ndarray PyArray_NewFromDescr(
-        PyTypeObject* kind, cnp.dtype dtype, int ndim, cnp.npy_intp* shape, cnp.npy_intp* strides,
-        void* data, int flags, PyObject* parent)
-
-cdef extern from "_native.h":
-    bint pescador_is_unshared(PyObject* value)
-    PyObject* next_value "pescador_next_value" (
-        PyObject* items, Py_ssize_t* position, PyObject* key) noexcept
-    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
-    int64_t pescador_add(int64_t* counter, int64_t by) noexcept nogil
-
-cdef extern from "_batches.h":
-    int pescador_resize(
-        cnp.ndarray array, int axis, cnp.npy_intp rows, unsigned int domain) except -1
 
 cnp.import_array()
 
@@ -80,6 +67,7 @@ cdef enum:
     WITHOUT_GIL = 1 << 18
 
 cdef PyTypeObject* NDARRAY = <PyTypeObject*>np.ndarray
+cdef PyTypeObject* VISIT = <PyTypeObject*>Visit
 cdef type np_ndarray = np.ndarray
 cdef object MEMMAP = np.memmap
 cdef object VOID = np.void
@@ -136,10 +124,11 @@ cdef class Rows:
             self.memory = self.take_earlier(capacity)
             if self.memory is None:
                 self.memory = Memory(self.allocate())
-            return self.settle(self.memory.array)
-        return self.settle(self.allocate())
+            return self.use(self.memory.array)
+        return self.use(self.allocate())
 
-    cdef int settle(self, cnp.ndarray array) except -1:
+    cdef int use(self, cnp.ndarray array) except -1:
+        """Have rows go into this array."""
         self.array = array
         self.data = cnp.PyArray_BYTES(array)
         self.capacity = cnp.PyArray_DIM(array, self.axis)
@@ -149,14 +138,13 @@ cdef class Rows:
     cdef cnp.ndarray allocate(self):
         """A new array of `shape`."""
         if self.allocator is None:
-            Py_INCREF(self.dtype)
-            return PyArray_Empty(self.ndim, self.shape, self.dtype, False)
+            return new_array(self.ndim, self.shape, self.dtype)
         shape = self.shape_of()
         array = self.allocator(shape, self.dtype)
         # What a subclass says of itself may differ from what it is.
         plain = np.asarray(array) if isinstance(array, np.ndarray) else None
         if plain is None:
-            problem = f"an object of type {describe(array)}"
+            problem = f"an object of type {type_name(array)}"
         elif plain.shape != shape or plain.dtype != self.dtype:
             problem = f"an array of shape {plain.shape} and dtype {plain.dtype}"
         elif not (plain.flags.c_contiguous and plain.flags.aligned and plain.flags.writeable):
@@ -221,13 +209,13 @@ cdef class Rows:
         if self.allocator is not None:
             rows = self.part(0, self.count)
             self.memory = Memory(self.allocate())
-            self.settle(self.memory.array)
+            self.use(self.memory.array)
             cnp.PyArray_CopyInto(self.part(0, self.count), rows)
             return 0
         if capacity < before:
             self.move_blocks(before, capacity)
         pescador_resize(self.array, self.axis, capacity, TRACEMALLOC_DOMAIN)
-        self.settle(self.array)
+        self.use(self.array)
         if capacity > before:
             self.move_blocks(before, capacity)
         return 0
@@ -259,10 +247,8 @@ cdef class Rows:
         self.memory = None
         if memory is None:
             return array
-        Py_INCREF(self.dtype)
-        cdef cnp.ndarray result = PyArray_NewFromDescr(
-            NDARRAY, self.dtype, self.ndim, self.shape, NULL, cnp.PyArray_DATA(array),
-            cnp.NPY_ARRAY_CARRAY, NULL)
+        cdef cnp.ndarray result = array_at(
+            cnp.PyArray_DATA(array), self.ndim, self.shape, NULL, self.dtype, cnp.NPY_ARRAY_CARRAY)
         cnp.set_array_base(result, memory)
         if self.reuses:
             self.earlier.append(memory)
@@ -553,18 +539,11 @@ cdef class Column(Rows):
                 return False
         return True
 
-    cdef inline int add_from(self, Visit visit, Py_ssize_t i) except -1:
+    cdef int add_from(self, Visit visit, Py_ssize_t i) except -1:
         """Copy an item that this takes from where it lies to its place."""
-        cdef const Field* field = &visit.table.fields[AT(i, visit.table.n_fields)]
         cdef Py_ssize_t rows = 1
-        if field.is_plain and not self.joins and self.count < self.capacity:
-            pescador_copy(self.data + self.count * self.row_bytes,
-                          field.base + visit.row * field.step, field.run_bytes, False)
-            self.count += 1
-            self.n += 1
-            return 0
         if self.joins:
-            rows = field.shape[0]
+            rows = visit.table.fields[AT(i, visit.table.n_fields)].shape[0]
         if rows > self.capacity - self.count:
             self.reserve(rows)
         if self.joins:
@@ -753,6 +732,11 @@ cdef class Batches(Compiled):
     cdef int64_t changes               # of the columns and their plans, when `stamp` was given
     cdef int64_t stamp                 # what tables bear whose items all columns take
     cdef list unfinished               # items of a batch that an error has ended
+    # While each column takes rows of sources as they lie:
+    cdef char** places                 # where the next row goes, of each column
+    cdef Py_ssize_t n_places
+    cdef Py_ssize_t room               # rows that all of them have room for; 0 at other times
+    cdef Py_ssize_t n_copied           # rows that the columns have not counted yet
 
     def __cinit__(self, source, Py_ssize_t size, bint partial=False, axis=None, *,
                   bint reuse=False, allocator=None):
@@ -764,6 +748,9 @@ cdef class Batches(Compiled):
         self.reuse = reuse
         self.allocator = allocator
         self.columns = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.places)
 
     def __iter__(self):
         return self
@@ -781,6 +768,7 @@ cdef class Batches(Compiled):
         """The next batch, which may be shorter than others at the end."""
         cdef PyObject* pointer
         cdef Py_ssize_t n = 0, first = self.position
+        self.room = self.n_copied = 0
         item = None
         try:
             if self.unfinished is not None:
@@ -789,29 +777,26 @@ cdef class Batches(Compiled):
                 pointer = next_item(self.source)
                 if pointer is NULL:
                     break
-                item = steal(pointer)
-                if type(item) is not Visit:
-                    self.is_stale = True
-                    if n == 0:
-                        self.began = None
-                        self.begin(item)
-                    self.add(item)
-                elif n == 0:
-                    self.add_first(item)
+                if self.room > 0 and self.has_place_for(pointer):
+                    self.copy_row(<Visit>pointer)
+                    Py_DECREF(<object>pointer)
                 else:
-                    self.add_from(item)
-                # Let go before the source goes on.
-                item = None
+                    item = steal(pointer)
+                    self.count_copied()
+                    self.take(item, n)
+                    # Let go before the source goes on.
+                    item = None
                 n += 1
-                self.position += 1
+                self.position = first + n
                 # Sources in C look for no signals. Items may be large, so this is not seldom.
                 if n % 64 == 0:
                     PyErr_CheckSignals()
         except BaseException as error:
             self.keep_unfinished(n, first, item)
             if isinstance(error, StopIteration):
-                raise stopped(self.position) from error
+                raise raised_stop_iteration(self.position) from error
             raise
+        self.count_copied()
         if n < self.size and (n == 0 or not self.partial):
             raise StopIteration
         cdef dict result = {}
@@ -824,6 +809,7 @@ cdef class Batches(Compiled):
         cdef list values = []
         if not isinstance(self.source, Compiled):
             return 0
+        self.count_copied()
         for column in self.columns if n else ():
             values.append((<Column>column).values())
         self.unfinished = [{(<Column>column).key: values[j][i]
@@ -863,6 +849,20 @@ cdef class Batches(Compiled):
 
     cpdef object close_streams(self):
         self.source.close_streams()
+    cdef inline bint has_place_for(self, PyObject* item) noexcept:
+        """Whether an item is the row of a source that the columns take as it lies."""
+        return (Py_TYPE(<object>item) is VISIT and (<Visit>item).table.stamp == self.stamp
+                and (<Visit>item).table.is_plain)
+
+    cdef int take(self, object item, Py_ssize_t n) except -1:
+        """Add an item to the batch, in which n came before it."""
+        if type(item) is Visit:
+            return self.add_from(item) if n > 0 else self.add_first(item)
+        self.is_stale = True
+        if n == 0:
+            self.began = None
+            self.begin(item)
+        return self.add(item)
 
     cdef int begin(self, object item) except -1:
         """Prepare for a batch, of which this is the first item."""
@@ -891,7 +891,7 @@ cdef class Batches(Compiled):
         try:
             keys = list(item.keys())
         except (TypeError, AttributeError) as error:
-            raise not_data(item, self.position) from error
+            raise not_a_mapping(item, self.position) from error
         for i, key in enumerate(keys):
             column = self.columns[i] if i < len(self.columns) else None
             if column is None or not same_key(column.key, key):
@@ -930,10 +930,27 @@ cdef class Batches(Compiled):
             for i in range(len(self.columns)):
                 (<Column>PyList_GET_ITEM(self.columns, i)).begin_as_before()
             return self.add_from(visit)
+        self.refuse_more_than_memory(visit)
         item = visit.item()
         self.is_stale = True
         self.begin(item)
         return self.add(item)
+
+    cdef int refuse_more_than_memory(self, Visit visit) except -1:
+        """Raise an error where no whole batch of rows like this one could be in memory."""
+        cdef Py_ssize_t i
+        each = 0
+        if self.partial or self.allocator is not None:
+            return 0
+        for i in range(visit.table.n_fields):
+            each += visit.table.fields[i].n_bytes
+        if each * self.size > physical_memory():
+            raise ArgumentError(
+                f"a batch of {self.size:,} samples (batch_size of batches, buffer_size of "
+                f"buffer_stream) takes {each * self.size:,} bytes, {each:,} for each, and this "
+                f"machine has a memory of {physical_memory():,}: choose a smaller number, or "
+                "partial=True, which ends with what there is")
+        return 0
 
     cdef bint begins_with(self, Visit visit) except -1:
         """Whether a batch that a visit begins has the plan of the batch before."""
@@ -974,6 +991,45 @@ cdef class Batches(Compiled):
             return self.add(visit.item())
         for i in range(len(self.columns)):
             (<Column>PyList_GET_ITEM(self.columns, i)).add_from(visit, i)
+        if self.axis is None and visit.table.is_plain:
+            self.find_places()
+        return 0
+
+    cdef int find_places(self) except -1:
+        """Note where the next rows go, and for how many there is room without a look at columns."""
+        cdef Py_ssize_t i, n = len(self.columns)
+        cdef Column column
+        cdef char** places = <char**>PyMem_Realloc(self.places, n * sizeof(char*))
+        if places is NULL:
+            raise MemoryError()
+        self.places = places
+        self.room = self.size
+        for i in range(n):
+            column = self.columns[i]
+            places[i] = column.data + column.count * column.row_bytes
+            self.room = min(self.room, column.capacity - column.count)
+        self.n_places = n
+        return 0
+
+    cdef inline void copy_row(self, Visit visit) noexcept:
+        """Copy a row, which the columns take, to where the next ones go. There must be room."""
+        cdef const Field* field
+        cdef Py_ssize_t i
+        for i in range(self.n_places):
+            field = &visit.table.fields[AT(i, visit.table.n_fields)]
+            pescador_copy(self.places[i], field.base + visit.row * field.step, field.run_bytes,
+                          False)
+            self.places[i] += field.run_bytes
+        self.room -= 1
+        self.n_copied += 1
+
+    cdef int count_copied(self) except -1:
+        """Have the columns count the rows that were copied past them."""
+        if self.n_copied > 0:
+            for column in self.columns:
+                (<Column>column).count += self.n_copied
+                (<Column>column).n += self.n_copied
+        self.room = self.n_copied = 0
         return 0
 
     cdef bint takes(self, Visit visit) except -1:
@@ -1020,4 +1076,4 @@ cdef class Batches(Compiled):
         try:
             return item[key]
         except (TypeError, IndexError) as error:
-            raise not_data(item, self.position) from error
+            raise not_a_mapping(item, self.position) from error

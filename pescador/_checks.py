@@ -1,20 +1,94 @@
-"""Checks of arguments that several modules share."""
+"""Checks of arguments: each returns the value in the form that is used, or says what would do."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _draws
+from . import _rng
 from .exceptions import ArgumentError
 
 Weights = Sequence[float] | npt.NDArray[Any] | None
 
 
+def is_number(value: Any, *kinds: type) -> bool:
+    """Tell whether `value` is a real number of Python or NumPy, of `kinds` if there are any."""
+    return isinstance(value, kinds or (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool | np.timedelta64
+    )
+
+
+def as_count(name: str, value: Any, hint: str = "") -> int:
+    """Return `value` as an int, or raise an ArgumentError unless it is a whole number above 0.
+
+    The result is at most sys.maxsize, which no container reaches.
+    """
+    if is_number(value, int, np.integer) and value > 0:
+        return min(int(value), sys.maxsize)
+    raise ArgumentError(f"{name}={value!r} must be a positive whole number{hint}")
+
+
+def as_bool(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise an ArgumentError unless it is one."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise ArgumentError(f"{name}={value!r} must be a bool")
+
+
+def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return `value`, or raise an ArgumentError unless it is one of `choices`."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ArgumentError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+
+
+def as_index(name: str, value: Any, hint: str = "") -> int:
+    """Return `value` as an int, or raise an ArgumentError unless it is a whole number."""
+    if is_number(value, int, np.integer):
+        return int(value)
+    raise ArgumentError(f"{name}={value!r} must be an int{hint}")
+
+
+def check_seconds(name: str, value: Any, least: str = "0 or more") -> None:
+    """Raise an ArgumentError unless `value` is None or a number of seconds, `least` of them."""
+    if value is None or (is_number(value) and (value > 0 or (value == 0 and least == "0 or more"))):
+        return
+    raise ArgumentError(f"{name}={value!r} must be None or a number of seconds, {least}")
+
+
+def as_keys(name: str, keys: Any) -> Any:
+    """Return a key that is a str as it is, an iterable of keys as a tuple, and None for neither."""
+    if not keys:
+        return None
+    if isinstance(keys, str):
+        return keys
+    if isinstance(keys, Iterable):
+        return tuple(keys)
+    raise ArgumentError(f"{name}={keys!r} must be a key, an iterable of keys, or None")
+
+
+def as_distinct_keys(keys: Any) -> list[Any] | None:
+    """Return `keys` as a list, or raise an ArgumentError if it is empty or has a key twice."""
+    if keys is None:
+        return None
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
+        raise ArgumentError(f"keys={keys!r} must be None or a list of keys")
+    result = list(keys)
+    if not result:
+        raise ArgumentError("keys=[] names no key; None takes all of them")
+    if len(set(result)) < len(result):
+        raise ArgumentError(f"keys={keys!r} names a key twice")
+    return result
+
+
 def check_weights(weights: Any, n: int, dtype: Any = None) -> Any:
-    """Return weights of n streamers as a vector in `dtype`, or in the caller's if it is a float."""
-    if _draws.are_weights(weights, n):
+    """Return weights of n streamers as a vector, or raise an ArgumentError that says what is wrong.
+
+    Without a `dtype`, the caller's is kept if it is a float of at most 64 bits.
+    """
+    if _rng.are_weights(weights, n):
         return weights
     if isinstance(weights, np.ma.MaskedArray):
         raise ArgumentError(
@@ -49,10 +123,15 @@ def check_weights(weights: Any, n: int, dtype: Any = None) -> Any:
 
 
 def as_weights(weights: Weights, n: int, dtype: Any = None) -> npt.NDArray[Any]:
-    """Return the same normalised, as an array of our own; all the same for None."""
+    """Return a new array of weights of n streamers whose sum is 1; None means equal weights."""
     if weights is None:
-        # Normalised below, too: six sixths do not add up to one.
+        # Divided by their sum below, too: rounded, six sixths do not add up to one.
         weights = 1.0 / n * np.ones(n)
     array = np.array(check_weights(weights, n, dtype))
     array /= np.sum(array)
     return array
+
+
+def is_masked(value: Any) -> bool:
+    """Return whether an array is a masked one, without importing ``numpy.ma``."""
+    return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))

@@ -4,25 +4,12 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
 from pescador._global_rng cimport GlobalStates
-from pescador._seeds cimport Seed
+from pescador._native.seeds cimport Seed
 from pescador._snapshots cimport Snapshots
 
 
-cdef extern from "_native.h":
-    object steal "pescador_steal" (PyObject* owned)
-    # The next item, a new reference; NULL without an exception at the end.
-    PyObject* next_item "pescador_next" (object iterator) except? NULL
-    # Have memory on its way to the cache; any address will do.
-    void PREFETCH "PESCADOR_PREFETCH" (const void* address) noexcept nogil
-
-
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches
-
-cdef struct Patience:
-    # How long a loop has gone without a sample: set `passes` to 0 when there is one.
-    int64_t passes
-    int64_t since                      # what the thread's count was then
-
+cdef int EMPTY_PASSES                  # in a row, after which a loop raises
 
 cdef enum Ending:
     # What happens when a started stream has given as many samples as it may.
@@ -44,11 +31,10 @@ cdef class Scope:
     cdef readonly Run run              # that this is a part of, or None
     cdef bint is_root                  # nothing is around it: what starts in it is no member of a pool
     cdef readonly Scope parent         # the activation that this one happened in, or None
-    cdef dict seen                     # id of a mux -> it: those whose generators are known here
     cdef object seeded                 # what a mux of a seeded run draws from that has no generator
+    cdef dict seen                     # id of a mux -> it: those that were looked at for generators
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
-    cdef bint shares                   # whether any generator here or further out is shared
-    cdef list live                     # shared generators that a mux here or further out draws from
+    cdef list drawn_from               # shared generators that a mux here or further out draws from
     cdef Snapshots snapshots           # of large arrays; the outermost scope's
     cdef bint bare                     # it has a path and nothing else
     cdef readonly tuple path           # (place, number of the visit) of each level, from the root
@@ -59,7 +45,7 @@ cdef class Scope:
     cdef object mux                    # whose hooks are called here; None where an engine runs
     cdef dict places                   # id of a streamer of its pool -> its place
 
-    cdef int hold(self, object generator) except -1
+    cdef int add_copy(self, object generator) except -1
     cpdef object find(self, object key)
     cdef int64_t count(self) except -1
     cdef int make_room(self, Py_ssize_t n) except -1
@@ -87,8 +73,6 @@ cdef class Opener:
 
 
 cdef Scope bare_scope(Scope scope)
-cdef Scope hook_scope(object mux, Scope scope)
-cdef PyObject* surround(PyObject* scope) noexcept
 cpdef Scope root_scope(run, path=*)
 cpdef dict attributes_of(object streamer)
 cdef object visits_of(Scope scope)
@@ -101,9 +85,8 @@ cpdef Compiled open_visit(object streamer, Scope scope, dict copies)
 cpdef object state_of_generator(object generator)
 cpdef object set_generator(object generator, object state)
 cdef bint fuse(object stream) noexcept
-cdef int approach(object streamer, int step) except -1
 cdef bint is_plain(object streamer) noexcept
-cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True
-cdef bint gives(Patience* patience, bint* gave) except -1
+cdef dict plain_fields(object streamer)
+cdef bint ends_empty(int* passes, bint gave) except? True
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)
 cpdef int64_t as_bound(object max_iter, bint round_up=*) except -1

@@ -2,6 +2,8 @@
 
 First activation: what is copied when a stream starts, and for whom. Then the iterators that a
 started stream is read through.
+
+docs/inside/activation.rst explains it.
 """
 
 import copy
@@ -18,55 +20,48 @@ import uuid
 
 import numpy as np
 
+from pescador import _empty, _rng
 from pescador.exceptions import ArgumentError, PescadorError
 
 cimport cython
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
-from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF
-from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM
+from cpython.type cimport PyType_Check
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
-from pescador._bitgen cimport Mersenne, bitgen_t
 from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark, seeded_states
-from pescador._seeds cimport Seed, seed_key, seed_words, take_entropy
-from pescador._snapshots cimport Snapshots, copied, fixed, is_large
-from pescador._snapshots cimport is_plain as is_plain_array
+from pescador._native.dicts cimport pescador_field
+from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
+from pescador._native.seeds cimport Seed, seed_key, seed_words
+from pescador._rng cimport Mersenne, mersenne_of
+from pescador._seeds cimport take_entropy
+from pescador._snapshots cimport (
+    Snapshots, copy_array, is_large, is_plain_array, view_of_constant,
+)
 
 cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char* where) except -1
     void Py_LeaveRecursiveCall()
-    PyObject* PyDict_GetItemWithError(object memo, object key) except? NULL
-    bint PyTuple_Check(object value)
-    bint PyType_Check(object value)
 
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
     dict PyObject_GenericGetDict(object, void* context)
     PyTypeObject* Py_TYPE(PyObject* value)
 
-cdef extern from "_native.h":
-    PyObject* pescador_stream(object function, tuple args) noexcept
-    int pescador_raise() except -1
-    object pescador_field(dict fields, Py_ssize_t* position, object name)
-    void pescador_fetch(dict fields, int step) noexcept
-    void pescador_fetch_dict(object instance) noexcept
-
 cdef extern from *:
     """
     #if defined(_MSC_VER)
-    static __declspec(thread) int64_t pescador_fruitless;
     static __declspec(thread) PyObject* pescador_around;
     #else
-    static _Thread_local int64_t pescador_fruitless;
     static _Thread_local PyObject* pescador_around;
     #endif
     """
-    int64_t pescador_fruitless         # passes without a sample, of all loops of this thread
-    PyObject* pescador_around          # the scope of the loop with hooks that runs in it, or NULL
+    PyObject* pescador_around          # the scope of a mux whose hooks run in this thread, or NULL
 
 
 UNBOUNDED = INT64_MAX
@@ -75,8 +70,8 @@ UNBOUNDED = INT64_MAX
 # ------------------------------------------------------------------------------- activation
 
 
-# Values of exactly these types cannot change, so every activation may share them. Functions,
-# classes and modules are shared by copy.deepcopy as well (modules it refuses).
+# Values of exactly these types cannot change: all activations share them. (copy.deepcopy shares
+# functions and classes as well, and refuses modules.)
 cdef frozenset IMMUTABLE = frozenset({
     type(None), type(Ellipsis), type(NotImplemented), bool, int, float, complex, str, bytes, range,
     type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
@@ -89,48 +84,39 @@ cdef frozenset IMMUTABLE = frozenset({
 
 cdef type Function = types.FunctionType
 
-# What most of the rest is.
+# The most frequent types of those that can change, to be told from the others at once.
 cdef frozenset MUTABLE = frozenset({list, dict, set, bytearray, np.ndarray})
 
-# Iterators of exactly these types refuse to be copied.
-cdef frozenset SINGLE_PASS = frozenset({
-    types.GeneratorType, io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom,
-    io.FileIO,
-})
-
-# Where a memo notes that it met something that activations share; deepcopy's own keys are integers.
+# A memo has this key once it has met an iterator or a file that activations share; all other keys
+# are ids.
 cdef str SHARED = "pescador.shared"
 
 cdef object np_dtype = np.dtype
 cdef type RandomState = np.random.RandomState, Generator = np.random.Generator
 cdef type MT19937 = np.random.MT19937
-cdef frozenset BIT_GENERATORS = frozenset({
-    MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64,
-})
+cdef frozenset BIT_GENERATORS = _rng.BIT_GENERATORS
 
 
 cdef class Scope:
-    """Which copy of a random generator stands for which original in one activation of a mux.
+    """What belongs to one activation of a mux: copies of random generators, snapshots, a path.
 
-    An activation works on copies, so that it can be repeated. Muxes and streams that share one
-    generator go on sharing inside the copy: a nested activation copies again, from the state that
-    the copy around it has reached at that moment.
+    An activation draws from copies of the generators, so that it can be repeated. Muxes and streams
+    of one tree that share a generator share its copy. A mux inside the tree copies the copy again
+    when it is activated, from the state that this has reached by then.
 
-    The outermost scope also keeps what was read of large arrays, for the streams that start later.
-
-    A scope also knows the path that leads to it: at each level the place of the streamer in the
-    pool, and how often it had been visited in that activation before. Seeds are made from it.
+    The path leads from the outermost mux to this one: for each level, the place of the streamer in
+    the pool, and how often it was visited before in that activation. Seeds are made from it.
 
     Parameters
     ----------
     parent : Scope or None
-        The activation that this one happens in.
+        The activation around this one.
     own : generator or None
         What the mux draws from; None for the global state, which is never copied.
     shared : list of generators
-        Those in the mux's tree that the caller may draw from, too.
+        Those of the muxes in its tree that somebody else may draw from, too.
     seen : dict of {id: mux}
-        The muxes of the tree in which these were looked for.
+        The muxes that were looked at for these.
     """
 
     def __cinit__(self, Scope parent, own, list shared, dict seen):
@@ -144,26 +130,23 @@ cdef class Scope:
         self.parent = parent
         self.seen = seen
         self.copies = {}
-        self.live = []
-        self.shares = bool(shared) if parent is None else parent.shares or bool(shared)
+        self.drawn_from = []
         if parent is None:
             self.snapshots = Snapshots()
-            for generator in shared:
-                self.hold(generator)
         else:
             self.snapshots = parent.snapshots
-            # Those of a mux that is not in the pool of one around it, but an argument of a map.
-            for generator in shared:
-                if parent.find(id(generator)) is None:
-                    self.hold(generator)
-            # The mux around us will draw on before our streams start.
-            self.live += parent.live
-            for generator in self.live:
-                self.hold(generator)
+            # The mux around us will have drawn on before our streams start.
+            self.drawn_from += parent.drawn_from
+        for generator in shared:
+            # The scope around knows them, unless our mux is the argument of a map.
+            if parent is None or parent.find(id(generator)) is None:
+                self.add_copy(generator)
+        for generator in self.drawn_from:
+            self.add_copy(generator)
         if own is not None:
-            self.hold(own)
+            self.add_copy(own)
             if own in shared:
-                self.live.append(own)
+                self.drawn_from.append(own)
         elif self.run is not None and self.run.is_seeded:
             self.seeded = seeded_random_state(self.run, self.path)
 
@@ -211,15 +194,16 @@ cdef class Scope:
         for copied, state in zip(copies, states):
             set_generator(copied, state)
 
-    cdef int hold(self, object generator) except -1:
+    cdef int add_copy(self, object generator) except -1:
+        """Have a copy stand for a generator here: of its copy further out, if there is one."""
         if id(generator) not in self.copies:
-            origin = None if self.parent is None else self.parent.find(id(generator))
-            origin = generator if origin is None else origin
-            self.copies[id(generator)] = (generator, isolate(origin, {}))
+            found = self.find(id(generator))
+            copied = isolate(generator if found is None else found, {})
+            self.copies[id(generator)] = (generator, copied)
         return 0
 
     def has_seen(self, mux):
-        """Tell whether the generators of a mux were looked for here or further out."""
+        """Tell whether a mux was looked at for its generators, here or further out."""
         cdef Scope scope = self
         while scope is not None:
             if id(mux) in scope.seen:
@@ -227,8 +211,19 @@ cdef class Scope:
             scope = scope.parent
         return False
 
+    def next(self, stream):
+        """Return ``next(stream)``; a streamer of the pool that starts for it starts in this scope.
+        """
+        global pescador_around
+        cdef PyObject* before = pescador_around
+        pescador_around = <PyObject*>self
+        try:
+            return next(stream)
+        finally:
+            pescador_around = before
+
     cpdef object find(self, object key):
-        """Return the copy that stands for the generator of this id, or None."""
+        """Return the copy of the generator of this id, here or further out; or None."""
         cdef Scope scope = self
         while scope is not None:
             entry = scope.copies.get(key)
@@ -239,7 +234,9 @@ cdef class Scope:
 
 
 cdef Scope bare_scope(Scope scope):
-    """A scope of the same path, for streams that share no generator with the mux; None is the root.
+    """A scope that has the path of another, None for the root, and nothing else.
+
+    It is for streams that share no generator with the mux.
     """
     cdef Scope bare = Scope(None, None, [], {})
     bare.path = ()
@@ -337,8 +334,8 @@ cpdef Scope root_scope(run, path=()):
     return root
 
 
-cdef Scope hook_scope(object mux, Scope scope):
-    """The scope of a loop that calls the hooks of an activated mux, and starts in `scope`."""
+def hook_scope(mux, Scope scope=None):
+    """Return the scope of the loop over the hooks of an activated mux, which began in `scope`."""
     cdef Scope here = bare_scope(scope)
     if scope is not None:
         here.path = path_of_visit(scope)
@@ -346,14 +343,6 @@ cdef Scope hook_scope(object mux, Scope scope):
     if type(mux.streamers) is list:
         here.places = {id(streamer): i for i, streamer in enumerate(mux.streamers)}
     return here
-
-
-cdef PyObject* surround(PyObject* scope) noexcept:
-    """Have streams that are started from now on be in a scope; return the one before."""
-    global pescador_around
-    cdef PyObject* before = pescador_around
-    pescador_around = scope
-    return before
 
 
 cpdef Scope around(streamer):
@@ -374,10 +363,10 @@ cpdef Scope around(streamer):
 
 
 cdef class Memo(dict):
-    """A memo for copying inside a scope: it knows the generators there.
+    """A memo for copying inside a scope: it has the scope's copies of generators.
 
-    With `again`, a generator is replaced by a copy of the scope's copy, as a stream that starts
-    needs it; without, by the scope's copy itself.
+    With `again` it has copies of these, as they are now: what a stream that starts draws from.
+    Without, it has them themselves, for a streamer that will be activated and copy them then.
     """
 
     cdef Scope scope
@@ -391,7 +380,7 @@ cdef class Memo(dict):
             self.generators = []
 
     def get(self, key, default=None):
-        """Return what stands for the object of this id."""
+        """Return the copy of the object of this id."""
         if key not in self:
             found = self.scope.find(key)
             if found is None:
@@ -405,19 +394,20 @@ cdef class Memo(dict):
 cdef object MISSING = object()
 
 
-cdef object recall(object memo, object value):
-    """What the memo has for a value, or MISSING."""
+cdef object known_copy(object memo, object value):
+    """The copy of a value that the memo has, or MISSING."""
     if type(memo) is dict:
         return (<dict>memo).get(id(value), MISSING)
     return memo.get(id(value), MISSING)
 
 
-cdef int remember(object memo, object value, object result) except -1:
-    """Note the copy of a value, which is kept: while it is there, nothing else has its id."""
+cdef int add_to_memo(object memo, object value, object result) except -1:
+    """Note the copy of a value, and keep the value: while it is there, nothing else has its id."""
     cdef PyObject* found
     memo[id(value)] = result
     key = id(memo)
     if type(memo) is dict or type(memo) is Memo:
+        # setdefault would make a list each time: 500 instructions a value.
         found = PyDict_GetItemWithError(memo, key)
         if found is not NULL:
             kept = <object>found
@@ -428,7 +418,7 @@ cdef int remember(object memo, object value, object result) except -1:
 
 
 cdef inline bint is_simple(object value) noexcept:
-    """Whether this is of one of the types that nearly all arguments of streams have."""
+    """Whether this is immutable, and of a type that nearly all arguments of streams have."""
     cdef type kind = type(value)
     return kind is int or kind is str or kind is float or kind is Function or value is None
 
@@ -442,11 +432,12 @@ cdef inline bint all_simple(tuple values) noexcept:
 
 
 cdef inline int is_immutable(object value) except -1:
-    return is_simple(value) or immutable_beside(value, None)
+    """Whether a value cannot change, nor anything in it."""
+    return is_simple(value) or cannot_change(value, None)
 
 
-cdef int immutable_beside(object value, set seen) except -1:
-    """Whether a value cannot change; tuples whose ids are in `seen` were looked at."""
+cdef int cannot_change(object value, set seen) except -1:
+    """is_immutable, inside a tuple: those whose ids are in `seen` were looked at."""
     cdef type kind = type(value)
     if kind is tuple:
         return all_simple(<tuple>value) or all_immutable(value, seen)
@@ -477,8 +468,8 @@ cdef bint is_named_tuple(type kind) except? True:
         or "__iter__" in own)
 
 
-cdef Py_ssize_t immutable_until(list values) except -1:
-    """The place of the first item that can change."""
+cdef Py_ssize_t first_mutable(list values) except -1:
+    """The place of the first item that can change; the length if there is none."""
     cdef Py_ssize_t i = 0
     cdef PyObject* item
     cdef PyTypeObject* known = NULL
@@ -497,15 +488,13 @@ cdef Py_ssize_t immutable_until(list values) except -1:
 
 cdef bint holds_immutable(dict values) except? True:
     for key, item in values.items():
-        if not (is_simple(key) or is_immutable(key)):
-            return False
-        if not (is_simple(item) or is_immutable(item)):
+        if not (is_immutable(key) and is_immutable(item)):
             return False
     return True
 
 
 cdef int all_immutable(object values, set seen) except -1:
-    # Tuples may share tuples: 30 levels of (t, t) are a billion ways to one value.
+    # Tuples may share tuples: thirty levels of (t, t) lead to one value in a billion ways.
     if seen is None:
         seen = set()
     elif id(values) in seen:
@@ -514,7 +503,7 @@ cdef int all_immutable(object values, set seen) except -1:
     Py_EnterRecursiveCall(" while copying what a stream starts from")
     try:
         for item in values:
-            if not (is_simple(item) or immutable_beside(item, seen)):
+            if not (is_simple(item) or cannot_change(item, seen)):
                 return False
         return True
     finally:
@@ -522,13 +511,13 @@ cdef int all_immutable(object values, set seen) except -1:
 
 
 cpdef object isolate(object value, object memo):
-    """Return what ``copy.deepcopy(value, memo)`` would, sharing what cannot change.
+    """Return what ``copy.deepcopy(value, memo)`` would, faster; what cannot change is shared.
 
-    Generators and open files cannot be copied at all: they are shared, and the memo notes it.
+    So are generator objects and open files, which cannot be copied; the memo says so then.
     """
     if is_immutable(value):
         return value
-    found = recall(memo, value)
+    found = known_copy(memo, value)
     if found is not MISSING:
         return found
     Py_EnterRecursiveCall(" while copying what a stream starts from")
@@ -548,14 +537,14 @@ cdef object isolate_mutable(object value, object memo):
     if kind is tuple:
         return isolate_tuple(value, memo)
     if is_plain_array(value):
-        result = fixed(value)
+        result = view_of_constant(value)
         if result is None:
             if type(memo) is Memo and is_large(value):
                 result = (<Memo>memo).scope.snapshots.take(value)
             else:
-                result = copied(value)
-    elif kind is set and immutable_until(list(value)) == len(value):
-        # By way of a list, as by deepcopy: set.copy may give another order.
+                result = copy_array(value)
+    elif kind is set and first_mutable(list(value)) == len(value):
+        # By way of a list, as deepcopy goes: set.copy may give another order.
         result = set(list(value))
     elif kind is bytearray:
         result = bytearray(value)
@@ -570,14 +559,14 @@ cdef object isolate_mutable(object value, object memo):
         if is_read_by_iterating(value):
             return copy_or_share(value, memo)
         return copy.deepcopy(value, memo)
-    remember(memo, value, result)
+    add_to_memo(memo, value, result)
     return result
 
 
 cdef list isolate_list(list value, object memo):
-    cdef Py_ssize_t n = immutable_until(value)
+    cdef Py_ssize_t n = first_mutable(value)
     cdef list result = value[:n]
-    remember(memo, value, result)
+    add_to_memo(memo, value, result)
     cdef Py_ssize_t i = n
     while i < len(value):
         result.append(isolate(value[i], memo))
@@ -589,10 +578,10 @@ cdef dict isolate_dict(dict value, object memo):
     cdef dict result
     if holds_immutable(value):
         result = value.copy()
-        remember(memo, value, result)
+        add_to_memo(memo, value, result)
         return result
     result = {}
-    remember(memo, value, result)
+    add_to_memo(memo, value, result)
     for key, item in value.items():
         item = isolate(item, memo)
         result[isolate(key, memo)] = item
@@ -601,18 +590,18 @@ cdef dict isolate_dict(dict value, object memo):
 
 cdef object isolate_tuple(tuple value, object memo):
     cdef list items = [isolate(item, memo) for item in value]
-    # A tuple that holds itself, through a list, was copied on the way.
-    found = recall(memo, value)
+    # It was copied on the way if it holds itself, by way of a list.
+    found = known_copy(memo, value)
     if found is not MISSING:
         return found
     cdef Py_ssize_t i
     for i in range(len(items)):
         if items[i] is not value[i]:
             result = tuple(items)
-            remember(memo, value, result)
+            add_to_memo(memo, value, result)
             return result
-    # Once is enough for those who share it.
-    remember(memo, value, value)
+    # Others that hold it need not look at it again.
+    add_to_memo(memo, value, value)
     return value
 
 
@@ -621,7 +610,7 @@ cdef object copy_streamer(object streamer, dict fields, object memo):
     cdef dict own = {}
     result = plain_streamer.__new__(plain_streamer)
     result.__dict__ = own
-    remember(memo, streamer, result)
+    add_to_memo(memo, streamer, result)
     for name, item in fields.items():
         own[name] = isolate(item, memo)
     return result
@@ -634,26 +623,23 @@ cdef bint is_read_by_iterating(object value) except? True:
 
 cdef object copy_or_share(object value, object memo):
     """A copy of an iterator or a file; itself, where it cannot be copied."""
-    if type(value) not in SINGLE_PASS:
-        # A copy that fails halfway must leave nothing in the memo.
-        if type(memo) is Memo:
-            trial = Memo((<Memo>memo).scope, (<Memo>memo).again)
-            trial.update(memo)
-            (<Memo>trial).generators = (<Memo>memo).generators
-        else:
-            trial = copy.copy(memo)
-        try:
-            result = copy.deepcopy(value, trial)
-        except TypeError:
-            pass
-        else:
-            kept = trial.pop(id(trial), [])
-            memo.update(trial)
-            memo.setdefault(id(memo), []).extend(kept)
-            return result
-    memo[SHARED] = True
-    remember(memo, value, value)
-    return value
+    # On a copy of the memo: who fails halfway has made copies that nobody is to find.
+    if type(memo) is Memo:
+        trial = Memo((<Memo>memo).scope, (<Memo>memo).again)
+        trial.update(memo)
+        (<Memo>trial).generators = (<Memo>memo).generators
+    else:
+        trial = copy.copy(memo)
+    try:
+        result = copy.deepcopy(value, trial)
+    except TypeError:
+        memo[SHARED] = True
+        add_to_memo(memo, value, value)
+        return value
+    kept = trial.pop(id(trial), [])
+    memo.update(trial)
+    memo.setdefault(id(memo), []).extend(kept)
+    return result
 
 
 def is_shared(memo):
@@ -681,7 +667,7 @@ def reads_shared(value, set seen=None):
     if type(value) is dict:
         value = value.values()
     elif type(value) is list:
-        value = value[immutable_until(value):]
+        value = value[first_mutable(value):]
     elif type(value) is not tuple:
         return False
     Py_EnterRecursiveCall(" while looking for what cannot be iterated twice")
@@ -695,9 +681,9 @@ def reads_shared(value, set seen=None):
 
 
 class Zeros(np.random.bit_generator.ISeedSequence):
-    """A seed that costs nothing, for generators whose state is set at once."""
+    """A seed that takes no time, for bit generators whose state is set right after."""
 
-    words = [0] * 624                  # what MT19937 asks for, and takes as any sequence
+    words = [0] * 624                  # as many as MT19937 asks for; any sequence will do
 
     def generate_state(self, n_words, dtype=np.uint32):
         """Return zeros."""
@@ -708,13 +694,13 @@ cdef object ZEROS = Zeros()
 
 
 cdef object copy_generator(object generator, object memo):
-    """What copy.deepcopy makes of a generator of NumPy's own types, in less time."""
+    """What copy.deepcopy makes of a generator or bit generator of NumPy's own types."""
     cdef type kind = type(generator)
     if kind is Generator:
         return Generator(isolate(generator.bit_generator, memo))
     if kind is RandomState:
         result = RandomState(isolate(generator._bit_generator, memo))
-        # The second of a pair of normal deviates is not in the state of the bits.
+        # Of two normal deviates that are drawn at once, the second waits outside the bits' state.
         state = generator.get_state(legacy=False)
         if state["has_gauss"]:
             result.set_state(state)
@@ -722,38 +708,16 @@ cdef object copy_generator(object generator, object memo):
     sequence = generator.seed_seq
     if sequence is not None:
         sequence = isolate(sequence, memo)
-    if kind is MT19937 and sequence is None and mersenne_is_known():
+    cdef Mersenne* words = mersenne_of(generator) if sequence is None else NULL
+    if words is not NULL:
         result = MT19937(ZEROS)
         result._legacy_seeding(0)
         with generator.lock:
-            mersenne_of(result)[0] = mersenne_of(generator)[0]
+            mersenne_of(result)[0] = words[0]
     else:
         result = kind(ZEROS)
         result.__setstate__((generator.state, sequence))
     return result
-
-
-cdef Mersenne* mersenne_of(object bits) except NULL:
-    return <Mersenne*>(<bitgen_t*>PyCapsule_GetPointer(bits.capsule, "BitGenerator")).state
-
-
-cdef int mersenne_known = -1           # not looked at yet
-
-
-cpdef bint mersenne_is_known() except? True:
-    """Whether the state of this NumPy's MT19937 lies in memory as is said above."""
-    global mersenne_known
-    cdef Mersenne* here
-    if mersenne_known < 0:
-        bits = MT19937(1)
-        bits.random_raw(7)
-        here = mersenne_of(bits)
-        state = bits.state["state"]
-        mersenne_known = (
-            here.pos == state["pos"] != 624
-            and (<char*>here.key)[:sizeof(here.key)] == state["key"].tobytes()
-        )
-    return mersenne_known
 
 
 cdef class Family:
@@ -768,24 +732,27 @@ cdef dict families = {}                # class -> Family
 # type another tag, or 0, when any of its attributes changes.
 cdef type plain_streamer = None
 cdef unsigned int plain_tag = 0
+cdef Py_ssize_t n_plain_fields = 0     # how many attributes its instances have
 cdef object plain_iter = None          # its __iter__, which maps call
 
 
-def register(cls, names, *, plain=False, opener=None):
+def register(cls, names, *, model=None, opener=None):
     """Note the hooks of a class whose behaviour the compiled code stands for.
 
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
-    With `plain`, instances of exactly this class start without any Python frame of pescador's.
+    With `model`, an instance: those of exactly its class that have as many attributes start
+    without any Python frame of pescador's.
     ``opener(streamer, scope)`` returns the compiled iterator of one activation, or None if the
     hooks are to be called.
     """
-    global plain_streamer, plain_iter
+    global plain_streamer, plain_iter, n_plain_fields
     cdef Family family = Family()
     family.hooks = tuple([(name, getattr(cls, name)) for name in names])
     family.opener = opener
     families[cls] = family
-    if plain:
+    if model is not None:
         plain_streamer = cls
+        n_plain_fields = len(model.__dict__)
         plain_iter = cls.__iter__
 
 
@@ -863,7 +830,7 @@ cdef dict plain_fields(object streamer):
     if type(streamer) is not plain_streamer:
         return None
     cdef dict fields = PyObject_GenericGetDict(streamer, NULL)
-    if len(fields) != 5:
+    if len(fields) != n_plain_fields:
         return None
     cdef unsigned int tag = (<PyTypeObject*>plain_streamer).tp_version_tag
     if tag == 0 or tag != plain_tag:
@@ -871,26 +838,6 @@ cdef dict plain_fields(object streamer):
             return None
         plain_tag = (<PyTypeObject*>plain_streamer).tp_version_tag
     return fields
-
-
-cdef int approach(object streamer, int step) except -1:
-    """Fetch into the cache what a stream starts from, as far as one step of it leads.
-
-    Each step reads only what the steps before it have fetched.
-    """
-    cdef dict fields
-    if step == 0:
-        # An instance begins before its address.
-        PREFETCH(<char*><PyObject*>streamer - 32)
-        PREFETCH(<PyObject*>streamer)
-        return 0
-    if step == 1:
-        pescador_fetch_dict(streamer)
-        return 0
-    fields = plain_fields(streamer)
-    if fields is not None:
-        pescador_fetch(fields, step)
-    return 0
 
 
 cdef object activate(object streamer, dict fields, Scope scope, Ending* ending):
@@ -1461,7 +1408,7 @@ cdef bint fuse(object stream) noexcept:
 def activated(streamer, max_iter):
     """Return up to `max_iter` items of one activation of a plain, idle Streamer; None for another.
 
-    It is the same as iterating over the copy that ``with streamer`` gives, without that copy.
+    They are those of the copy that ``with streamer`` gives, without that copy.
     """
     cdef Scope scope = None if pescador_around is NULL else around(streamer)
     cdef dict fields = plain_fields(streamer)
@@ -1560,7 +1507,7 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
         return UNBOUNDED
     if isinstance(max_iter, np.ndarray) and max_iter.ndim == 0:
         max_iter = max_iter.item()
-    # NaN is not 0 or more; math.isinf would make a float of it first.
+    # NaN fails the comparison. math.isinf would convert to a float, which a large int overflows.
     if isinstance(max_iter, numbers.Real) and max_iter >= 0:
         if max_iter >= UNBOUNDED:
             return UNBOUNDED
@@ -1568,80 +1515,60 @@ cpdef int64_t as_bound(object max_iter, bint round_up=True) except -1:
     raise ArgumentError(f"max_iter={max_iter!r} must be None or a number of samples, 0 or more")
 
 
-cdef enum:
-    # One pass is not enough: streams may be empty by chance, those that reject most of what they
-    # read, say.
-    EMPTY_PASSES = 256
-    # A loop inside that has given up was patient already.
-    EMPTY_LOOPS = 16
+cdef int EMPTY_PASSES = _empty.PASSES
 
 
-cdef bint runs_out(Patience* patience, Py_ssize_t n) except? True:
-    """Note a pass without a sample; tell whether a loop over n streams should end for it.
-
-    It should after 256 times n of its own in a row. Loops inside loops would multiply that, so
-    those of all loops inside it are counted, too: sixteen times as many are enough.
-    """
-    global pescador_fruitless
+cdef bint ends_empty(int* passes, bint gave) except? True:
+    """Note the end of a pass; tell whether so many in a row gave nothing that the loop ends."""
+    if gave:
+        passes[0] = 0
+        return False
     PyErr_CheckSignals()
-    if patience.passes == 0:
-        patience.since = pescador_fruitless
-    patience.passes += 1
-    pescador_fruitless += 1
-    return (patience.passes >= EMPTY_PASSES * n
-            or pescador_fruitless - patience.since >= EMPTY_PASSES * max(EMPTY_LOOPS, n))
-
-
-cdef bint gives(Patience* patience, bint* gave) except -1:
-    """Tell, at the end of a pass that gave samples or not, whether there should be another."""
-    if gave[0]:
-        gave[0] = False
-        patience.passes = 0
-        return True
-    return not runs_out(patience, 1)
+    passes[0] += 1
+    return passes[0] == EMPTY_PASSES
 
 
 cdef class Opened:
-    """A stream that is read to its end inside a ``with`` block.
+    """An iterator, and the streamer that counts it as open while a ``with`` block lasts."""
 
-    It gives the items of ``iter(stream)``, and counts as an open iteration in the same way. Where
-    that would be a generator of ours, it reads from what the generator would read from.
-    """
+    cdef object streamer               # None for other iterables
+    cdef object source                 # the iterator, until the end of the block
 
-    cdef object stream
-    cdef object source                 # iterator over the items, while the block lasts
-    cdef object counted                # the streamer that is to count one open iteration less
-
-    def __cinit__(self, stream):
-        self.stream = stream
+    def __cinit__(self, streamer, source):
+        self.streamer = streamer
+        self.source = source
 
     def __enter__(self):
-        self.source = open_stream(self.stream, None, {})
-        if self.source is None:
-            self.source = iter(self.stream)
-        else:
-            self.stream.active_count_ += 1
-            self.counted = self.stream
+        if self.streamer is not None:
+            self.streamer.active_count_ += 1
         return self
 
-    def __exit__(self, *exc):
-        # Who keeps an error keeps us, by way of its traceback.
-        self.source = self.stream = None
-        if self.counted is not None:
-            self.counted.active_count_ -= 1
-            self.counted = None
+    def __exit__(self, kind, error, traceback):
+        # Whoever keeps an error keeps us, by way of its traceback.
+        self.source = None
+        if self.streamer is not None:
+            self.streamer.active_count_ -= 1
         return False
 
     def __iter__(self):
         return self.source
 
 
+def reading(stream):
+    """Return one open iteration over any iterable.
+
+    Where ``iter(stream)`` would be a generator of ours, it reads from what that would read from.
+    """
+    source = open_stream(stream, None, {})
+    return Opened(None, iter(stream)) if source is None else Opened(stream, source)
+
+
 cdef class Bounded:
     """At most `max_iter` items of an iterator.
 
-    With `step_once_more`, the source is asked for one item past the last, which is dropped:
-    what a ``for`` loop that counts and breaks does. Sources that count their calls or draw from
-    the global random state give the same sequence then as they do under such a loop.
+    With `step_once_more`, the source is asked for one item past the last, which is dropped, as by
+    a ``for`` loop that counts and breaks. A source that counts its calls, or draws from the global
+    random state, then gives the same sequence as under such a loop.
     """
 
     cdef object source
@@ -1672,18 +1599,18 @@ cdef class Bounded:
 cdef class Cycle:
     """Up to `max_iter` items of one activation of a streamer after another.
 
-    It ends when 256 of them in a row have given nothing.
+    It raises when 256 of them in a row have given nothing.
     """
 
     cdef object streamer
-    cdef object source
-    cdef int64_t left
-    cdef Patience patience
-    cdef bint gave                     # whether this activation gave an item
+    cdef object source                 # iterator over the items of this activation
+    cdef int64_t left                  # how many items it may give yet
+    cdef int64_t before                # what `left` was when this activation began
+    cdef int empty                     # activations in a row that gave nothing
     cdef bint over
 
     def __cinit__(self, streamer, max_iter):
-        # ``if count > max_iter: return`` lets through no part of an item.
+        # Rounded down: pescador 3.0 stops by ``if count > max_iter``.
         self.left = as_bound(max_iter, round_up=False)
         self.streamer = streamer
 
@@ -1693,22 +1620,27 @@ cdef class Cycle:
     def __next__(self):
         cdef PyObject* item = NULL
         cdef object source
-        # The loop that this stands for counts an item before it stops, so it asks for one more.
+        # pescador 3.0 reads one item more before it stops. Of a source that others read, too, that
+        # item would be lost to them.
         if self.left == 0 and reads_shared(self.streamer):
             raise StopIteration
         while True:
             if self.source is None:
                 if self.over:
                     raise StopIteration
+                self.before = self.left
                 self.source = iter(self.streamer.iterate())
-            # It may be put away while it runs: whoever has this iterator may step it in between.
+            # A reference of our own: the source may step this iterator, which drops self.source.
             source = self.source
             item = next_item(source)
             if item is not NULL:
-                self.gave = True
                 break
             self.source = None
-            self.over = not gives(&self.patience, &self.gave)
+            if ends_empty(&self.empty, self.left != self.before):
+                self.over = True
+                if self.left == 0:
+                    raise StopIteration
+                raise _empty.empty_loop("cycle()", [self.streamer], "iterate()")
         if self.left == 0:
             Py_XDECREF(item)
             self.source = None

@@ -1,14 +1,12 @@
 # The global random states of the process, np.random and random.
 
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
-from pescador._bitgen cimport Mersenne, bitgen_t
-from pescador._seeds cimport Seed
-
-cdef extern from "Python.h":
-    PyObject* PyDict_GetItemWithError(object fields, object key) except? NULL
-
+from pescador._native.bitgen cimport bitgen_t
+from pescador._native.seeds cimport Seed
+from pescador._rng cimport Mersenne
 
 cdef struct Twisters:
     # What both generators would go on from.

@@ -14,14 +14,19 @@ import zlib
 import numpy as np
 from numpy.random import mtrand
 
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pescador._bitgen cimport Mersenne, bitgen_t
-from pescador._seeds cimport Seed, seed_words, take_entropy
+from pescador._native.bitgen cimport bitgen_t
+from pescador._native.iterators cimport next_item
+from pescador._native.mersenne cimport mersenne_prepare, mersenne_seed
+from pescador._native.seeds cimport Seed, seed_words
+from pescador._rng cimport Mersenne
+from pescador._seeds cimport take_entropy
 
 cdef extern from "Python.h":
     ctypedef void* PyThread_type_lock
@@ -31,15 +36,6 @@ cdef extern from "Python.h":
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds,
                                     int intr_flag) nogil
     unsigned long PyThread_get_thread_ident() nogil
-
-cdef extern from "_native.h":
-    PyObject* next_item "pescador_next" (object iterator) except? NULL
-
-cdef extern from "_native/mersenne.h" nogil:
-    void mersenne_prepare "pescador_mersenne_prepare" () noexcept
-    void mersenne_seed "pescador_mersenne_seed" (
-        uint32_t* a, const uint32_t* key_a, uint32_t n_a,
-        uint32_t* b, const uint32_t* key_b, uint32_t n_b) noexcept
 
 mersenne_prepare()
 

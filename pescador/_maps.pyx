@@ -1,4 +1,7 @@
-"""The loops behind the maps: what is done to each item, compiled."""
+"""The loops of the maps but buffer_stream: what is done to each item.
+
+docs/inside/batches.rst explains it.
+"""
 
 import numpy as np
 
@@ -7,23 +10,23 @@ from pescador.exceptions import DataError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport UINT32_MAX, uint32_t
 
-from pescador._core cimport Compiled, next_item, set_generator, state_of_generator, steal
-from pescador._draws cimport Uniform, as_index, draw, is_known, pescador_threaded
+from pescador._core cimport Compiled, set_generator, state_of_generator
+from pescador._native.iterators cimport next_item, steal
+from pescador._rng cimport Uniform, as_index, draw, draw_below, is_known
 
 
-cdef object describe(object item):
+cdef object type_name(object item):
     return f"{type(item).__module__}.{type(item).__qualname__}".removeprefix("builtins.")
 
 
-cdef object not_data(object item, Py_ssize_t position):
-    return DataError(f"item {position} of the stream is of type {describe(item)}; "
+cdef object not_a_mapping(object item, Py_ssize_t position):
+    return DataError(f"item {position} of the stream is of type {type_name(item)}; "
                      "it must be a mapping of keys to arrays, such as dict(X=...)")
 
 
-cdef object stopped(Py_ssize_t position):
-    # Let through, it would look like the end of the stream.
+cdef object raised_stop_iteration(Py_ssize_t position):
+    # StopIteration itself would look like the end of the stream.
     return RuntimeError(f"item {position} of the stream raised StopIteration")
 
 
@@ -88,9 +91,9 @@ cdef list select(object item, tuple keys, Py_ssize_t position):
     try:
         return [item[key] for key in keys]
     except (TypeError, IndexError) as error:
-        raise not_data(item, position) from error
+        raise not_a_mapping(item, position) from error
     except StopIteration as error:
-        raise stopped(position) from error
+        raise raised_stop_iteration(position) from error
 
 
 cdef class InputsOutputs(Mapped):
@@ -143,7 +146,7 @@ cdef class Transformed(Mapped):
             except BaseException as error:
                 self.failed = item
                 if isinstance(error, StopIteration):
-                    raise stopped(self.position) from error
+                    raise raised_stop_iteration(self.position) from error
                 raise
             self.position += 1
             if result is not self.skip:
@@ -152,21 +155,20 @@ cdef class Transformed(Mapped):
 
 
 cdef class Cached(Mapped):
-    """New items with probability `prob`, else one of the `size` kept ones.
+    """A new item with probability `prob`, else one of the `size` items that are kept.
 
     Parameters
     ----------
     rng : RandomState, Generator or the module np.random
-        For each item, ``rng.randint(size)`` (of a Generator, ``integers``) picks a place, and
-        then a uniform draw decides on its item.
+        For each item, ``rng.randint(size)`` (of a Generator, ``integers``) picks one of those that
+        are kept, and then a uniform draw decides whether a new one replaces it.
     """
 
     cdef Py_ssize_t size
     cdef double prob
     cdef object rng
-    cdef Uniform uniform               # what the draws are made from, where it is NumPy's own
-    cdef uint32_t mask                 # the least 2**j - 1 that is not below size - 1
-    cdef object pick, toss             # the generator's own methods, for others
+    cdef Uniform uniform               # what draws, for np.random and RandomState; else None
+    cdef object pick, toss             # the generator's methods, where its bits are not NumPy's own
     cdef list kept
     cdef Py_ssize_t due                # the place that a new item was drawn for, and -1 for none
 
@@ -180,13 +182,11 @@ cdef class Cached(Mapped):
         self.take_rng(rng)
 
     cpdef object take_rng(self, rng):
-        cdef Py_ssize_t size = self.size
         self.rng = rng
         self.uniform = None
-        if size < UINT32_MAX and (rng is np.random or type(rng) is np.random.RandomState):
-            # It is not a copy of ours: others may draw from it.
+        if rng is np.random or type(rng) is np.random.RandomState:
+            # A cache draws from the caller's own generator, not from a copy.
             self.uniform = Uniform(rng, shared=True)
-            self.mask = (1 << int(size - 1).bit_length()) - 1
         if isinstance(rng, np.random.Generator):
             self.pick, self.toss = rng.integers, rng.random
         else:
@@ -224,7 +224,7 @@ cdef class Cached(Mapped):
             i = self.due
             toss = 0.0
         elif self.uniform is not None and is_known(self.uniform):
-            i = self.place()
+            i = draw_below(self.uniform, self.size)
             toss = draw(self.uniform)
         else:
             i = as_index(self.pick(0, self.size), self.size, self.pick)
@@ -237,20 +237,3 @@ cdef class Cached(Mapped):
             self.kept[i] = steal(item)
             self.due = -1
         return self.kept[i]
-
-    cdef Py_ssize_t place(self) except -1:
-        """What ``randint(size)`` of a RandomState gives: the first draw of its bits in range."""
-        cdef Py_ssize_t i = 0
-        while self.size > 1:
-            i = draw_bits(self.uniform) & self.mask
-            if i < self.size:
-                break
-        return i
-
-
-cdef inline uint32_t draw_bits(Uniform uniform) except? 0:
-    """The next 32 bits, taken as `draw` takes a double."""
-    if uniform.lock is not None and pescador_threaded():
-        with uniform.lock:
-            return uniform.bits.next_uint32(uniform.bits.state)
-    return uniform.bits.next_uint32(uniform.bits.state)

@@ -3,16 +3,20 @@
 An engine is one activation of a mux. It holds the active set as plain arrays (which streamer is
 in each slot, how many samples it gave and may give, its weight) and, apart from them, the
 iterators that the samples come from. Arguments were checked in mux/.
+
+docs/inside/draws.rst explains it.
 """
 
 import sys
 
 import numpy as np
 
+from pescador import _empty
 from pescador.core import Streamer
 from pescador.exceptions import ArgumentError
 
 cimport cython
+cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -21,39 +25,94 @@ from cpython.ref cimport Py_XDECREF
 from libc.math cimport isnan
 from libc.stdint cimport int64_t
 
+from pescador._choice cimport Categorical, Pool, choose, pick_by_sums
 from pescador._core cimport (
-    ENDS_ITSELF, PREFETCH, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Patience, Scope,
-    approach, as_bound, attributes_of, bare_scope, fuse, gives, hook_scope, hooked_copy, is_plain,
-    next_item, root_scope, runs_out, set_visits, start, steal, surround, visits_of,
+    EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, as_bound,
+    attributes_of, bare_scope, ends_empty, fuse, hooked_copy, is_plain, plain_fields, root_scope,
+    set_visits, start, visits_of,
 )
-from pescador._draws cimport (
-    AT, Categorical, Counts, Pool, Sums, Uniform, address, choose, draw, glance, guess,
-)
-
-
-cdef extern from "_native.h":
-    void* pool_items "pescador_items" (list values) noexcept
+from pescador._native.bounds cimport AT
+from pescador._native.iterators cimport next_item, steal
+from pescador._native.prefetch cimport PREFETCH, items_of, prefetch_values
+from pescador._rng cimport Counts, Sums, Uniform, draw, peek
 
 
 cdef enum:
-    # From so many streamers on, most of them are in no cache when they are started.
-    BEYOND_CACHE = 1 << 14
-    # With more slots than this, their streams are in no cache, and what is fetched for a new one
-    # has left it again before its turn.
-    MANY_SLOTS = 1 << 11
-    # Draws, and as many as a sixteenth of the slots, that weights should last to be worth a pass.
-    PATIENT = 16
+    # A chooser is set anew, by a pass over the weights, when these are expected to last for
+    # as many draws: this, and a sixteenth of the number of slots.
+    LASTING_DRAWS = 16
 
 
 cdef struct Slot:
-    # A place in the active set.
-    int64_t count                      # samples given by the stream that is there now
+    int64_t count                      # samples that the stream in this slot has given
     int64_t bound                      # how many it may give
 
 
-cdef class Shown:
-    """The memory of an array that can be read and not written: NumPy makes no views of it that can.
+# Prefetching. Where streams are in no cache, most of a sample's time is waiting for memory. The
+# processor loads it meanwhile if it is told the address some samples before; a wrong address costs
+# nothing but the load. Two things are known so early: the next draws, and which streams start soon.
+#
+# Medians of alternating blocks, ns a sample, with and without prefetching:
+#     ShuffledMux of 10,000                        87     204
+#     ShuffledMux of 100,000                      191     516
+#     StochasticMux, 10,000 of 20,000 open        290     428
+#     StochasticMux, 100 of 1,000,000 open        191     255
+
+
+cdef enum:
+    # Of so many open streams, most are in no cache. What is prefetched for one that starts has left
+    # the cache again before its first sample is due.
+    MANY_SLOTS = 1 << 11
+    # Of so many streamers, most are in no cache.
+    MANY_STREAMERS = 1 << 14
+
+
+cdef inline Py_ssize_t likely_slot(Categorical chooser, double u) noexcept:
+    """The slot that a draw of about u will pick; -1 where that takes long to find."""
+    return choose(chooser, u) if u >= 0.0 and (chooser.equal or chooser.indexed) else -1
+
+
+cdef void prefetch_turns(Uniform uniform, Categorical chooser, list streams, Slot* slots) noexcept:
+    """Prefetch for the draws to come: a slot four samples before its turn, its stream two before.
     """
+    cdef Py_ssize_t slot = likely_slot(chooser, peek(uniform, 3))
+    cdef int line
+    if slot >= 0:
+        PREFETCH(<char*>items_of(streams) + slot * sizeof(void*))
+        PREFETCH(&slots[slot])
+    slot = likely_slot(chooser, peek(uniform, 1))
+    if slot >= 0:
+        # A generator and its frame.
+        for line in range(4):
+            PREFETCH(<char*>PyList_GET_ITEM(streams, slot) + 64 * line)
+
+
+cdef int prefetch_start(list pool, Py_ssize_t* picked, Py_ssize_t i) except -1:
+    """Prefetch what streamer i of a pool starts from; `picked` keeps the two before it, or -1.
+
+    Each address is read from what was prefetched before, so one step is taken whenever a stream is
+    picked: for the last one the reference to its streamer, for the one before it the streamer, for
+    the third its attributes.
+    """
+    cdef dict fields
+    cdef char* streamer
+    PREFETCH(<char*>items_of(pool) + i * sizeof(void*))
+    if picked[0] >= 0:
+        # The GC header and the dict pointer precede the object.
+        streamer = <char*>PyList_GET_ITEM(pool, picked[0])
+        PREFETCH(streamer - 32)
+        PREFETCH(streamer)
+    if picked[1] >= 0:
+        fields = plain_fields(<object>PyList_GET_ITEM(pool, picked[1]))
+        if fields is not None:
+            prefetch_values(fields)
+    picked[1] = picked[0]
+    picked[0] = i
+    return 0
+
+
+cdef class ReadOnlyMemory:
+    """Shows NumPy the memory of an array as read-only: no view of it can be made writable."""
 
     cdef object array
 
@@ -66,13 +125,14 @@ cdef class Shown:
         return {**interface, "data": (interface["data"][0], True)}
 
 
-cdef object as_streamer(object streamer):
+cpdef object as_streamer(object streamer):
+    """Return a member of a pool as a Streamer."""
     return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
 
 
 def read_only(array):
     """Return a view that follows the engine's array and cannot be written."""
-    return np.asarray(Shown(array))
+    return np.asarray(ReadOnlyMemory(array))
 
 
 cpdef list vacant(n):
@@ -86,28 +146,30 @@ cpdef list vacant(n):
 cdef class Engine(Compiled):
     """An active set of `k` slots, and how a slot is filled, pulled from and emptied."""
 
-    cdef object mux                    # whose streams these are; asked for nothing in the loop
-    cdef list pool                     # the mux's streamers, read as their streams start
+    # What is activated.
+    cdef object mux                    # the loop reads nothing of it
+    cdef list pool                     # its streamers
     cdef Py_ssize_t n                  # how many
-    cdef Scope scope                   # of this activation
-    cdef Scope inner                   # what streams start in: `scope`, or a bare one
-    cdef Py_ssize_t passed             # streamers that came before those in `pool`
-    cdef dict copies                   # of the streamers that are copied once: see start
     cdef Py_ssize_t k                  # slots in the active set
-    cdef list streams                  # k: the iterator in each slot, None before it has started
-    cdef object table                  # int64[k, 2], the memory behind `slots`
-    cdef Slot* slots
-    cdef object indices                # int64[k], the memory behind `which`
-    cdef int64_t* which                # the streamer in each slot; -1 for none
-    cdef Ending* endings               # who keeps to the bound of each slot
+    cdef Scope scope                   # of this activation
+    cdef Scope inner                   # of the streams: `scope`, or a bare one
     cdef Py_ssize_t depth              # how many engines this one is nested in
+    # The active set.
+    cdef object indices                # int64[k], the memory of `which`
+    cdef int64_t* which                # place in the pool of the streamer in each slot, or -1
+    cdef object table                  # int64[k, 2], the memory of `slots`
+    cdef Slot* slots
+    cdef list streams                  # k: the iterator in each slot, None before its first sample
+    cdef Ending* endings               # k: who keeps to the bound of each
+    cdef dict copies                   # id of a streamer with hooks -> its copy, see _core.start
+    cdef Py_ssize_t passed             # of a chain, how many streamers came before this one
     cdef bint running
+    # For the state of an open stream.
     cdef object known_recipe           # what a state of it is a state of
     cdef Py_ssize_t turn               # the slot that the next sample is to come from
     cdef bint failed                   # pulling from it has raised; the next state starts there
     cdef bint resumes                  # the next sample comes from `turn`, as a state says
     cdef bint torn                     # it was interrupted while it chose a stream
-    cdef bint barren                   # it ended because no stream gave a sample any more
     cdef public bint is_shown          # an activated copy shows it, and may go on after an error
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
@@ -117,9 +179,9 @@ cdef class Engine(Compiled):
         self.copies = {}
         self.streams = vacant(k)
         self.table = np.zeros((k, 2), dtype=np.int64)
-        self.slots = <Slot*>address(self.table)
+        self.slots = <Slot*>cnp.PyArray_DATA(self.table)
         self.indices = np.full(k, -1, dtype=np.int64)
-        self.which = <int64_t*>address(self.indices)
+        self.which = <int64_t*>cnp.PyArray_DATA(self.indices)
         self.endings = <Ending*>PyMem_Calloc(k, sizeof(Ending))
         if self.endings is NULL:
             raise MemoryError()
@@ -279,14 +341,6 @@ cdef class Engine(Compiled):
             row.count += 1
         return item
 
-    cdef inline bint ended_barren(self, Py_ssize_t slot) noexcept:
-        """Whether the stream of a slot, which has ended, is a mux that will never give more."""
-        # Only engines stop by themselves at their bound.
-        if self.endings[slot] != STOP:
-            return False
-        stream = self.streams[slot]
-        return isinstance(stream, Engine) and (<Engine>stream).barren
-
     cdef inline int begin(self, Py_ssize_t slot) except -1:
         """Start the stream of a slot: nothing of a streamer is touched before its first sample."""
         cdef Py_ssize_t i = self.which[slot]
@@ -323,7 +377,7 @@ cdef class Engine(Compiled):
         self.streams[slot] = None
         return 0
 
-    # What an activated copy shows of itself.
+    # Attributes of an activated copy.
 
     @property
     def rng(self):
@@ -379,19 +433,19 @@ cdef class WeightedEngine(Engine):
     """Slots chosen at random, in proportion to their weights."""
 
     cdef Uniform uniform
-    cdef object weights                # float64[k], the memory behind `w`
-    cdef double* w                     # the weight of each slot, 0 where it is out
-    cdef Sums sums                     # of them
+    cdef object weights                # float64[k], the memory of `w`
+    cdef double* w                     # the weight of each slot, 0 where no sample can come from
+    cdef Sums sums                     # of parts of them
     cdef double norm                   # of all of them
-    cdef Categorical chooser
-    cdef bint is_stale                 # weights have changed since the chooser saw them
-    cdef Py_ssize_t since              # draws since then
+    cdef Categorical chooser           # made from them
+    cdef bint is_stale                 # weights have changed since then
+    cdef Py_ssize_t since              # draws since the last change
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.weights = np.zeros(k)
-        self.w = <double*>address(self.weights)
+        self.w = <double*>cnp.PyArray_DATA(self.weights)
         self.sums = Sums(k)
-        self.sums.take(self.w)
+        self.sums.sum_up(self.w)
         self.chooser = Categorical(k)
 
     cdef int save_choice(self, dict state, saver) except -1:
@@ -405,9 +459,9 @@ cdef class WeightedEngine(Engine):
 
     cdef void take_weights(self) noexcept:
         """Note that all weights were set, and are expected to stay a while."""
-        self.norm = self.sums.take(self.w)
+        self.norm = self.sums.sum_up(self.w)
         self.is_stale = True
-        self.since = self.k + PATIENT
+        self.since = self.k + LASTING_DRAWS
 
     cdef inline void set_weight(self, Py_ssize_t slot, double weight) noexcept:
         if self.w[AT(slot, self.k)] != weight:
@@ -423,43 +477,24 @@ cdef class WeightedEngine(Engine):
             return self.choose_anew(u)
         cdef Py_ssize_t slot = choose(self.chooser, u)
         if self.k > MANY_SLOTS:
-            self.fetch_next()
+            prefetch_turns(self.uniform, self.chooser, self.streams, self.slots)
         return slot
 
     cdef Py_ssize_t choose_anew(self, double u) except -1:
-        """The slot that a draw picks, with weights that the chooser has not seen.
+        """The slot that a draw picks when weights have changed since the chooser was set.
 
-        To show it many weights takes a pass over them. As long as they change every few draws, the
-        sums know the answer, too, unless rounding decides it.
+        While they change every few draws, the sums are searched instead, which give the same slot
+        or, where rounding may decide, none.
         """
         cdef Py_ssize_t slot
-        if self.k > 128 and self.since < PATIENT + self.k // 16:
+        if self.k > 128 and self.since < LASTING_DRAWS + self.k // 16:
             self.since += 1
-            slot = self.sums.find(u)
+            slot = pick_by_sums(self.sums, u)
             if slot >= 0:
                 return slot
         self.chooser.set_weights(self.w, self.norm)
         self.is_stale = False
         return choose(self.chooser, u)
-
-    cdef void fetch_next(self) noexcept:
-        """Have the streams of the samples to come on their way to the cache.
-
-        Their draws can be read in the state of the generator already. The place that leads to a
-        stream is fetched four samples before its turn, the stream two before.
-        """
-        cdef Py_ssize_t slot = guess(self.chooser, glance(self.uniform, 3))
-        cdef char* stream
-        cdef int line
-        if slot >= 0:
-            PREFETCH(<char*>pool_items(self.streams) + slot * sizeof(void*))
-            PREFETCH(&self.slots[AT(slot, self.k)])
-        slot = guess(self.chooser, glance(self.uniform, 1))
-        if slot >= 0:
-            stream = <char*>PyList_GET_ITEM(self.streams, AT(slot, self.k))
-            # A generator and its frame.
-            for line in range(4):
-                PREFETCH(stream + 64 * line)
 
     @property
     def stream_weights_(self):
@@ -509,41 +544,45 @@ cdef class ShuffledEngine(WeightedEngine):
 cdef class StochasticEngine(WeightedEngine):
     """A random few of many streams at a time, each replaced after a random number of samples."""
 
-    cdef object pool_weights           # float64[n], the memory behind `pool_w`
+    cdef object pool_weights           # float64[n], the memory of `pool_w`
     cdef double* pool_w
     cdef Pool available
-    cdef object valid                  # uint8[n], the memory behind `is_valid`
+    cdef object valid                  # uint8[n], the memory of `is_valid`
     cdef unsigned char* is_valid       # streams that were not found empty
     cdef Py_ssize_t n_valid
     cdef bint prune
-    cdef bint replaces                 # with replacement: a stream may be in several slots
+    cdef bint replaces                 # picks with replacement: a stream may be in several slots
     cdef bint revives                  # a stream that ended may come back
     cdef object constant               # the bound of every stream, or None where it is drawn
     cdef bint binomial
     cdef double rate
     cdef Counts counts
     cdef bint alike                    # all pool weights are equal
-    cdef bint looks_ahead              # whether streams are fetched into the cache early
-    cdef Py_ssize_t[5] picked          # the streams that were picked last, -1 for none
-    cdef set empty                     # streams found empty since the last sample
-    cdef Patience patience
+    cdef bint prefetches               # whether what streams start from is prefetched
+    cdef Py_ssize_t[2] picked          # see prefetch_start
+    cdef bint restarts                 # a stream that was found empty may come back
+    cdef set found                     # streams that were found empty since the last sample
+    cdef int64_t visits                # how often, in all
+    cdef int64_t before                # what `left` was then
+    cdef bint warned                   # whether that was often enough for a warning
 
     def __init__(self, mux, Scope scope, Py_ssize_t k, poisson_mean, draw_initial):
         super().__init__(mux, scope, k)
         self.uniform = Uniform(self.rng)
         self.pool_weights = np.array(mux.weights, dtype=np.float64)
-        self.pool_w = <double*>address(self.pool_weights)
+        self.pool_w = <double*>cnp.PyArray_DATA(self.pool_weights)
         self.alike = bool((self.pool_weights == self.pool_weights[0]).all())
-        self.looks_ahead = self.n >= BEYOND_CACHE and k <= MANY_SLOTS
-        self.picked[:] = [-1, -1, -1, -1, -1]
+        self.prefetches = self.n >= MANY_STREAMERS and k <= MANY_SLOTS
+        self.picked[:] = [-1, -1]
         self.available = Pool(self.n)
         self.valid = np.ones(self.n, dtype=np.uint8)
-        self.is_valid = <unsigned char*>address(self.valid)
+        self.is_valid = <unsigned char*>cnp.PyArray_DATA(self.valid)
         self.n_valid = self.n
         self.prune = mux.prune_empty_streams
         self.replaces = mux.mode == "with_replacement"
         self.revives = mux.mode == "single_active"
-        self.empty = set()
+        self.restarts = self.revives or (self.replaces and not self.prune)
+        self.found = set()
 
         self.constant = None
         if mux.rate is None:
@@ -578,13 +617,9 @@ cdef class StochasticEngine(WeightedEngine):
                 slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
-                if self.patience.passes:
-                    self.empty.clear()
-                    self.patience.passes = 0
                 return item
-            if self.slots[slot].count == 0 and self.is_hopeless(self.which[slot]):
-                self.barren = True
-                return NULL
+            if self.slots[slot].count == 0:
+                self.note_empty(self.which[slot])
             self.replace(slot)
         return NULL
 
@@ -612,13 +647,12 @@ cdef class StochasticEngine(WeightedEngine):
         return 0
 
     cdef int bring_in(self, Py_ssize_t slot, Py_ssize_t i) except -1:
-        cdef bint barren = self.ended_barren(slot)
-        if barren or (self.prune and self.slots[slot].count == 0):
-            self.available.drop(i)
+        if self.prune and self.slots[slot].count == 0:
+            self.available.set(i, False)
             self.n_valid -= self.is_valid[AT(i, self.n)]
             self.is_valid[i] = False
-        if self.revives and not barren:
-            self.available.put_back(i)
+        if self.revives:
+            self.available.set(i, True)
         if self.available.m > 0:
             self.available.renormalise()
             self.new_stream(slot)
@@ -633,25 +667,12 @@ cdef class StochasticEngine(WeightedEngine):
         cdef double weight = self.pool_w[0] if self.alike else self.pool_w[AT(i, self.n)]
         cdef int64_t bound = self.draw_bound(slot, weight)
         if not self.replaces:
-            self.available.take(i)
+            self.available.set(i, False)
+            self.available.renormalise()
         self.set_weight(slot, weight)
-        if self.looks_ahead:
-            self.look_ahead(i)
+        if self.prefetches:
+            prefetch_start(self.pool, self.picked, i)
         return self.assign(slot, i, bound)
-
-    cdef int look_ahead(self, Py_ssize_t i) except -1:
-        """Have what stream i starts from in the cache when its first sample is due.
-
-        In a large pool it is in none, and each part is found through the one before. One step is
-        taken whenever a stream is picked: by then, what the last step asked for has arrived.
-        """
-        cdef int step
-        PREFETCH(<char*>pool_items(self.pool) + i * sizeof(void*))
-        for step in range(4, -1, -1):
-            if self.picked[step] >= 0:
-                approach(<object>PyList_GET_ITEM(self.pool, self.picked[step]), step)
-            self.picked[step] = self.picked[step - 1] if step else i
-        return 0
 
     cdef int64_t draw_bound(self, Py_ssize_t slot, double weight) except -1:
         cdef double others, p
@@ -665,21 +686,21 @@ cdef class StochasticEngine(WeightedEngine):
                 return 1 + self.counts.binomial((self.rate - 1.0) / (1.0 - p), 1.0 - p)
         return 1 + self.counts.poisson()
 
-    cdef bint is_hopeless(self, Py_ssize_t i) except? True:
-        """Note that stream i was found empty; tell whether all that can still come were, often."""
-        # A slot of weight zero keeps its stream to itself, where each may be in one slot only.
-        cdef Py_ssize_t out_of_reach = 0, slot
-        if not self.revives and (self.prune or not self.replaces):
-            # Streams that are found empty become fewer: this is no loop.
-            PyErr_CheckSignals()
-            return False
-        self.empty.add(i)
-        if not runs_out(&self.patience, self.n) or len(self.empty) + self.k < self.n:
-            return False
-        if self.revives:
-            for slot in range(self.k):
-                out_of_reach += self.w[slot] == 0.0
-        return <Py_ssize_t>len(self.empty) + out_of_reach >= self.n
+    cdef int note_empty(self, Py_ssize_t i) except -1:
+        """Note a visit to stream i, which gave nothing."""
+        PyErr_CheckSignals()
+        if not self.restarts:
+            return 0
+        if self.left != self.before:
+            self.before = self.left
+            self.visits = 0
+            self.found.clear()
+        self.visits += 1
+        self.found.add(i)
+        if self.visits % (EMPTY_PASSES * self.n) == 0:
+            self.warned = _empty.check_visits(
+                self.mux, self, self.pool, self.visits, self.found, self.warned)
+        return 0
 
     @property
     def distribution_(self):
@@ -700,20 +721,15 @@ cdef class RoundRobinEngine(Engine):
     cdef Py_ssize_t at, before
     cdef Py_ssize_t turn_before        # `before`, when `turn` was chosen
     cdef Py_ssize_t alive
-    cdef unsigned char* out            # n: streams that are not started again
-    cdef Py_ssize_t n_out
-    cdef Patience patience
-    cdef bint gave                     # whether this round gave a sample
+    cdef int empty                     # rounds in a row that gave nothing
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
         self.following = <Py_ssize_t*>PyMem_Calloc(k, sizeof(Py_ssize_t))
-        self.out = <unsigned char*>PyMem_Calloc(k, 1)
-        if self.following is NULL or self.out is NULL:
+        if self.following is NULL:
             raise MemoryError()
 
     def __dealloc__(self):
         PyMem_Free(self.following)
-        PyMem_Free(self.out)
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         super().__init__(mux, scope, k)
@@ -725,7 +741,6 @@ cdef class RoundRobinEngine(Engine):
     cdef int save_choice(self, dict state, saver) except -1:
         state["following"] = np.array([self.following[i] for i in range(self.k)], np.int64)
         state["alive"] = self.alive
-        state["gave"] = bool(self.gave)
         # A stream that has failed is tried again.
         state["at"] = self.turn if self.failed else self.at
         state["before"] = self.turn_before if self.failed else self.before
@@ -736,7 +751,6 @@ cdef class RoundRobinEngine(Engine):
         for i in range(self.k):
             self.following[i] = state["following"][i]
         self.alive = state["alive"]
-        self.gave = state["gave"]
         self.at = state["at"]
         self.before = state["before"]
         return 0
@@ -761,31 +775,34 @@ cdef class RoundRobinEngine(Engine):
 
     cdef PyObject* advance(self) except? NULL:
         cdef Py_ssize_t slot, before
-        cdef PyObject* item = NULL
+        cdef PyObject* item
         while self.alive > 0:
             # Move on first: a stream that fails has had its turn.
             slot = self.turn = self.at
             before = self.turn_before = self.before
             self.at = self.following[AT(slot, self.k)]
             self.before = slot
-            if not self.out[AT(self.which[slot], self.k)]:
-                item = self.pull(slot)
-                if item is not NULL:
-                    self.gave = True
-                    return item
-                if self.ended_barren(slot):
-                    self.out[self.which[slot]] = True
-                    self.n_out += 1
+            item = self.pull(slot)
+            if item is not NULL:
+                return item
             PyErr_CheckSignals()
             self.vacate(slot)
             self.before = before
             self.following[AT(before, self.k)] = self.at
             self.alive -= 1
             if self.alive == 0 and self.cycles:
-                self.barren = not gives(&self.patience, &self.gave) or self.n_out == self.k
-                if not self.barren:
-                    self.begin_round(self.permutes)
+                if ends_empty(&self.empty, self.gave()):
+                    raise _empty.empty_mux(self.mux, self.pool)
+                self.begin_round(self.permutes)
         return NULL
+
+    cdef bint gave(self) noexcept:
+        """Whether this round gave a sample."""
+        cdef Py_ssize_t slot
+        for slot in range(self.k):
+            if self.slots[slot].count > 0:
+                return True
+        return False
 
     @property
     def active_index_(self):
@@ -801,9 +818,8 @@ cdef class ChainEngine(Engine):
     cdef object source                 # iterator over the streamers
     cdef bint cycles
     cdef bint ended                    # the last pass was begun
-    cdef Patience patience
-    cdef bint gave                     # whether this pass gave a sample
-    cdef set out                       # ids of streamers that are not started again
+    cdef bint gave                     # whether an ended stream of this pass gave a sample
+    cdef int empty                     # passes in a row that gave nothing
     cdef Scope maker                   # what the function of streamers runs in
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
@@ -812,7 +828,6 @@ cdef class ChainEngine(Engine):
         self.n = 1
         self.cycles = mux.mode == "cycle"
         self.slots[0].bound = UNBOUNDED
-        self.out = set()
         self.is_made = callable(self.streamers)
         if self.is_made:
             # What a function makes is new: it holds originals, not copies of ours.
@@ -827,10 +842,8 @@ cdef class ChainEngine(Engine):
         while self.which[0] >= 0 or self.next_streamer():
             item = self.pull(0)
             if item is not NULL:
-                self.gave = True
                 return item
-            if self.ended_barren(0) and not self.is_made:
-                self.out.add(id(self.pool[0]))
+            self.gave |= self.slots[0].count > 0
             self.vacate(0)
         return NULL
 
@@ -896,15 +909,15 @@ cdef class ChainEngine(Engine):
             item = next_item(self.source)
             if item is NULL:
                 self.source = None
-                if self.cycles and not gives(&self.patience, &self.gave):
-                    self.ended = self.barren = True
+                if self.cycles and ends_empty(&self.empty, self.gave):
+                    made = [self.chain_streamer_] if self.is_made else self.streamers
+                    raise _empty.empty_mux(self.mux, made)
+                self.gave = False
                 continue
             streamer = steal(item)
             self.passed += 1
             if not is_plain(streamer):
                 streamer = as_streamer(streamer)
-            if self.out and id(streamer) in self.out:
-                continue
             if self.is_made:
                 self.copies.clear()
             self.pool[0] = streamer
@@ -918,55 +931,3 @@ cdef class ChainEngine(Engine):
     @property
     def stream_generator_(self):
         return self.source
-
-
-cdef class HookLoop:
-    """The sampling loop over an activated mux whose hooks are Python methods.
-
-    It reads the mux's attributes and calls its hooks, in the documented order, so that a
-    subclass can replace any of them.
-    """
-
-    cdef object mux
-    cdef int64_t left
-    cdef object given                  # slot of the sample that was given last, not yet counted
-    cdef Scope scope
-
-    def __cinit__(self, mux, max_iter, Scope around=None):
-        self.mux = mux
-        self.scope = hook_scope(mux, around)
-        self.left = as_bound(max_iter)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef PyObject* before = surround(<PyObject*>self.scope)
-        try:
-            sample = self.advance()
-        except StopIteration as error:
-            raise RuntimeError("a hook of the mux raised StopIteration") from error
-        finally:
-            surround(before)
-        if sample is OVER:
-            raise StopIteration
-        return sample
-
-    cdef object advance(self):
-        mux = self.mux
-        if self.given is not None:
-            mux.stream_counts_[self.given] += 1
-            self.given = None
-        while self.left > 0 and mux._streamers_available():
-            slot = mux._next_sample_index()
-            sample = next(mux.streams_[slot], OVER)
-            if sample is not OVER:
-                self.given = slot
-                self.left -= 1
-                return sample
-            mux._on_stream_exhausted(slot)
-            mux._replace_stream(slot)
-        return OVER
-
-
-cdef object OVER = object()

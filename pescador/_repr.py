@@ -1,29 +1,29 @@
 """How streamers describe themselves: in one line for messages, as a tree for people.
 
-It reads attributes and never runs code of the user's: an argument is named, measured or
-abbreviated, not formatted. What it costs and how long it gets does not depend on how much data
-there is, and objects that are half built or hold themselves are no error.
+Attributes are read, and no code of the user's is run: an argument is named, measured or
+abbreviated, not formatted. The cost and the length of a description do not grow with the data.
+Streamers that are half built, or contain themselves, have one too.
 
-It imports nothing of the package: `pescador.core` registers the class of streamers here.
+This module imports nothing of the package: `pescador.core` registers the class of streamers here.
 """
 
 import functools
 import inspect
 import pathlib
 import types
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 _LINE = 100  # characters of a one-line description
-_TEXT = 32  # of a string in it
-_ARGUMENTS = 4
-_LINES = 30  # of a tree
+_TEXT = 32  # characters of a string in it
+_ARGUMENTS = 4  # arguments that are named one by one; more are counted
+_LINES = 30  # lines of a tree
 _EACH = 6  # children that are shown one by one; more are grouped by kind
-_KINDS = 8
-_LOOKED_AT = 100_000  # children that are looked at
+_KINDS = 8  # groups
+_LOOKED_AT = 100_000  # children that are grouped; the rest is counted
 
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 
 _streamer_class: type = type(None)
 
@@ -45,16 +45,12 @@ class Node(NamedTuple):
         return 1 + sum(child.n_lines() for child in self.children)
 
 
-# ---------------------------------------------------------------------------------- one line
+# ------------------------------------------------------------------------------------- values
 
 
 def _is(value: Any, *kinds: type) -> bool:
     # By the type: isinstance would ask the value for its __class__.
     return issubclass(type(value), kinds)
-
-
-def _is_streamer(value: Any) -> bool:
-    return _is(value, _streamer_class)
 
 
 def _cut(text: str, width: int) -> str:
@@ -63,6 +59,10 @@ def _cut(text: str, width: int) -> str:
         return text
     head = (width - 3) // 2
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _string(value: str | bytes) -> str:
@@ -78,30 +78,6 @@ def _name(function: Any) -> str:
     return _cut(name if isinstance(name, str) else type(function).__name__, _TEXT)
 
 
-def _number(value: Any) -> str:
-    if type(value) is int and value.bit_length() > 100:
-        return f"int of {value.bit_length():,} bits"
-    return _cut(str(value), _TEXT)
-
-
-def _array(array: Any) -> str:
-    shape = ", ".join(map(str, array.shape))
-    return f"{_name(type(array))} {_cut(str(array.dtype), _TEXT)}[{shape}]"
-
-
-def _container(value: Any, deep: bool) -> str:
-    kind = type(value)
-    if not deep or kind not in (list, tuple) or len(value) > 3:
-        return f"{kind.__name__} of {len(value):,}"
-    items = ", ".join(brief(item, deep=False) for item in value)
-    if kind is list:
-        return f"[{items}]"
-    return f"({items},)" if len(value) == 1 else f"({items})"
-
-
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
-
-
 def brief(value: Any, deep: bool = True) -> str:
     """Return a few words for any value.
 
@@ -113,19 +89,22 @@ def brief(value: Any, deep: bool = True) -> str:
         Whether to look into short lists and tuples.
     """
     kind = type(value)
-    if kind in (type(None), bool, int, float, complex, range):
-        return _number(value)
     if issubclass(kind, str):
         return _string(str.__str__(value))
     if issubclass(kind, bytes):
         return _string(bytes.__getitem__(value, slice(None)))
+    if kind is int and value.bit_length() > 100:
+        return f"int of {value.bit_length():,} bits"
+    if kind in (type(None), bool, int, float, complex, range) or (
+        issubclass(kind, np.generic) and not issubclass(kind, np.void)
+    ):
+        return _cut(str(value), _TEXT)
     if issubclass(kind, pathlib.PurePath):
         return f"{_name(kind)}({_string(str(value))})"
     if issubclass(kind, np.ndarray):
-        return _array(value)
-    if issubclass(kind, np.generic) and not issubclass(kind, np.void):
-        return _number(value)
-    if _is_streamer(value):
+        shape = ", ".join(map(str, value.shape))
+        return f"{_name(kind)} {_cut(str(value.dtype), _TEXT)}[{shape}]"
+    if _is(value, _streamer_class):
         return f"{_name(kind)}({_inside(value.__dict__)})"
     if issubclass(kind, _FUNCTIONS):
         return _name(value)
@@ -134,8 +113,15 @@ def brief(value: Any, deep: bool = True) -> str:
     if kind is types.GeneratorType:
         return f"generator {_name(value)}"
     if kind in (list, tuple, set, frozenset, dict):
-        return _container(value, deep)
+        if not deep or kind not in (list, tuple) or len(value) > 3:
+            return f"{kind.__name__} of {len(value):,}"
+        items = ", ".join(brief(item, deep=False) for item in value)
+        return f"[{items}]" if kind is list else f"({items}{',' * (len(value) == 1)})"
     return f"<{_name(kind)}>"
+
+
+# ------------------------------------------------------------------------------------- one line
+# Attributes tell what a streamer is: a mux has `streamers`, a source `data`, others `streamer`.
 
 
 def _inside(fields: dict[str, Any]) -> str:
@@ -145,7 +131,7 @@ def _inside(fields: dict[str, Any]) -> str:
     if _reads_data(fields):
         return brief(fields["data"], deep=False)
     source = fields.get("streamer")
-    if _is_streamer(source):
+    if _is(source, _streamer_class):
         return "..."
     return brief(source, deep=False) + (", ..." if _n_arguments(fields) else "")
 
@@ -155,39 +141,35 @@ def _reads_data(fields: dict[str, Any]) -> bool:
     return "data" in fields and "streamer" not in fields
 
 
-def _data(value: Any) -> str:
-    """Return what several sources read from have in common."""
-    path = str(value) if _is(value, str, pathlib.PurePath) else ""
-    suffix = pathlib.PurePath(path).suffix
-    return f"{_cut(suffix, _TEXT)} files" if suffix else _name(type(value))
-
-
 def _size(streamers: Any) -> str:
     """Return how many streams a mux has, or what makes them."""
-    if _is_streamer(streamers):
+    if _is(streamers, _streamer_class):
         return _name(type(streamers))
     if _is(streamers, list, tuple, dict):
-        return f"{len(streamers):,} stream{'' if len(streamers) == 1 else 's'}"
+        return _count(len(streamers), "stream")
     return brief(streamers, deep=False)
 
 
 @functools.cache
 def _defaults(ours: type) -> dict[str, Any]:
     """Return the parameters of a class of this package, and their defaults."""
-    # The streams have a place of their own, and weights are said beside the streams.
+    # Streams come first in a description, and weights are shown beside the streams.
     skipped = ("streamer", "streamers", "data", "weights", "args", "kwargs")
     parameters = inspect.signature(ours).parameters.items()
     return {name: parameter.default for name, parameter in parameters if name not in skipped}
 
 
-def _settings(fields: dict[str, Any], kind: type) -> Iterator[str]:
-    """Yield the parameters that have not their default value, as name=value."""
-    ours = next(cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] == __package__)
+def _settings(streamer: Any) -> list[str]:
+    """Return the parameters that have not their default value, as name=value."""
+    kinds = type(streamer).__mro__
+    ours = next(cls for cls in kinds if cls.__module__.partition(".")[0] == __package__)
+    found = []
     for name, default in _defaults(ours).items():
-        value = fields.get(name, default)
+        value = streamer.__dict__.get(name, default)
         if value is default or (type(value) is type(default) and bool(value == default)):
             continue
-        yield f"{name}={brief(value, deep=_is(value, list))}"
+        found.append(f"{name}={brief(value, deep=_is(value, list))}")
+    return found
 
 
 def _passed(fields: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -197,60 +179,91 @@ def _passed(fields: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args if _is(args, tuple) else (), kwargs if _is(kwargs, dict) else {}
 
 
-def _arguments(fields: dict[str, Any]) -> Iterator[str]:
-    args, kwargs = _passed(fields)
-    for value in args:
-        yield brief(value, deep=False)
-    for name, value in kwargs.items():
-        yield f"{name}={brief(value, deep=False)}"
-
-
 def _n_arguments(fields: dict[str, Any]) -> int:
     return sum(map(len, _passed(fields)))
 
 
 def _counted(fields: dict[str, Any]) -> list[str]:
     n = _n_arguments(fields)
-    return [f"{n:,} argument{'' if n == 1 else 's'}"] if n else []
+    return [_count(n, "argument")] if n else []
 
 
-def _head(streamer: Any, inside: list[str] | None = None, size: str | None = None) -> str:
-    """Describe a streamer in one line.
+def _arguments(fields: dict[str, Any]) -> list[str]:
+    """Return a few words for each argument, or how many there are."""
+    if _n_arguments(fields) > _ARGUMENTS:
+        return _counted(fields)
+    args, kwargs = _passed(fields)
+    found = [brief(value, deep=False) for value in args]
+    found += [f"{name}={brief(value, deep=False)}" for name, value in kwargs.items()]
+    return found if sum(map(len, found)) <= _LINE - 40 else _counted(fields)
 
-    Parameters
-    ----------
-    streamer : Streamer
-        May be half built.
-    inside : list of str or None
-        What to say instead of the arguments of a plain streamer.
-    size : str or None
-        What to say instead of the number of streams of a mux, or of the data of a source.
-    """
-    kind = type(streamer)
-    fields = streamer.__dict__
-    if "streamers" in fields:
-        parts = [size or _size(fields["streamers"]), *_settings(fields, kind)]
-    elif "streamer" in fields:
-        parts = [brief(fields["streamer"])]
-        if inside is not None:
-            parts += inside
-        elif _n_arguments(fields) > _ARGUMENTS:
-            parts += _counted(fields)
-        else:
-            parts += _arguments(fields)
-        parts += _settings(fields, kind)
-        if sum(map(len, parts)) > _LINE - 20:
-            parts = [parts[0], *_counted(fields)]
-    elif _reads_data(fields):
-        parts = [size or brief(fields["data"]), *_settings(fields, kind)]
-    else:
-        return f"<{_name(kind)} that was not initialised>"
-    return _cut(f"{_name(kind)}({', '.join(parts)})", _LINE)
+
+def _call(streamer: Any, *parts: str) -> str:
+    return _cut(f"{_name(type(streamer))}({', '.join(parts)})", _LINE)
 
 
 def line(streamer: Any) -> str:
     """Return the description of a streamer in one line of at most 100 characters."""
-    return _head(streamer)
+    fields = streamer.__dict__
+    if "streamers" in fields:
+        return _call(streamer, _size(fields["streamers"]), *_settings(streamer))
+    if _reads_data(fields):
+        return _call(streamer, brief(fields["data"]), *_settings(streamer))
+    if "streamer" in fields:
+        source = brief(fields["streamer"])
+        return _call(streamer, source, *_arguments(fields), *_settings(streamer))
+    return f"<{_name(type(streamer))} that was not initialised>"
+
+
+# --------------------------------------------------------------------------------------- groups
+
+
+def _kind(streamer: Any) -> Any:
+    """Return what streamers have in common that are shown as one line."""
+    if not _is(streamer, _streamer_class):
+        return type(streamer)
+    fields = streamer.__dict__
+    if "streamers" in fields:
+        return (type(streamer), *_settings(streamer))
+    if _reads_data(fields):
+        return type(streamer), _data(fields["data"])
+    source = fields.get("streamer")
+    if type(source) is functools.partial:
+        source = source.func
+    if type(source) is types.MethodType:
+        source = source.__func__
+    what = id(source) if _is(source, *_FUNCTIONS) else type(source)
+    return type(streamer), what, _n_arguments(fields)
+
+
+def _data(value: Any) -> str:
+    """Return what several sources read from have in common."""
+    path = str(value) if _is(value, str, pathlib.PurePath) else ""
+    suffix = pathlib.PurePath(path).suffix
+    return f"{_cut(suffix, _TEXT)} files" if suffix else _name(type(value))
+
+
+def _group(members: list[Any]) -> str:
+    """Describe several streamers of a kind by what they share."""
+    first = members[0]
+    if not _is(first, _streamer_class):
+        return brief(first)
+    fields = first.__dict__
+    if "streamers" in fields:
+        pools = [member.__dict__["streamers"] for member in members]
+        sizes = [len(pool) for pool in pools if _is(pool, list)]
+        if len(sizes) < len(pools) or min(sizes) == max(sizes):
+            return line(first)
+        size = f"{min(sizes):,} to {max(sizes):,} streams"
+        return _call(first, size, *_settings(first))
+    if _reads_data(fields):
+        settings = _settings(first)
+        shared = settings if all(_settings(each) == settings for each in members) else []
+        return _call(first, _data(fields["data"]), *shared)
+    source = fields.get("streamer")
+    if _is(source, *_FUNCTIONS, functools.partial):
+        return _call(first, brief(source), *_counted(fields), *_settings(first))
+    return _call(first, _name(type(source)))
 
 
 # -------------------------------------------------------------------------------------- tree
@@ -264,25 +277,7 @@ def _children(streamer: Any) -> list[Any]:
         return list(streamers) if _is(streamers, list, tuple) else []
     args, kwargs = _passed(fields)
     found = (fields.get("streamer"), *args, *kwargs.values())
-    return [value for value in found if _is_streamer(value)]
-
-
-def _kind(streamer: Any) -> Any:
-    """Return what streamers have in common that are shown as one line."""
-    if not _is_streamer(streamer):
-        return type(streamer)
-    fields = streamer.__dict__
-    if "streamers" in fields:
-        return (type(streamer), *_settings(fields, type(streamer)))
-    if _reads_data(fields):
-        return type(streamer), _data(fields["data"])
-    source = fields.get("streamer")
-    if type(source) is functools.partial:
-        source = source.func
-    if type(source) is types.MethodType:
-        source = source.__func__
-    what = id(source) if _is(source, *_FUNCTIONS) else type(source)
-    return type(streamer), what, _n_arguments(fields)
+    return [value for value in found if _is(value, _streamer_class)]
 
 
 def _weights(streamer: Any, n: int) -> Any:
@@ -294,6 +289,7 @@ def _weights(streamer: Any, n: int) -> Any:
 
 
 def _weighing(weights: Any, members: list[int]) -> str:
+    """Return what is said of the weights of some children, or nothing."""
     if weights is None:
         return ""
     least, most = f"{weights[members].min():.3g}", f"{weights[members].max():.3g}"
@@ -302,34 +298,8 @@ def _weighing(weights: Any, members: list[int]) -> str:
     return f", weights {least} to {most}"
 
 
-def _span(sizes: list[int]) -> str:
-    least, most = min(sizes), max(sizes)
-    if least == most:
-        return f"{least:,} stream{'' if least == 1 else 's'}"
-    return f"{least:,} to {most:,} streams"
-
-
-def _group(members: list[Any]) -> str:
-    """Describe several streamers of a kind."""
-    first = members[0]
-    if not _is_streamer(first):
-        return brief(first)
-    if "streamers" in first.__dict__:
-        pools = [member.__dict__["streamers"] for member in members]
-        if all(_is(pool, list) for pool in pools):
-            return _head(first, size=_span([len(pool) for pool in pools]))
-        return _head(first)
-    if _reads_data(first.__dict__):
-        what = _data(first.__dict__["data"])
-        settings = {tuple(_settings(each.__dict__, type(each))) for each in members}
-        return _head(first, size=what) if len(settings) == 1 else f"{_name(type(first))}({what})"
-    source = first.__dict__.get("streamer")
-    if _is(source, *_FUNCTIONS, functools.partial):
-        return _head(first, _counted(first.__dict__))
-    return f"{_name(type(first))}({_name(type(source))})"
-
-
 def _below(streamer: Any, depth: int, path: tuple[int, ...]) -> list[Node]:
+    """Return the children of a streamer, grouped by kind if they are many."""
     children = _children(streamer)
     weights = _weights(streamer, len(children))
     if len(children) <= _EACH:
@@ -358,22 +328,22 @@ def _below(streamer: Any, depth: int, path: tuple[int, ...]) -> list[Node]:
 
 
 def _node(streamer: Any, depth: int, path: tuple[int, ...], after: str = "") -> Node:
-    if not _is_streamer(streamer):
+    if not _is(streamer, _streamer_class):
         return Node(brief(streamer) + after, [])
-    label = _head(streamer) + after
+    label = line(streamer) + after
     if id(streamer) in path:
         return Node(f"{label}, which is above", [])
     return Node(label, _below(streamer, depth - 1, (*path, id(streamer))) if depth else [])
 
 
 def tree(streamer: Any) -> Node:
-    """Return the tree of a streamer, as deep as fits some thirty lines."""
+    """Return the tree of a streamer, as deep as thirty lines allow."""
     fields = streamer.__dict__
     after = ""
     if getattr(streamer, "is_activated_copy", False) is True:
         after = ", activated"
     elif type(n := fields.get("active_count_")) is int and n > 0:
-        after = f", {n:,} open iteration{'' if n == 1 else 's'}"
+        after = f", {_count(n, 'open iteration')}"
     best = _node(streamer, 1, (), after)
     for depth in range(2, 8):
         deeper = _node(streamer, depth, (), after)
@@ -391,7 +361,7 @@ def text(node: Node, indent: str = "") -> str:
 
 def as_html(node: Node) -> str:
     """Return a tree as HTML whose branches fold, in the colours of the page that it is in."""
-    # Not above: who shows nothing in a notebook can do without its tables.
+    # Not at the top: its tables take memory that only notebooks need.
     import html
 
     label = f"<code>{html.escape(node.label)}</code>"

@@ -1,21 +1,27 @@
-"""Random numbers of a seed and a key, as NumPy's ``SeedSequence`` and ``PCG64`` give them.
+"""Random numbers of a seed and a key: those of NumPy's ``SeedSequence`` and ``PCG64``.
 
-Making a generator of NumPy takes longer than drawing all that one visit of a stream needs; here it
-takes less than a microsecond. Whoever wants to check a sequence asks NumPy::
+To make a generator of NumPy takes longer than to draw all numbers of a visit; here it takes less
+than a microsecond. NumPy gives the same numbers::
 
     sequence = np.random.SeedSequence(seed, spawn_key=key)
     np.random.Generator(np.random.PCG64(sequence)).integers(n)
+
+docs/inside/draws.rst explains it.
 """
 
 from pescador.exceptions import ArgumentError
 
 from libc.stdint cimport uint32_t
 
+from pescador._native.seeds cimport (
+    Pcg, Seed, pcg_below, pcg_start, seed_add, seed_begin, seed_key,
+)
+
 
 cdef list words_of(object entropy):
-    """The 32-bit words of whole numbers, the lowest first, as SeedSequence takes them."""
+    """The 32-bit words of an int, or of nested sequences of ints; the low word of each first."""
     cdef list words = []
-    if isinstance(entropy, str):          # as NumPy reads it
+    if isinstance(entropy, str):
         entropy = int(entropy, 0)
     try:
         for number in entropy:
@@ -34,12 +40,12 @@ cdef list words_of(object entropy):
 
 
 cdef int take_entropy(Seed* seed, object sequence) except -1:
-    """Begin as a SeedSequence does, for a key that is to follow."""
+    """Start a seed from a SeedSequence, its own key included; more numbers of a key may follow."""
     cdef uint32_t[4] first
     cdef list words = words_of(sequence.entropy)
     if sequence.pool_size != 4:
         raise ArgumentError(f"random_state={sequence!r} must have a pool_size of 4")
-    # NumPy pads where a key follows, so that keys and entropy cannot be taken for each other.
+    # Where a key follows, NumPy fills the entropy up to the size of the pool.
     words += [0] * (4 - len(words))
     words += words_of(sequence.spawn_key)
     for i in range(4):
@@ -50,7 +56,8 @@ cdef int take_entropy(Seed* seed, object sequence) except -1:
     return 0
 
 
-cdef Pcg seeded(sequence, key) except *:
+cdef Pcg pcg_of(sequence, key) except *:
+    """The PCG64 of ``SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, *key))``."""
     cdef Seed seed
     cdef Pcg pcg
     take_entropy(&seed, sequence)
@@ -61,12 +68,12 @@ cdef Pcg seeded(sequence, key) except *:
 
 
 def state_of(sequence, key):
-    """Return the state and the increment that PCG64 starts from, for a SeedSequence and a key."""
-    cdef Pcg pcg = seeded(sequence, key)
+    """Return the state and the increment that PCG64 starts from."""
+    cdef Pcg pcg = pcg_of(sequence, key)
     return (<object>pcg.high << 64) | pcg.low, (<object>pcg.step_high << 64) | pcg.step_low
 
 
 def integers_of(sequence, key, bounds):
-    """Return one number below each bound, for tests that hold them against NumPy's."""
-    cdef Pcg pcg = seeded(sequence, key)
+    """Return one number below each bound. For tests, which compare them with NumPy's."""
+    cdef Pcg pcg = pcg_of(sequence, key)
     return [pcg_below(&pcg, bound) for bound in bounds]

@@ -1,11 +1,16 @@
-"""Private copies of arrays, for many that start from the same one; it knows no streams.
+"""Copies of arrays, for many that start from the same values; it knows no streams.
 
-The first to ask gets a copy. For those that follow while it is in use, or soon after, a large array
-is written into a file in memory, once, and each gets a map of it: pages are shared until somebody
-writes into one. A file that nobody uses is kept for a while, if it is not too large. To its
-user, such an array is like any other: writeable, the owner of its memory, and laid out as
-``copy.deepcopy`` lays out a copy. Where a map cannot be had (another system than Linux, no
-descriptor or no memory left), or arrays like it were written all over, it is a copy after all.
+A small array is copied. So is a large one that one stream at a time uses. Where several use one, it
+is written once into a file in memory, the snapshot, and each stream gets a private map of it: all
+read the same pages, and who writes gets copies of the pages that it writes to, from the system. To
+its user, such an array is a copy as ``copy.deepcopy`` makes it, but that the memory is a map's
+(``array.base``), so that ``ndarray.resize`` refuses it. (In pescador 3.0, ``resize`` refuses as
+well, since a streamer holds its arguments, unless it is told not to look.)
+
+Where there can be no snapshot (another system than Linux, no descriptor or no memory left), or
+where streams write all over their arrays, each gets a copy.
+
+docs/inside/activation.rst explains it.
 """
 
 import mmap
@@ -14,50 +19,36 @@ import weakref
 import numpy as np
 
 cimport cython
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_XDECREF
+cimport numpy as cnp
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int64_t
 
-cdef extern from "_snapshots.h":
-    enum: PESCADOR_MAPS
-    ctypedef struct pescador_context:
-        int written, spared
-    ctypedef struct pescador_layout:
-        int n
-    Py_ssize_t pescador_maps, pescador_files, pescador_bytes
-    int _import_array() except -1
-    object pescador_handler_for(size_t n)
-    pescador_context* pescador_context_of(PyObject* handler) except NULL
-    Py_ssize_t pescador_users(pescador_context* context) noexcept
-    bint pescador_holds_values(PyObject* array) noexcept
-    bint pescador_is_writeable(PyObject* array) noexcept
-    Py_ssize_t pescador_size(PyObject* array) noexcept
-    bint pescador_is_own_memory() noexcept
-    object pescador_copied(PyObject* array)
-    const char* pescador_laid_out(
-        PyObject* array, pescador_layout* layout, PyObject** kept) except NULL
-    Py_ssize_t pescador_most_maps() noexcept
-    int pescador_open(pescador_context* context, const char* values) noexcept nogil
-    void pescador_close(pescador_context* context, int file) noexcept
-    void* pescador_map(int file, size_t n, Py_ssize_t most) noexcept
-    object pescador_array_over(
-        void* map, PyObject* array, PyObject* dtype, pescador_layout* layout, PyObject* handler)
+from pescador._native.snapshots cimport (
+    PESCADOR_MAPS, close_file, is_overwritten, new_file, new_map, unmap,
+)
 
-_import_array()
+cdef extern from "numpy/arrayobject.h":
+    bint PyDataType_REFCHK(cnp.PyArray_Descr* dtype)
+
+cnp.import_array()
 cdef type ndarray = np.ndarray, memmap = np.memmap, file_map = mmap.mmap
-cdef Py_ssize_t most_maps = pescador_most_maps()
+cdef object empty_like = np.empty_like
 
 # From this many bytes on, mapping a file and reading it takes less time than a copy.
 cdef Py_ssize_t large = 2**18
 
 cdef enum:
-    # An array that is asked for again so soon is worth a snapshot. A pool whose streamers hold an
-    # array each asks for some within a few more: to copy these takes less time.
+    # An array gets a snapshot when it has been asked for again this many times in a row, each time
+    # while its last copy was in use or among the next SOON arrays. To write a snapshot takes as
+    # long as two copies, and in a pool whose streamers hold an array each, few are asked for again.
+    AGAIN = 2
     SOON = 2
-    # A snapshot that nobody uses is kept if its array was asked for so many times ago, or fewer.
+    # A snapshot that nobody uses is kept if its array was among the last RECENT that were asked
+    # for, and if all such together have no more bytes than those in use, or than KEPT.
     RECENT = 8
-    # How many bytes of snapshots that nobody uses are kept; more, while those in use are larger.
     KEPT = 1 << 25
+    # How many maps of a snapshot are compared with it when they are given back.
+    LOOKS = 8
 
 
 def set_large(Py_ssize_t n_bytes):
@@ -67,39 +58,31 @@ def set_large(Py_ssize_t n_bytes):
     return before
 
 
-def in_use():
-    """Return how many maps and how many files of ours this process has open. For tests."""
-    return pescador_maps, pescador_files
-
-
-def bytes_held():
-    """Return the size of all files of ours that are open or mapped in this process, in bytes."""
-    return pescador_bytes
-
-
-cdef bint is_plain(object value) noexcept:
-    """Whether a value is an array (or exactly a memmap), with all values in its own memory."""
+cdef bint is_plain_array(object value) noexcept:
+    """Whether a value is an array (or exactly a memmap) of a type that NumPy has always had,
+    with all values in its own memory.
+    """
     return ((type(value) is ndarray or type(value) is memmap)
-            and pescador_holds_values(<PyObject*>value))
+            and cnp.PyArray_TYPE(<cnp.ndarray>value) >= 0
+            and not PyDataType_REFCHK(cnp.PyArray_DESCR(<cnp.ndarray>value)))
 
 
-cdef bint is_large(object array) noexcept:
-    """Whether a plain array is worth a snapshot."""
-    return (PESCADOR_MAPS and pescador_size(<PyObject*>array) >= large
-            and pescador_is_own_memory())
+cdef bint is_large(cnp.ndarray array) noexcept:
+    """Whether a plain array may be worth a snapshot."""
+    return PESCADOR_MAPS and cnp.PyArray_NBYTES(array) >= large
 
 
-cdef object copied(object array):
+cdef object copy_array(cnp.ndarray array):
     """What copy.deepcopy makes of a plain array."""
-    return pescador_copied(<PyObject*>array)
+    return cnp.PyArray_NewCopy(array, cnp.NPY_KEEPORDER)
 
 
-cdef object fixed(object array):
+cdef object view_of_constant(cnp.ndarray array):
     """A view of a plain array that nobody can write into: of bytes, or a file opened for reading.
 
     None for any other array: one that owns its memory can be made writeable again.
     """
-    if pescador_is_writeable(<PyObject*>array):
+    if cnp.PyArray_ISWRITEABLE(array):
         return None
     base = array
     while isinstance(base, ndarray):
@@ -111,150 +94,168 @@ cdef object fixed(object array):
 
 @cython.final
 @cython.no_gc
-cdef class File:
-    """The values of an array, where nobody can change them, and how they are laid out."""
+cdef class Snapshot:
+    """The values of an array in a file, and how they are laid out. Its maps hold it."""
 
-    cdef int descriptor                # -1 if there could be none
+    cdef int file                      # descriptor; -1 if there is none (any more)
     cdef size_t n_bytes
-    cdef object handler                # NumPy's way to the memory of the arrays over it
-    cdef pescador_context* context     # the same, in C
+    cdef Py_ssize_t maps
+    cdef int overwritten, spared       # how many maps that were looked at were written all over
     cdef object dtype
-    cdef pescador_layout layout
+    cdef tuple shape, strides
 
     def __cinit__(self, array):
-        cdef PyObject* kept = NULL
-        cdef const char* values
-        self.descriptor = -1
-        self.n_bytes = pescador_size(<PyObject*>array)
-        self.handler = pescador_handler_for(self.n_bytes)
-        self.context = pescador_context_of(<PyObject*>self.handler)
-        self.dtype = array.dtype
-        try:
-            values = pescador_laid_out(<PyObject*>array, &self.layout, &kept)
-            with nogil:
-                self.descriptor = pescador_open(self.context, values)
-        finally:
-            Py_XDECREF(kept)
+        self.file = -1
+        # Large memory that nobody touches costs next to nothing.
+        laid_out = empty_like(array, order="K", subok=False)
+        self.dtype, self.shape, self.strides = array.dtype, laid_out.shape, laid_out.strides
+        if any([n > 1 and a != b for n, a, b in zip(self.shape, self.strides, array.strides)]):
+            laid_out[...] = array
+            array = laid_out
+        cdef const char* values = cnp.PyArray_BYTES(array)
+        self.n_bytes = cnp.PyArray_NBYTES(array)
+        with nogil:
+            self.file = new_file(values, self.n_bytes)
 
     def __dealloc__(self):
         self.close()
 
     cdef void close(self) noexcept:
-        if self.descriptor >= 0:
-            pescador_close(self.context, self.descriptor)
-            self.descriptor = -1
+        """Make no more maps; those that there are go on."""
+        if self.file >= 0:
+            close_file(self.file)
+            self.file = -1
 
-    cdef bint is_mapped(self) noexcept:
-        return pescador_users(self.context) > (self.descriptor >= 0)
-
-    cdef object map_for(self, object array):
+    cdef object array_like(self, array):
         """A copy of the array, over a map; None if there can be none, or it would be slower."""
-        cdef void* map = NULL
-        if self.context.written > self.context.spared:
+        # A page that is copied when it is first written to takes several times as long as one that
+        # is copied with all others.
+        if self.overwritten > self.spared:
             self.close()
-        if self.descriptor >= 0:
-            map = pescador_map(self.descriptor, self.n_bytes, most_maps)
-        if map is NULL:
+        if self.file < 0:
             return None
-        return pescador_array_over(map, <PyObject*>array, <PyObject*>self.dtype, &self.layout,
-                                   <PyObject*>self.handler)
+        cdef Map map = Map(self)
+        if map.address is NULL:
+            return None
+        return ndarray.__new__(type(array), self.shape, self.dtype, map, 0, self.strides)
 
 
 @cython.final
-cdef class Known:
-    """An array that was asked for. It is not held, nor is what was given for it."""
+@cython.no_gc
+cdef class Map:
+    """The memory of one array."""
 
-    cdef object array                  # weak references to it,
-    cdef object copied                 # and to the copy that was given last, if one was
-    cdef File file                     # None until it is asked for again
-    cdef int64_t asked                 # when it was, last
+    cdef Snapshot snapshot
+    cdef void* address                 # NULL if there could be no map
+
+    def __cinit__(self, Snapshot snapshot not None):
+        self.snapshot = snapshot
+        self.address = new_map(snapshot.file, snapshot.n_bytes, &snapshot.maps)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if self.address is NULL:
+            raise BufferError("there is no map")
+        PyBuffer_FillInfo(buffer, self, self.address, self.snapshot.n_bytes, False, flags)
+
+    def __dealloc__(self):
+        cdef Snapshot snapshot = self.snapshot
+        if self.address is NULL:
+            return
+        if snapshot.file >= 0 and snapshot.overwritten + snapshot.spared < LOOKS:
+            if is_overwritten(<char*>self.address, snapshot.n_bytes, snapshot.file):
+                snapshot.overwritten += 1
+            else:
+                snapshot.spared += 1
+        unmap(self.address, snapshot.n_bytes, &snapshot.maps)
+
+
+@cython.final
+@cython.no_gc
+cdef class Usage:
+    """How often an array is asked for. Neither it nor its copies are held."""
+
+    cdef object array                  # weak reference to it
+    cdef object copied                 # weak reference to the copy that was given last, or None
+    cdef Snapshot snapshot             # None until it is worth one
+    cdef int64_t asked                 # number of the last request for it
+    cdef int again                     # how many requests in a row came early
 
     def __cinit__(self, array):
         self.array = weakref.ref(array)
 
-    cdef bint is_recent(self, int64_t now, int64_t ago=RECENT):
-        """Whether it is still there, and was asked for not long ago."""
-        return now - self.asked <= ago and self.array() is not None
+    def __dealloc__(self):
+        if self.snapshot is not None:
+            self.snapshot.close()
+
+    cdef bint is_recent(self, int64_t now):
+        """Whether the array is still there, and was asked for not long ago."""
+        return now - self.asked <= RECENT and self.array() is not None
 
     cdef bint is_used(self):
-        """Whether anybody has what was given for it."""
-        return ((self.file is not None and self.file.is_mapped())
+        """Whether anybody has what was given for the array."""
+        return ((self.snapshot is not None and self.snapshot.maps > 0)
                 or (self.copied is not None and self.copied() is not None))
 
 
 cdef class Snapshots:
-    """The values of large arrays that several streams are given, at the time when the second was.
+    """Snapshots of the large arrays that the streams of one activation are given.
 
-    What it holds is bounded by what is in use: it keeps a file that nobody has mapped only if its
-    array was asked for recently, and all such files together are no larger than those that are
-    mapped, or than `KEPT`.
+    What it holds is bounded by what is in use: see `KEPT`.
     """
 
     def __cinit__(self):
-        self.known = {}
-        self.with_files = []
-        self.first_handlers = []
+        self.usages = {}
+        self.with_snapshot = []
         self.enough = 64
 
     cdef object take(self, object array):
         """A private copy of an array."""
-        cdef Known known = self.known.get(id(array))
-        cdef bint again = False, is_new = False
+        cdef Usage usage = self.usages.get(id(array))
+        cdef bint is_new = False
         self.now += 1
-        if known is not None and known.array() is array:
-            again = known.is_recent(self.now, SOON) or known.is_used()
-        else:
+        if usage is None or usage.array() is not array:
             # The id may have been another's.
-            self.known[id(array)] = known = Known(array)
-        known.asked = self.now
-        if known.file is None and again and not self.all_are_written_to():
+            self.usages[id(array)] = usage = Usage(array)
+        elif self.now - usage.asked <= SOON or usage.is_used():
+            usage.again += 1
+        else:
+            usage.again = 0
+        usage.asked = self.now
+        if usage.snapshot is None and usage.again >= AGAIN:
             is_new = True
-            known.file = File(array)
-            self.with_files.append(known)
-            if len(self.first_handlers) < 8:
-                self.first_handlers.append(known.file.handler)
-        result = None if known.file is None else known.file.map_for(array)
+            usage.snapshot = Snapshot(array)
+            self.with_snapshot.append(usage)
+        result = None if usage.snapshot is None else usage.snapshot.array_like(array)
         if result is None:
-            # Its user gives it back when it is done, and most arrays have no other.
-            result = copied(array)
-            known.copied = weakref.ref(result)
+            result = copy_array(array)
+            usage.copied = weakref.ref(result)
         if is_new or self.now % RECENT == 0:
             self.let_go()
         return result
 
     cdef int let_go(self) except -1:
-        """Close the files that are not in use, but for a few, and forget about their arrays."""
+        """Drop the snapshots that are not in use, but for a few, and forget about their arrays."""
         cdef list kept = []
-        cdef Known known
+        cdef Usage usage
+        cdef Snapshot snapshot
         cdef size_t mapped = 0, idle = 0
-        for known in self.with_files:
-            if known.file.is_mapped():
-                mapped += known.file.n_bytes
-        for known in reversed(self.with_files):
-            if known.file.descriptor < 0:
-                # It was found to be slower than copies.
+        for usage in self.with_snapshot:
+            mapped += usage.snapshot.n_bytes if usage.snapshot.maps else 0
+        for usage in reversed(self.with_snapshot):
+            snapshot = usage.snapshot
+            if snapshot.file < 0:
+                # It stays as it is, so that its array is copied from now on.
                 continue
-            if not known.file.is_mapped():
-                if not (known.is_recent(self.now)
-                        and idle + known.file.n_bytes <= max(mapped, <size_t>KEPT)):
-                    known.file = None
+            if not snapshot.maps:
+                idle += snapshot.n_bytes
+                if idle > max(mapped, <size_t>KEPT) or not usage.is_recent(self.now):
+                    idle -= snapshot.n_bytes
+                    usage.snapshot = None
                     continue
-                idle += known.file.n_bytes
-            kept.append(known)
-        self.with_files = kept[::-1]
-        if len(self.known) > self.enough:
-            self.known = {key: known for key, known in self.known.items()
-                          if (<Known>known).is_used() or (<Known>known).is_recent(self.now)}
-            self.enough = 2 * len(self.known) + 64
+            kept.append(usage)
+        self.with_snapshot = kept[::-1]
+        if len(self.usages) > self.enough:
+            self.usages = {key: usage for key, usage in self.usages.items()
+                           if (<Usage>usage).is_used() or (<Usage>usage).is_recent(self.now)}
+            self.enough = 2 * len(self.usages) + 64
         return 0
-
-    cdef bint all_are_written_to(self):
-        """Whether arrays were looked at before they were given back, and none had been spared."""
-        cdef int written = 0
-        cdef pescador_context* context
-        for handler in self.first_handlers:
-            context = pescador_context_of(<PyObject*>handler)
-            if context.spared:
-                return False
-            written += context.written
-        return written > 2

@@ -4,14 +4,12 @@ cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint64_t
 
-from pescador._bitgen cimport bitgen_t
-from pescador._core cimport PREFETCH, Compiled, Opener, Scope
-from pescador._seeds cimport Pcg, Seed
-
-
-cdef extern from "_native.h":
-    Py_ssize_t AT(Py_ssize_t index, Py_ssize_t length) noexcept nogil
-    void pescador_copy(char* to, const char* source, size_t n, bint past_cache) noexcept nogil
+from pescador._core cimport Compiled, Opener, Scope
+from pescador._native.bitgen cimport bitgen_t
+from pescador._native.bounds cimport AT
+from pescador._native.copy cimport pescador_copy
+from pescador._native.prefetch cimport PREFETCH
+from pescador._native.seeds cimport Pcg, Seed
 
 
 cdef enum:
@@ -73,14 +71,16 @@ cdef class Table:
     cdef object chosen                 # int64, the memory behind `starts`
     cdef int64_t* starts               # those that may be drawn, where not all may; or NULL
     cdef bint reads                    # whether any field is read in blocks
+    cdef bint is_plain                 # whether each item of each is one small run in memory
     cdef Py_ssize_t block              # how many items are read together
     cdef int64_t stamp                 # of the plan of batches that its items were found to fit
 
-    cdef int settle(self, Field* field, cnp.ndarray array) except -1
+    cdef int lay_out(self, Field* field, cnp.ndarray array) except -1
 
 
 @cython.final
 cdef class Plan(Opener):
+    cdef object __weakref__
     cdef object source                 # what it is the plan of: asked for its checks and its words
     cdef object data
     cdef Order order
@@ -93,7 +93,7 @@ cdef class Plan(Opener):
     cdef object last, stamp
 
     cdef Visit visit(self, Scope scope)
-    cdef Table table_of_now(self)
+    cdef Table table_for(self, Visit visit)
     cdef bint is_current(self, Table table) except? True
 
 
@@ -126,6 +126,8 @@ cdef class Visit(Compiled):
     cdef int begin(self) except -1
     cdef int64_t below(self, int64_t n) except -1
     cdef int64_t draw(self) except -1
+    cdef void look_ahead(self) noexcept
+    cdef void look_ahead_in(self, Table table) noexcept
     cdef bint advance(self) except -1
     cdef int read_block(self) except -1
     cdef int read_rows(self, object drawn) except -1
@@ -139,13 +141,21 @@ cdef inline char* place_of(Visit visit, const Field* field) noexcept:
     return field.base + (visit.slot if field.is_read else visit.row) * field.step
 
 
+cdef inline void fetch(const char* start, Py_ssize_t n) noexcept nogil:
+    """Have n bytes on their way to the cache: 0 is none. Any address may be fetched."""
+    cdef Py_ssize_t i
+    for i in range(0, n, 64):
+        PREFETCH(<char*>(<size_t>start + i))
+    # They seldom begin where a line of the cache does, and so end in one line more.
+    if n > 0:
+        PREFETCH(<char*>(<size_t>start + n - 1))
+
+
 cdef inline void copy_runs(
         char* to, const char* start, const Field* field, bint past_cache) noexcept nogil:
-    cdef Py_ssize_t i
     for _ in range(field.runs):
-        # The processor does not foresee steps from page to page. Any address may be fetched.
-        for i in range(0, field.fetched, 64):
-            PREFETCH(<char*>(<size_t>start + 8 * field.run_step + i))
+        # The processor does not foresee steps from page to page.
+        fetch(<char*>(<size_t>start + 8 * field.run_step), field.fetched)
         pescador_copy(to, start, field.run_bytes, past_cache)
         to += field.run_bytes
         start += field.run_step

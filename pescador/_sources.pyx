@@ -4,6 +4,8 @@ A `Plan` is a source's options, made ready once. A `Table` is opened data: for e
 items are and how they lie. A `Visit` is one activation. It gives items ``{key: array}``, or itself,
 to those who copy its rows from where they are (see Compiled in _core). Arguments were checked in
 rows.py and windows.py.
+
+docs/inside/sources.rst explains it.
 """
 
 import weakref
@@ -15,35 +17,26 @@ from pescador.exceptions import DataError
 
 cimport cython
 cimport numpy as cnp
-from cpython.dict cimport PyDict_Size
+from cpython.dict cimport PyDict_GetItemWithError, PyDict_Size
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from cpython.ref cimport Py_INCREF
 from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint64_t
 
-from pescador._core cimport PREFETCH, Run, path_of_visit, seed_of_visit
-from pescador._draws cimport AT, address, pescador_threaded
-from pescador._seeds cimport Seed, pcg_below, pcg_start, seed_key, take_entropy
-
-cdef extern from "Python.h":
-    PyObject* PyDict_GetItemWithError(object items, object key) except? NULL
-
-cdef extern from "numpy/arrayobject.h":
-    cnp.ndarray PyArray_Empty(int ndim, cnp.npy_intp* shape, cnp.dtype dtype, int fortran)
-    cnp.ndarray PyArray_NewFromDescr(
-        PyTypeObject* kind, cnp.dtype dtype, int ndim, cnp.npy_intp* shape, cnp.npy_intp* strides,
-        void* data, int flags, PyObject* parent)
-
-cdef extern from "_seeds.h":
-    uint64_t bits_below "pescador_bits_below" (bitgen_t* bits, uint64_t n) noexcept nogil
-    uint64_t bits_masked "pescador_bits_masked" (bitgen_t* bits, uint64_t n) noexcept nogil
+from pescador._core cimport Run, path_of_visit, seed_of_visit
+from pescador._native.arrays cimport array_at, new_array
+from pescador._native.bounds cimport AT
+from pescador._native.seeds cimport (
+    Pcg, Seed, bits_below, bits_masked, pcg_below, pcg_start, seed_key,
+)
+from pescador._native.threads cimport pescador_threaded
+from pescador._seeds cimport take_entropy
+from pescador._stores cimport Stamp
 
 cnp.import_array()
 
-cdef PyTypeObject* NDARRAY = <PyTypeObject*>np.ndarray
 cdef type ndarray = np.ndarray
 cdef type RandomState = np.random.RandomState
 cdef dict ORDERS = {"random": RANDOM, "shuffled": SHUFFLED, "sequential": SEQUENTIAL}
@@ -146,7 +139,7 @@ cdef class Table:
         self.n = n
         if starts is not None:
             self.chosen = starts
-            self.starts = <int64_t*>address(starts) if len(starts) else NULL
+            self.starts = <int64_t*>cnp.PyArray_DATA(starts) if len(starts) else NULL
             self.n = len(starts)
         self.n_fields = len(cuts)
         self.fields = <Field*>PyMem_Malloc(
@@ -171,7 +164,7 @@ cdef class Table:
             field.strides = dims + len(array.shape)
             dims += 2 * len(array.shape)
             if not field.is_read:
-                self.settle(field, array)
+                self.lay_out(field, array)
                 continue
             self.reads = True
             if length < 0:
@@ -180,7 +173,9 @@ cdef class Table:
                     field.n_bytes *= <Py_ssize_t>array.shape[j]
                 most = max(most, field.n_bytes)
         self.block = min(BLOCK_ROWS, max(1, BLOCK_BYTES // most))
+        self.is_plain = True
         for i in range(self.n_fields):
+            self.is_plain = self.is_plain and self.fields[i].is_plain
             if self.fields[i].is_read and self.fields[i].length >= 0:
                 self.block = 1
 
@@ -191,7 +186,7 @@ cdef class Table:
         if self.store is not None:
             self.store.close()
 
-    cdef int settle(self, Field* field, cnp.ndarray array) except -1:
+    cdef int lay_out(self, Field* field, cnp.ndarray array) except -1:
         """Note how the items of an array lie."""
         self.stamp = 0
         cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(array)
@@ -312,7 +307,7 @@ cdef class Plan:
         visit.words = <bitgen_t*>PyCapsule_GetPointer(visit.owner.capsule, "BitGenerator")
         return visit
 
-    cdef Table table_of_now(self):
+    cdef Table table_for(self, Visit visit):
         """The data, opened; what lies in memory and has not changed is open already."""
         cdef Table table
         with cython.critical_section(self):
@@ -323,8 +318,11 @@ cdef class Plan:
             return table
         if last is not None:
             table = last()
-            if table is not None and stamp.holds():
-                return table
+            if table is not None:
+                # While the system looks at the file.
+                visit.look_ahead_in(table)
+                if (<Stamp>stamp).holds() if type(stamp) is Stamp else stamp.holds():
+                    return table
         table = self.source._open_table(self)
         if type(self.data) is dict and table.store is None and not table.reads:
             with cython.critical_section(self):
@@ -359,12 +357,24 @@ cdef object own_copy(object rng, Scope scope):
     if found is None:
         while scope.parent is not None:
             scope = scope.parent
-        scope.hold(rng)
+        scope.add_copy(rng)
         found = scope.find(id(rng))
     return found
 
 
 # ------------------------------------------------------------------------------------ visits
+
+
+cdef inline int64_t number_of(const int64_t* starts, int64_t n, int64_t i) noexcept nogil:
+    """The number of the i-th item that may be drawn: `starts` has the n of them, or is NULL."""
+    return i if starts is NULL else starts[AT(i, n)]
+
+
+cdef inline void fetch_row(const Field* fields, Py_ssize_t n, int64_t row) noexcept nogil:
+    """Have a row of n fields on its way to the cache."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        fetch(fields[i].base + row * fields[i].step, min(fields[i].run_bytes, FETCHED))
 
 
 cdef class Visit(Compiled):
@@ -374,12 +384,15 @@ cdef class Visit(Compiled):
         return self
 
     def __next__(self):
-        if not self.advance():
+        if self.looks_ahead and self.left > 0:
+            self.left -= 1
+            self.look_ahead()
+        elif not self.advance():
             raise StopIteration
         return self if self.fused else self.item()
 
     cdef int begin(self) except -1:
-        cdef Table table = self.plan.table_of_now()
+        cdef Table table = self.plan.table_for(self)
         cdef uint64_t key
         if self.plan.order == SHUFFLED:
             # Bound by bound, as anybody could draw it.
@@ -400,7 +413,7 @@ cdef class Visit(Compiled):
         """The next number below n."""
         if self.bits == OWN:
             return pcg_below(&self.pcg, n)
-        # Others may be drawing from the global state, as in _draws.draw.
+        # Others may be drawing from the global state, as in draw_with_care.
         if self.lock is not None and pescador_threaded():
             with self.lock:
                 return bits_masked(self.words, n)
@@ -416,27 +429,31 @@ cdef class Visit(Compiled):
             self.done += 1
             if self.plan.order == SHUFFLED:
                 i = permuted(&self.order, i)
-        if self.table.starts is not NULL:
-            return self.table.starts[AT(i, self.table.n)]
-        return i
+        return number_of(self.table.starts, self.table.n, i)
+
+    cdef inline void look_ahead(self) noexcept:
+        """Draw the row after this one, and have it on its way to the cache."""
+        cdef int64_t i = pcg_below(&self.pcg, self.table.n)
+        self.row = self.ahead
+        self.ahead = number_of(self.table.starts, self.table.n, i)
+        fetch_row(self.table.fields, self.table.n_fields, self.ahead)
+
+    cdef void look_ahead_in(self, Table table) noexcept:
+        """Fetch the first row, which is that of this table unless the file has changed."""
+        cdef Pcg pcg = self.pcg
+        cdef int64_t i
+        if self.plan.order == RANDOM and self.bits == OWN and table.n > 0:
+            i = number_of(table.starts, table.n, pcg_below(&pcg, table.n))
+            fetch_row(table.fields, table.n_fields, i)
 
     cdef bint advance(self) except -1:
         """Go on to the next sample; tell whether there is one."""
-        cdef Field* field
-        cdef Py_ssize_t i, j
         if self.table is None and self.left:
             self.begin()
         if self.left == 0:
             return self.end()
         if self.looks_ahead:
-            # The next row can be on its way to the cache.
-            self.row = self.ahead
-            i = pcg_below(&self.pcg, self.table.n)
-            self.ahead = i if self.table.starts is NULL else self.table.starts[AT(i, self.table.n)]
-            for i in range(self.table.n_fields):
-                field = &self.table.fields[i]
-                for j in range(0, min(field.run_bytes, FETCHED), 64):
-                    PREFETCH(field.base + self.ahead * field.step + j)
+            self.look_ahead()
         elif self.table.reads:
             if self.at == self.n_block:
                 self.read_block()
@@ -457,6 +474,7 @@ cdef class Visit(Compiled):
     cdef int end(self) except -1:
         """Let go of the data; return False."""
         self.left = 0
+        self.looks_ahead = False
         self.table = None
         self.drawn = self.places = None
         return False
@@ -471,7 +489,7 @@ cdef class Visit(Compiled):
         if n == 0:
             return 0
         drawn = np.empty(n, np.int64)
-        self.rows = <int64_t*>address(drawn)
+        self.rows = <int64_t*>cnp.PyArray_DATA(drawn)
         for i in range(n):
             self.rows[i] = self.draw()
         return self.read_rows(drawn)
@@ -482,9 +500,12 @@ cdef class Visit(Compiled):
         cdef Py_ssize_t i
         cdef Field* field
         self.drawn = drawn
-        self.rows = <int64_t*>address(drawn)
-        unique, self.places = np.unique(self.drawn, return_inverse=True)
-        self.slots = <int64_t*>address(self.places)
+        self.rows = <int64_t*>cnp.PyArray_DATA(drawn)
+        if len(drawn) == 1:
+            unique, self.places = self.drawn, np.zeros(1, np.int64)
+        else:
+            unique, self.places = np.unique(self.drawn, return_inverse=True)
+        self.slots = <int64_t*>cnp.PyArray_DATA(self.places)
         for i in range(table.n_fields):
             field = &table.fields[i]
             if not field.is_read:
@@ -502,7 +523,7 @@ cdef class Visit(Compiled):
                     f"key {table.keys[i]!r}: {reader!r} was to give an array of shape {shape} and "
                     f"dtype {reader.dtype}, and gave {block!r:.200}")
             table.arrays[i] = block
-            table.settle(field, block)
+            table.lay_out(field, block)
         self.n_block = len(drawn)
         return 0
 
@@ -538,7 +559,7 @@ cdef class Visit(Compiled):
             self.owner.state = state["bits"]
         if state["n"] < 0:
             return
-        table = self.table = self.plan.table_of_now()
+        table = self.table = self.plan.table_for(self)
         if table.n != state["n"]:
             raise loader.error(repr(self.plan.source), f"it has {table.n} items, and had "
                                f"{state['n']} when its state was taken")
@@ -565,14 +586,11 @@ cdef class Visit(Compiled):
         cdef cnp.dtype dtype = array.dtype
         cdef int flags = cnp.PyArray_FLAGS(array) & cnp.NPY_ARRAY_WRITEABLE
         if field.copies and field.direct:
-            Py_INCREF(dtype)
-            result = PyArray_Empty(field.ndim, field.shape, dtype, False)
+            result = new_array(field.ndim, field.shape, dtype)
             copy_item(self, i, cnp.PyArray_BYTES(result), False)
             return result
-        Py_INCREF(dtype)
-        view = PyArray_NewFromDescr(
-            NDARRAY, dtype, field.ndim, field.shape, field.strides, place_of(self, field), flags,
-            NULL)
+        view = array_at(
+            place_of(self, field), field.ndim, field.shape, field.strides, dtype, flags)
         cnp.set_array_base(view, array)
         return np.array(view, order="C") if field.copies else view
 

@@ -11,18 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from .exceptions import PescadorError
+from .exceptions import StateError
 
-__all__ = ["FORMAT", "Loader", "Saver", "StateError", "digest"]
+__all__ = ["FORMAT", "Loader", "Saver", "digest"]
 
 #: The version of the format that states are written in.
 FORMAT = 1
 
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, np.bool_, np.number)
-
-
-class StateError(PescadorError):
-    """A state cannot be taken exactly, or does not fit the stream that it is to restore."""
 
 
 def digest(array: Any) -> str:

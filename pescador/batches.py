@@ -5,13 +5,14 @@ import inspect
 import os
 from typing import Any
 
+from ._checks import as_count
 from .core import Streamer
 from .exceptions import ArgumentError
 from .maps import Allocator, buffer_stream
 from .mux import StochasticMux
 from .sources import Rows, Windows
 from .sources.pool import files
-from .util import Seed, as_count
+from .util import Seed
 
 __all__ = ["batches"]
 
@@ -52,21 +53,21 @@ def batches(
     n_active : int > 0 or None
         How many files are open at a time. None is 32, or all if they are fewer.
     rate : float > 0 or None
-        How many samples a file gives, on average, before another takes its place. None takes each
-        to its end, as ``order="sequential"`` needs; rows in random order have none.
+        How many samples a file gives, on average, before another takes its place. None reads each
+        to its end, which ``order="sequential"`` needs. Random rows have no end.
     mode : {'single_active', 'with_replacement', 'exhaustive'}
-        See `StochasticMux`. With ``exhaustive``, each file is opened once, for `rate` samples; all
-        rows, each once, are those of ``rate=None`` and ``order="shuffled"``.
+        See `StochasticMux`. With ``exhaustive``, each file is opened once, for `rate` samples. For
+        each row once, pass ``rate=None`` and ``order="shuffled"``.
     length : int, mapping or None
         The length of windows, see `pescador.sources.Windows`; None for rows.
     random_state : None, int, RandomState, Generator, BitGenerator or SeedSequence
         What the mux and the sources draw with. With a seed, two iterations are equal.
     partial : bool
-        Whether what is left over at the end, if there is one, makes a smaller batch.
+        Whether the samples left over at the end, if there is an end, make a smaller batch.
     reuse, allocator
         See `buffer_stream`.
     **options
-        Of `pescador.sources.Rows` or, with `length`, of `pescador.sources.Windows`: ``keys``,
+        As `pescador.sources.Rows` takes them or, with `length`, `Windows`: ``keys``,
         ``order``, ``mmap``, ...
 
     Returns
@@ -114,7 +115,7 @@ def batches(
     mux: StochasticMux[Any] = StochasticMux(
         pool, n_active, rate, mode=mode, random_state=random_state
     )
-    # Only what was chosen, as the tree that is printed shows it.
+    # Defaults are left out, so that the printed tree is short.
     chosen: dict[str, Any] = {}
     if partial:
         chosen["partial"] = True

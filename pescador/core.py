@@ -38,14 +38,14 @@ P = ParamSpec("P")
 
 def _can_stream(source: Any) -> bool:
     """Whether a Streamer can be made from this: an iterable or a generator function."""
-    # inspect knows all generator functions, but takes half as long as all else here.
+    # inspect recognises every generator function, but takes half as long as the rest of __init__.
     if type(source) is FunctionType and source.__code__.co_flags & inspect.CO_GENERATOR:
         return True
     return inspect.isgeneratorfunction(source) or isinstance(source, Iterable)
 
 
 class _Wrapped:
-    """A function that is found by the name of another, which wraps it; pickled as that one's."""
+    """Pickles as the ``__wrapped__`` of a function, which is pickled by its name."""
 
     def __init__(self, wrapper: Any) -> None:
         self.wrapper = wrapper
@@ -55,7 +55,7 @@ class _Wrapped:
 
 
 def _by_name(source: Any) -> Any:
-    """Return what to pickle in the place of a source: a decorator may have taken its name."""
+    """Return what to pickle for a source: if a decorator has taken its name, the way by that."""
     if type(source) is FunctionType:
         named: Any = sys.modules.get(source.__module__)
         for name in source.__qualname__.split("."):
@@ -135,8 +135,8 @@ class Streamer(Generic[T]):
         self.kwargs = kwargs
         self.active_count_ = 0
         self.stream_ = None
-        # Python makes the dict of an instance when it is first asked for. A start asks; made here,
-        # it lies near what it leads to, which counts where pools are larger than the caches.
+        # Python makes the dict of an instance when it is first asked for. Made here, it lies near
+        # the objects in it, and the start of a stream misses fewer caches in a large pool.
         self.__dict__  # noqa: B018
 
     def __copy__(self) -> Self:
@@ -164,12 +164,17 @@ class Streamer(Generic[T]):
         """
         if self.is_activated_copy:
             return self
+        active = self.__pescador_copy__()
+        self.active_count_ += 1
+        return active
+
+    def __pescador_copy__(self) -> Self:
+        """Return an activated copy."""
         memo: dict[Any, Any] = {}
         active = copy.deepcopy(self, memo)
         if _core.is_shared(memo):
             active.__pescador_shared__ = True
         active._activate()
-        self.active_count_ += 1
         return active
 
     def __exit__(
@@ -230,12 +235,13 @@ class Streamer(Generic[T]):
         """
         items = _core.activated(self, max_iter)
         if items is not None:
-            # As below, without the copy that nobody would see.
+            # As below, without the copy that nobody would see. `_core.Opened`, which counts other
+            # iterations, would slow down streams of a few items.
             self.active_count_ += 1
             try:
                 yield from items
             finally:
-                # Who keeps an error keeps this frame, by way of its traceback.
+                # Whoever keeps an error keeps this frame, by way of its traceback.
                 del items
                 self.active_count_ -= 1
             return
@@ -295,7 +301,12 @@ class Streamer(Generic[T]):
         Yields
         ------
         item : object
-            What the stream gives. The cycle ends when 256 iterations in a row were empty.
+            What the stream gives.
+
+        Raises
+        ------
+        PescadorError
+            If 256 iterations in a row were empty.
         """
         yield from _core.Cycle(self, max_iter)
 
@@ -338,7 +349,7 @@ class Streamer(Generic[T]):
 _core.register(
     Streamer,
     ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
-    plain=True,
+    model=Streamer(()),
 )
 _repr.register(Streamer)
 
@@ -374,5 +385,5 @@ def streamable(function: Callable[P, Iterable[T]]) -> Callable[P, Streamer[T]]:
         bound.apply_defaults()
         return Streamer(function, *bound.args, **bound.kwargs)
 
-    # Calling it gives a Streamer, whatever kind of function it is made from.
+    # wraps() is typed as if `make` returned what `function` does.
     return cast(Callable[P, Streamer[T]], make)

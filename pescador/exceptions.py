@@ -1,13 +1,21 @@
-"""What goes wrong in pescador, as types."""
+"""The errors and warnings of pescador."""
 
 
 class PescadorError(Exception):
-    """The root of every error that pescador raises on its own account."""
+    """The base class of every error that pescador raises itself."""
 
 
 class ArgumentError(PescadorError, ValueError):
-    """An argument, or an attribute that was assigned, is none that will do."""
+    """An argument, or an attribute that was assigned, has an invalid value."""
 
 
 class DataError(PescadorError):
-    """Data are not what they should be: an item that is no mapping, a file, a key or a shape."""
+    """Data are invalid: an item that is no mapping, a file that cannot be read, a key, a shape."""
+
+
+class PescadorWarning(UserWarning):
+    """What works, but hardly as it was meant: a mux that nearly always visits an empty stream."""
+
+
+class StateError(PescadorError):
+    """The state of a stream cannot be taken exactly, or does not fit what it is to restore."""

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _batches, _core, _maps
+from ._checks import as_count, as_index, as_keys, is_number
 from .exceptions import ArgumentError
 from .exceptions import DataError as DataError
 from .exceptions import PescadorError as PescadorError
-from .util import Seed, as_count, get_rng, is_number
+from .util import Seed, get_rng
 
 __all__ = ["SKIP", "buffer_stream", "cache", "keras_tuples", "transform", "tuples"]
 
@@ -30,10 +31,14 @@ def __stack_data(data: list[Any], axis: int | None) -> dict[Any, Any]:
 
 
 def _opened(stream: Iterable[T]) -> "_core.Opened[T]":
-    """Check that a stream can be iterated; the ``with`` block of the result does it."""
+    """Check that a stream can be iterated; the ``with`` block of the result does it.
+
+    Callers then delete their `stream`: the traceback of an error keeps their frames, which would
+    keep the stream open.
+    """
     if not (isinstance(stream, Iterable) or hasattr(type(stream), "__getitem__")):
         raise ArgumentError(f"stream={stream!r} must be an iterable, such as a Streamer")
-    return _core.Opened(stream)
+    return _core.reading(stream)
 
 
 def buffer_stream(
@@ -47,9 +52,9 @@ def buffer_stream(
 ) -> Generator[dict[Any, Any], None, None]:
     """Collect the items of a stream into batches.
 
-    Each value is copied to its place in the batch when its item arrives, and let go: a generator
+    Each value is copied to its place in the batch when its item arrives, and released: a generator
     may write the next item into the same arrays, and no more than one batch and one item are in
-    memory. What comes out is what NumPy makes of all the values.
+    memory. The result is what NumPy makes of all the values.
 
     Parameters
     ----------
@@ -64,25 +69,26 @@ def buffer_stream(
         None stacks the values along a new first axis, as ``np.array([...])``. A number joins
         them along that axis, as ``np.concatenate``: for items that are small batches already.
     reuse : bool
-        Whether the memory of a large batch (a megabyte a key) serves again for a later one. It
-        does only when nothing refers to it any more: no array, view, memoryview, tensor or DLPack
-        capsule, in any thread.
+        Whether a large batch (from a megabyte a key) may be written into the memory of an earlier
+        one. It is only when nothing refers to that memory any more: no array, view, memoryview,
+        tensor or DLPack capsule, in any thread.
     allocator : callable or None
         ``(shape, dtype) -> ndarray``, where the memory of batches comes from: pages locked for
         a GPU, huge pages, shared memory. The array must be writeable and C-contiguous, of that
-        shape and dtype; batches are views of it. It is asked again where nothing can serve again.
-        Arrays of objects are NumPy's own.
+        shape and dtype; batches are views of it. It is called where no earlier memory can be used.
+        Arrays of Python objects are allocated by NumPy.
 
     Yields
     ------
     batch : dict of {key: ndarray}
         With ``axis=None``, values of shape ``(buffer_size, *shape)`` for items of shape
-        ``shape``, of the type that NumPy gives to such a list.
+        ``shape``, of the type that NumPy gives to such a list: numbers beside text become text.
 
     Raises
     ------
     ArgumentError
-        If an argument is invalid, or the allocator returns something else than it should.
+        If an argument is invalid, or the allocator returns something else than it should. At the
+        first row of a source, if a batch of such rows is larger than the memory of the machine.
     DataError
         If an item is not a mapping of keys to values: as soon as it arrives, with its type and
         position. If an item of a source lacks a key of its batch, or cannot be joined to the
@@ -92,11 +98,11 @@ def buffer_stream(
 
     Notes
     -----
-    Whoever holds no more than an address is not seen: a copy to a GPU that goes on after its
-    source was let go (``non_blocking=True``) needs the batch to be held, or ``reuse=False``.
+    Code that keeps only an address is not noticed. While a copy to a GPU goes on in the background
+    (``non_blocking=True``), hold the batch, or pass ``reuse=False``.
 
-    Along an axis, batches differ in size: an allocator may be asked for more than a batch will
-    have, and the batch is a part of it.
+    Along an axis, the size of a batch is not known beforehand: an allocator may be asked for a
+    larger array, of which the batch is a part.
 
     Examples
     --------
@@ -119,8 +125,7 @@ def buffer_stream(
     [4] [16]
     """
     opened, join = _opened(stream), _joining(buffer_size, partial, axis, reuse, allocator)
-    # Who keeps an error keeps this frame, and would keep the stream open.
-    del stream
+    del stream  # see _opened
     with opened as items:
         yield from join(items)
 
@@ -134,11 +139,11 @@ def _joining(
 ) -> Callable[[Iterable[Any]], _batches.Batches]:
     """Check the arguments of `buffer_stream`; return what turns items into batches."""
     if isinstance(buffer_size, float) and buffer_size.is_integer():
-        # Sizes are often quotients, such as 128 / 2.
+        # A quotient, such as 1024 / 16, is a float.
         buffer_size = int(buffer_size)
     size = as_count("buffer_size", buffer_size)
-    if not (axis is None or (isinstance(axis, int | np.integer) and not isinstance(axis, bool))):
-        raise ArgumentError(f"axis={axis!r} must be None or an int")
+    if axis is not None:
+        axis = as_index("axis", axis, " or None")
     if not (allocator is None or callable(allocator)):
         raise ArgumentError(
             f"allocator={allocator!r} must be None or a callable (shape, dtype) -> ndarray"
@@ -178,8 +183,7 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
     [(2, 1), (4, 3)]
     """
     opened, select = _opened(stream), _selecting(*keys)
-    # Who keeps an error keeps this frame, and would keep the stream open.
-    del stream
+    del stream  # see _opened
     with opened as items:
         yield from select(items)
 
@@ -189,17 +193,6 @@ def _selecting(*keys: Any) -> Callable[[Iterable[Any]], _maps.Tuples]:
     if not keys:
         raise ArgumentError("keys=() is empty; tuples needs at least one key")
     return lambda items: _maps.Tuples(items, keys)
-
-
-def _as_keys(name: str, keys: Any) -> Any:
-    """Return a str as it is, other iterables as a tuple, and None for nothing."""
-    if not keys:
-        return None
-    if isinstance(keys, str):
-        return keys
-    if isinstance(keys, Iterable):
-        return tuple(keys)
-    raise ArgumentError(f"{name}={keys!r} must be a key, an iterable of keys, or None")
 
 
 def keras_tuples(
@@ -237,8 +230,7 @@ def keras_tuples(
     (1, [2])
     """
     opened, pair = _opened(stream), _pairing(inputs, outputs)
-    # Who keeps an error keeps this frame, and would keep the stream open.
-    del stream
+    del stream  # see _opened
     with opened as items:
         yield from pair(items)
 
@@ -247,7 +239,7 @@ def _pairing(
     inputs: str | Iterable[Any] | None = None, outputs: str | Iterable[Any] | None = None
 ) -> Callable[[Iterable[Any]], _maps.InputsOutputs]:
     """Check the arguments of `keras_tuples`; return what turns items into pairs."""
-    x, y = _as_keys("inputs", inputs), _as_keys("outputs", outputs)
+    x, y = as_keys("inputs", inputs), as_keys("outputs", outputs)
     if x is None and y is None:
         raise ArgumentError(
             f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
@@ -293,8 +285,7 @@ def cache(
     [0, 1, 0, 0, 1, 1, 2, 2, 3, 1, 4, 5, 5, 4]
     """
     opened, mix = _opened(stream), _caching(n_cache, prob, random_state)
-    # Who keeps an error keeps this frame, and would keep the stream open.
-    del stream
+    del stream  # see _opened
     with opened as items:
         yield from mix(items)
 
@@ -356,8 +347,7 @@ def transform(stream: Iterable[T], function: Callable[[T], Any]) -> Generator[An
     [0, 4, 16]
     """
     opened, apply = _opened(stream), _applying(function)
-    # Who keeps an error keeps this frame, and would keep the stream open.
-    del stream
+    del stream  # see _opened
     with opened as items:
         yield from apply(items)
 

@@ -7,8 +7,8 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 
 from . import _core
-from ._state import FORMAT, Loader, Saver, StateError
-from .exceptions import ArgumentError, PescadorError
+from ._state import FORMAT, Loader, Saver
+from .exceptions import ArgumentError, PescadorError, StateError
 
 __all__ = ["Stream"]
 

@@ -212,34 +212,3 @@ def get_rng(random_state: Seed) -> Rng:
         f"random_state={random_state!r} must be None, an int, or a RandomState, Generator, "
         "BitGenerator or SeedSequence of numpy.random"
     )
-
-
-def is_number(value: Any, *kinds: type) -> bool:
-    """Tell whether `value` is a real number of Python or NumPy, of `kinds` if there are any."""
-    return isinstance(value, kinds or (int, float, np.integer, np.floating)) and not isinstance(
-        value, bool | np.timedelta64
-    )
-
-
-def as_count(name: str, value: Any, hint: str = "") -> int:
-    """Return `value` as an int, or raise an ArgumentError unless it is a whole number > 0.
-
-    What is larger than any container can be is as good as the largest.
-    """
-    if is_number(value, int, np.integer) and value > 0:
-        return min(int(value), sys.maxsize)
-    raise ArgumentError(f"{name}={value!r} must be a positive whole number{hint}")
-
-
-def as_bool(name: str, value: Any) -> bool:
-    """Return `value` as a bool, or raise an ArgumentError unless it is one."""
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    raise ArgumentError(f"{name}={value!r} must be a bool")
-
-
-def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """Return `value`, or raise an ArgumentError unless it is one of `choices`."""
-    if isinstance(value, str) and value in choices:
-        return value
-    raise ArgumentError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")

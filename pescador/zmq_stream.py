@@ -6,16 +6,15 @@ A `ZMQStreamer` starts one worker process per iteration.
   none to give and for an item that does not fit, over a pipe that only the two hold. No port is
   taken.
 * Less than `max_bytes` are on their way at a time.
-* The worker's last word is how many items there were, and the exception if there was one.
-* The consumer yields items until it has that many. A worker that is gone without a last word has
-  been killed, which is an error: a short stream never looks like a whole one.
+* The worker's last word is that the stream has ended, and the exception if there was one. A worker
+  that is gone without it has been killed, which is an error: a short stream never looks like a
+  whole one.
 * A consumer that wants no more says so. One that is gone takes its worker with it.
 
 The channel between the two is in `pescador._channel`.
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -25,11 +24,11 @@ from . import _core
 from ._channel import process
 from ._channel.consumer import Channel
 from ._channel.schema import encode, receive
-from ._signals import Guard
+from ._channel.signals import Guard
+from ._checks import as_bool, as_choice, as_count, check_seconds
 from .core import Streamer
 from .exceptions import ArgumentError
 from .exceptions import DataError as DataError
-from .util import as_bool, as_choice, as_count
 
 __all__ = ["ZMQStreamer"]
 
@@ -87,32 +86,12 @@ def zmq_recv_data(
     return data
 
 
-@contextmanager
-def _connected(port: int, server_key: bytes | None) -> Iterator[Any]:
-    """Connect a socket to a consumer; close it on the way out, without waiting."""
-    context = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    try:
-        socket.set_hwm(0)
-        if server_key is not None:
-            socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-            socket.curve_serverkey = server_key
-        socket.connect(f"tcp://127.0.0.1:{port:d}")
-        yield socket
-    finally:
-        # Not context.destroy: when garbage is collected, it may not know its sockets any more.
-        socket.close(linger=0)
-        context.term()
-
-
 def zmq_worker(
     port: int,
     streamer: Any,
     terminate: Any,
     copy: bool = False,
     max_iter: float | None = None,
-    *,
-    server_key: bytes | None = None,
 ) -> None:
     """Send what a streamer yields to a consumer that listens on a port of this machine.
 
@@ -131,10 +110,10 @@ def zmq_worker(
         reuse their memory.
     max_iter : number or None
         Passed to `streamer`.
-    server_key : bytes or None
-        The consumer's public CURVE key, if it wants one.
     """
-    with _connected(port, server_key) as socket:
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.set_hwm(0)
+        socket.connect(f"tcp://127.0.0.1:{port:d}")
         try:
             for data in streamer(max_iter=max_iter):
                 zmq_send_data(socket, data)
@@ -142,7 +121,6 @@ def zmq_worker(
                     break
         finally:
             zmq_send_data(socket, {})
-            socket.close(linger=-1)
 
 
 def _check(streamer: Any) -> None:
@@ -155,14 +133,10 @@ def _check(streamer: Any) -> None:
             "that at most 65535"
         )
     as_bool("copy", streamer.copy)
-    timeout = streamer.timeout
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
-        raise ArgumentError(f"timeout={timeout!r} must be None or a number of seconds")
+    check_seconds("timeout", streamer.timeout)
+    check_seconds("start_timeout", streamer.start_timeout, "above 0")
     if streamer.start_method is not None:
         as_choice("start_method", streamer.start_method, process.METHODS)
-    limit = streamer.start_timeout
-    if limit is not None and not (isinstance(limit, int | float) and limit > 0):
-        raise ArgumentError(f"start_timeout={limit!r} must be None or a number of seconds above 0")
 
 
 class ZMQStreamer(Streamer[T]):
@@ -311,10 +285,9 @@ class ZMQStreamer(Streamer[T]):
         _core.as_bound(max_iter)
         _check(self)
         channel = Channel(self, max_iter)
-        self.active_count_ += 1
-        try:
-            with Guard(channel.begin, channel.wait_for_end, channel.end):
-                while channel.wait():
-                    yield from channel.ready()
-        finally:
-            self.active_count_ -= 1
+        with (
+            _core.Opened(self, iter(())),
+            Guard(channel.begin, channel.wait_for_end, channel.end),
+        ):
+            while channel.wait():
+                yield from channel.items()

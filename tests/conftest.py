@@ -1,12 +1,16 @@
 """What every test may use: each mux class on both of its paths, and a watch on leftovers."""
 
+import contextlib
 import multiprocessing
 import signal
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from stored import aged
 
 import pescador
+from pescador import _snapshots
 from pescador._channel import process
 
 # Not tests: read by mypy, and run by tests.
@@ -53,6 +57,40 @@ def start_method(request, monkeypatch):
     """The start method of workers where a test names none: promises are kept under each."""
     monkeypatch.setattr(process, "default_method", lambda: request.param)
     return request.param
+
+
+@pytest.fixture
+def all_large():
+    """Arrays of any size are taken for large, and get snapshots."""
+    before = _snapshots.set_large(1)
+    yield
+    _snapshots.set_large(before)
+
+
+@pytest.fixture
+def pair():
+    """Both ends of a channel's memory; tests that use it are skipped where there is none."""
+    import channel
+
+    with contextlib.closing(channel.Pair()) as made:
+        yield made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve files of 20 rows, whose numbers sort in another order than their names."""
+    for i in range(12):
+        arrays = {"X": np.full((20, 3), i, np.float32), "y": np.arange(20) + 100 * i}
+        np.savez(tmp_path / f"part{i}.npz", **arrays)
+    return tmp_path
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A file of ten rows that was not changed lately."""
+    path = tmp_path / "a.npz"
+    np.savez(path, X=np.arange(30, dtype=np.float32).reshape(10, 3), y=np.arange(10))
+    return aged(path)
 
 
 @pytest.fixture(autouse=True)

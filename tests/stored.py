@@ -6,8 +6,28 @@ import time
 
 import numpy as np
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from pescador.sources import files
+
+DTYPES = st.one_of(
+    arrays.scalar_dtypes(),
+    arrays.array_dtypes(arrays.scalar_dtypes(), min_size=1, max_size=3),
+)
+LAYOUTS = (
+    lambda a: a,
+    np.asfortranarray,
+    lambda a: a.T,
+    lambda a: a[::-1, ..., ::2] if a.ndim > 1 else a,
+)
+
+
+@st.composite
+def values(draw):
+    """Arrays of any kind, shape and layout."""
+    shape = draw(arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+    array = draw(arrays.arrays(draw(DTYPES), shape))
+    return draw(st.sampled_from(LAYOUTS))(array)
 
 
 def same(ours, theirs):

@@ -1,6 +1,10 @@
 """Sources that tests draw from; at module level, so that they can be pickled."""
 
+import contextlib
+import os
 import random
+import sys
+import types
 
 import numpy as np
 
@@ -21,6 +25,14 @@ def forever(value):
 def nothing():
     """No item at all."""
     yield from ()
+
+
+def callers(*args, **kwargs):
+    """The names of the files whose functions are running, from here outwards."""
+    frame = sys._getframe()
+    while frame is not None:
+        yield frame.f_code.co_filename
+        frame = frame.f_back
 
 
 def write_into(array, n):
@@ -55,3 +67,70 @@ def draws(n):
     """n data objects of numbers from the global random states."""
     for _ in range(n):
         yield {"numpy": np.random.rand(2), "python": np.array(random.random())}
+
+
+def copies_of(value, n=5):
+    """What n streams of one activation of a mux are given for one value."""
+    return list(pescador.RoundRobinMux([pescador.Streamer(forever, value)] * n).iterate(n))
+
+
+def lone_copies_of(value, n=3):
+    """What n iterations of a streamer are given."""
+    return [given_to_a_stream(value) for _ in range(n)]
+
+
+def given_to_a_stream(value):
+    """What an iteration of a streamer is given."""
+    return next(pescador.Streamer(forever, value).iterate())
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+def flags_of(array):
+    """All that an array says of its memory, but whether it is its own."""
+    return {name: array.flags[name] for name in ("C", "F", "W", "A", "X")}
+
+
+def assert_alike(ours, theirs, seen=None):
+    """Assert that two values are equal, laid out alike, and hold the same things twice."""
+    seen = {} if seen is None else seen
+    assert type(ours) is type(theirs)
+    if isinstance(ours, list | dict | set | bytearray | np.ndarray):
+        assert seen.setdefault(id(ours), id(theirs)) == id(theirs)
+        assert seen.setdefault(id(theirs), id(ours)) == id(ours)
+    if isinstance(ours, np.ndarray):
+        assert ours.dtype == theirs.dtype
+        assert (ours.shape, ours.strides) == (theirs.shape, theirs.strides)
+        assert flags_of(ours) == flags_of(theirs)
+        assert ours.tobytes() == theirs.tobytes()
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs)
+        for pair in zip(ours, theirs, strict=True):
+            assert_alike(*pair, seen)
+    elif isinstance(ours, dict):
+        assert list(ours) == list(theirs)
+        for key in ours:
+            assert_alike(ours[key], theirs[key], seen)
+    else:
+        assert ours == theirs
+
+
+def snapshots():
+    """What the system knows of snapshots in this process: their maps, descriptors and bytes."""
+    maps, files, sizes = 0, 0, {}
+    with open("/proc/self/maps") as listed:
+        for line in listed:
+            if "/memfd:pescador" in line:
+                first, last = line.split()[0].split("-")
+                maps += 1
+                sizes[line.split()[4]] = int(last, 16) - int(first, 16)
+    for name in os.listdir("/proc/self/fd"):
+        path = os.path.join("/proc/self/fd", name)
+        with contextlib.suppress(OSError):
+            if "/memfd:pescador" in os.readlink(path):
+                files += 1
+                sizes[str(os.stat(path).st_ino)] = os.stat(path).st_size
+    return types.SimpleNamespace(maps=maps, files=files, bytes=sum(sizes.values()))

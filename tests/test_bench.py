@@ -1,5 +1,6 @@
 """Every case of the benchmark suite does the work that it says, whoever does it; no times."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -15,20 +16,28 @@ BENCH = pathlib.Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import cases  # noqa: E402
+import charts  # noqa: E402
 import contestants  # noqa: E402
 import data  # noqa: E402
+import goals  # noqa: E402
 import jobs  # noqa: E402
+import plan  # noqa: E402
+import process  # noqa: E402
+import publish  # noqa: E402
 import report  # noqa: E402
+import resume  # noqa: E402
 import run  # noqa: E402
+import suite  # noqa: E402
+import summary  # noqa: E402
 
 COUNT = 12
 
 
 def job_of(name, contestant):
-    it = cases.CASES[name]
+    it = suite.CASES[name]
     package = pescador if contestant in contestants.API else None
     try:
-        return cases.build(name, it.tiny or it.short[0], contestant, package)
+        return suite.build(name, it.tiny or it.short[0], contestant, package)
     except jobs.Skip as skip:
         pytest.skip(str(skip))
 
@@ -46,10 +55,10 @@ def streams_of(samples):
     return {sample[1] if isinstance(sample, tuple) else sample for sample in samples}
 
 
-NAMES = sorted(cases.CASES)
+NAMES = sorted(suite.CASES)
 BY_HAND = sorted(
     (name, hand)
-    for name, it in cases.CASES.items()
+    for name, it in suite.CASES.items()
     for hand in ("hand", "hand-blocks", "ours-function")
     if hand in it.builders
 )
@@ -63,14 +72,14 @@ def test_a_case_gives_as_many_samples_as_are_asked_for(name):
 @pytest.mark.parametrize(("name", "hand"), BY_HAND)
 def test_the_loop_by_hand_does_the_same_work(name, hand):
     ours, by_hand = samples_of(name, "ours"), samples_of(name, hand)
-    if cases.CASES[name].same:
+    if suite.CASES[name].same:
         np.testing.assert_equal(by_hand, ours)
     elif isinstance(ours[0], dict):
         assert [{k: v.shape for k, v in b.items()} for b in by_hand] == [
             {k: v.shape for k, v in b.items()} for b in ours
         ]
     else:
-        n = cases.CASES[name].tiny.get("n", 100)
+        n = suite.CASES[name].tiny.get("n", 100)
         assert streams_of(ours) | streams_of(by_hand) <= set(range(n))
         assert len(streams_of(ours)) > 1
         assert len(streams_of(by_hand)) > 1
@@ -96,7 +105,7 @@ def bytes_of(rows):
 
 @pytest.mark.parametrize("name", ["job", "in_memory", "windows"])
 def test_the_loop_in_c_copies_samples_from_where_they_lie(name):
-    n = cases.CASES[name].tiny["n"]
+    n = suite.CASES[name].tiny["n"]
     if name == "windows":
         spectrograms = [np.load(path) for path in data.spectrograms(n)]
         starts = range(len(spectrograms[0]) - cases.FRAMES + 1)
@@ -144,15 +153,61 @@ def test_a_round_takes_whole_batches_of_those_that_unpack_them():
     assert jobs.calibrate(job, 1e-3) % cases.BLOCK == 0
 
 
+def test_a_restored_run_goes_on_with_the_sample_that_was_to_come():
+    restored = samples_of("resume", "hand")
+    assert restored == [restored[0]] * COUNT
+    with pytest.raises(ValueError, match="goes on with 0, not with 5"):
+        resume.job("restore", 5, lambda state: iter(range(9)), lambda stream: None)
+
+
+@pytest.fixture
+def profile(monkeypatch):
+    """A profile that is over in a moment; all contestants run in this environment."""
+    monkeypatch.setattr(contestants, "python_of", lambda env: sys.executable)
+    return dataclasses.replace(plan.PROFILES["short"], rounds=2, round=1e-3, warm=1e-3, patience=60)
+
+
+def test_a_run_has_as_many_rounds_of_each_contestant_as_asked_for(profile):
+    selected = plan.select_cases(["shuffled/n=10", "bound"], "short")
+    groups = plan.groups(selected, ["limit", "ours", "hand", "webdataset"], None)
+    found = {"results": {}, "versions": {}, "skipped": []}
+    run.measure_all(groups, profile, None, found)
+    assert set(found["results"]) == {"shuffled/n=10", "bound"}
+    for by in found["results"].values():
+        assert set(by) == {"limit", "ours", "hand"}
+        for result in by.values():
+            assert len(result["rounds"]) == 2
+            assert all(count > 0 and seconds > 0 for count, seconds in result["rounds"])
+    assert found["versions"]["ours"]["numpy"] == np.__version__
+    reason = "ModuleNotFoundError: No module named 'webdataset'"
+    assert found["skipped"] == [["shuffled/n=10", "webdataset", reason]]
+
+
+def test_a_worker_that_is_killed_or_late_says_so_and_is_asked_no_more(profile):
+    work = plan.Work(*suite.find("bound"), ["hand"])
+    killed, late = (process.Process("hand", work, profile, 1e-3) for _ in range(2))
+    killed.start()
+    killed.kill()
+    killed.prepare()
+    assert killed.failure.startswith("the worker ended with status -9")
+    late.ask(patience=0)
+    assert late.failure == "took more than 0 s"
+    for it in (killed, late):
+        it.round()
+        assert it.rounds == []
+        assert it.process.poll() is not None
+        it.close()
+
+
 def test_files_are_written_once_in_a_run_and_removed_at_its_end(monkeypatch):
     monkeypatch.setenv(contestants.FILES, "")
-    it = cases.CASES["job"]
-    with run.folder_of_files():
+    it = suite.CASES["job"]
+    with data.folder_of_files():
         folder = pathlib.Path(os.environ[contestants.FILES])
-        run.write_files(it, it.tiny)
+        data.write_files(it, it.tiny)
         there = data.recordings(it.tiny["n"])
         stamps = [os.stat(path).st_mtime_ns for path in there]
-        run.write_files(it, it.tiny)
+        data.write_files(it, it.tiny)
         assert [os.stat(path).st_mtime_ns for path in there] == stamps
         assert {pathlib.Path(path).parent.parent for path in there} == {folder}
     assert not folder.exists()
@@ -173,35 +228,34 @@ def test_the_environment_of_ours_is_made_anew_when_any_file_of_the_package_chang
 
 
 def test_every_contestant_of_a_case_is_known():
-    for it in cases.CASES.values():
+    for it in suite.CASES.values():
         assert set(it.builders) <= set(contestants.CONTESTANTS) | {"pescador"}
     assert {it.env for it in contestants.CONTESTANTS.values()} <= set(contestants.ENV)
 
 
 def test_every_case_says_in_which_way_another_does_it():
-    for it in cases.CASES.values():
+    for it in suite.CASES.values():
         assert all(it.ways[name] for name in report.OTHERS if name in it.builders)
 
 
 def test_every_contestant_has_a_line_of_its_own_in_the_charts():
-    assert set(report.STYLES) == set(contestants.CONTESTANTS) - {"limit"}
-    drawn = [(style, name in report.DOTTED) for name, style in report.STYLES.items()]
-    assert len(set(drawn)) == len(drawn)
+    lines = [charts.style(name) for name in contestants.CONTESTANTS if name != "limit"]
+    assert len(set(lines)) == len(lines)
 
 
 def test_identifiers_are_unique_and_can_be_found():
-    found = [it.identifier(p) for it in cases.CASES.values() for p in it.grid("full")]
+    found = [it.identifier(p) for it in suite.CASES.values() for p in it.grid("full")]
     assert len(set(found)) == len(found)
     for identifier in found:
-        it, params = cases.find(identifier)
+        it, params = suite.find(identifier)
         assert it.identifier(params) == identifier
 
 
 def test_goals_and_core_cases_are_cases_of_the_short_profile():
-    short = {it.identifier(p) for it in cases.CASES.values() for p in it.grid("short")}
-    assert set(cases.CORE) | set(run.MEMORY) <= short
-    assert {side[0] for goal in cases.GOALS for side in (goal.slow, goal.fast)} <= short
-    assert {pace.identifier for pace in cases.PACES} | set(cases.MAIN) <= short
+    short = {it.identifier(p) for it in suite.CASES.values() for p in it.grid("short")}
+    assert set(goals.CORE) | set(summary.MEMORY) <= short
+    assert {side[0] for goal in goals.GOALS for side in (goal.slow, goal.fast)} <= short
+    assert {pace.identifier for pace in goals.PACES} | set(goals.MAIN) <= short
 
 
 @pytest.mark.parametrize(
@@ -210,44 +264,40 @@ def test_goals_and_core_cases_are_cases_of_the_short_profile():
         (["shuffled/n=10"], ["shuffled/n=10"]),
         (["tree"], ["tree/depth=2"]),
         (["tree*"], ["tree/depth=2", "tree/depth=3", "tree/depth=2/outer=stochastic"]),
-        (["nothing"], []),
     ],
 )
 def test_cases_are_selected_by_pattern(patterns, expected):
-    selected = run.select_cases(patterns, "short")
+    selected = plan.select_cases(patterns, "short")
     assert [it.identifier(params) for it, params in selected] == expected
 
 
+def test_a_pattern_that_matches_no_case_is_an_error():
+    with pytest.raises(SystemExit, match="--only nothing matches no case"):
+        plan.select_cases(["nothing"], "short")
+
+
 def test_cases_that_a_goal_compares_are_measured_side_by_side():
-    works = [run.Work(it, params, []) for it, params in run.select_cases(None, "short")]
-    groups = [{work.identifier for work in group} for group in run.side_by_side(works)]
-    for goal in cases.GOALS:
+    selected = plan.select_cases(None, "short")
+    planned = plan.groups(selected, ["ours"], None)
+    groups = [{work.identifier for work in group} for group in planned]
+    for goal in goals.GOALS:
         assert any({goal.slow[0], goal.fast[0]} <= group for group in groups)
-    assert sum(map(len, groups)) == len(works)
+    assert sum(map(len, groups)) == len(selected)
 
 
-def test_ratios_are_of_what_was_measured_in_the_same_round():
+def test_ratios_are_of_what_was_measured_in_the_same_round(results):
     # The machine halves its speed after the second round, and one contestant stops there.
-    both = [
-        measured("bound", "ours", [1e-8, 1e-8, 2e-8, 2e-8, 2e-8]),
-        measured("bound", "peer", [3e-8, 3e-8]),
-    ]
-    ratio = report.Rounds({"results": both}).ratio(("bound", "peer"), ("bound", "ours"))
-    assert ratio == pytest.approx(3)
+    seconds = {"ours": [1e-8, 1e-8, 2e-8, 2e-8, 2e-8], "peer": [3e-8, 3e-8]}
+    results["results"] = {"bound": measured(**seconds)}
+    by = summary.summary_of(results)["cases"]["bound"]["by"]
+    assert by["peer"]["ratio"] == pytest.approx(3)
 
 
-def measured(case, contestant, seconds):
-    it, params = cases.find(case)
+def measured(size=None, **by):
+    """What was measured of a case; seconds per unit by contestant."""
     return {
-        "case": case,
-        "name": it.name,
-        "params": params,
-        "section": it.section,
-        "unit": it.unit,
-        "bytes": None,
-        "contestant": contestant,
-        "way": it.ways.get(contestant, ""),
-        "rounds": [[1000, s * 1000] for s in seconds],
+        name: {"rounds": [[1000, s * 1000] for s in seconds], "size": size, "memory": 0}
+        for name, seconds in by.items()
     }
 
 
@@ -259,53 +309,56 @@ def results():
         "commit": None,
         "machine": {"cpu": "a", "processors": 2, "memory_gb": 4, "system": "b c"},
         "versions": {"ours": {"pescador": "3", "numpy": "2", "python": "3.11"}},
-        "results": [
-            measured("shuffled/n=10", "limit", [1e-8] * 3),
-            measured("shuffled/n=10", "ours", [4e-8, 5e-8, 6e-8]),
-            measured("shuffled/n=10", "peer", [8e-6, 7e-6, 6.5e-6]),
-            measured("shuffled/n=10", "hand", [4e-8] * 3),
-            measured("shuffled/n=10", "grain", [6e-6] * 3),
-            measured("job/rate=1", "ours", [6e-6] * 3),
-            measured("in_memory", "ours", [2e-7] * 3),
-        ],
-        "memory": [],
-        "skipped": [{"case": "all", "contestant": "torch", "reason": "not installed"}],
+        "results": {
+            "shuffled/n=10": measured(
+                limit=[1e-8] * 3,
+                ours=[4e-8, 5e-8, 6e-8],
+                peer=[8e-6, 7e-6, 6.5e-6],
+                hand=[4e-8] * 3,
+                grain=[6e-6] * 3,
+            ),
+            "job/rate=1": measured(ours=[6e-6] * 3),
+            "in_memory": measured(ours=[2e-7] * 3),
+            "resume/step=save/samples=10000": measured(hand=[1e-4] * 3, size=3984),
+        },
+        "skipped": [["all", "torch", "not installed"]],
     }
 
 
 def test_the_table_says_ratios_goals_losses_and_who_is_missing(results):
-    text = "\n".join(report.table(report.summary_of(results)))
+    text = report.table(summary.summary_of(results))
     assert "50 ns ±10%" in text
     assert "| peer / ours | at least 120x | 140x | yes |" in text
     assert "| hand / ours | at least 2x | 0.80x | **no** |" in text
     assert "| ours | at most 5 µs | 6 µs | **no** |" in text
     assert "| ours | at most 200 ns | 200 ns | yes |" in text
     assert "| `shuffled/n=10` | hand | 40 ns ±0% | 50 ns ±10% | 1.25x |" in text
-    way = cases.CASES["shuffled"].ways["grain"]
+    way = suite.CASES["shuffled"].ways["grain"]
     assert f"| `shuffled/n=10` | 50 ns ±10% | grain | 6 µs ±0% | 120x | {way} |" in text
     assert "| torch | not installed | all |" in text
+    assert "| 100 µs ±0%, 3,984 B |" in text
 
 
 def test_the_readme_says_what_is_faster_than_ours(results):
-    text = "\n".join(report.readme_part(report.summary_of(results)))
+    text = publish.readme_part(summary.summary_of(results))
     assert "| `ShuffledMux`, 10 streams | sample | 50 ns | 7 µs | 40 ns | 10 ns |" in text
     assert "Faster than ours: hand on `ShuffledMux`, 10 streams (1.25x)." in text
 
 
 def test_a_summary_is_read_back_as_it_was_written(results):
-    summary = report.summary_of(results)
-    assert report.summary_of(json.loads(report.written(summary))) == json.loads(json.dumps(summary))
+    short = summary.summary_of(results)
+    assert summary.summary_of(json.loads(summary.as_text(short))) == short
 
 
 def test_readme_and_table_show_the_published_summary():
-    summary = json.loads((report.PUBLISHED / "summary.json").read_text(encoding="utf-8"))
-    readme = report.README.read_text(encoding="utf-8")
-    assert report.with_part(readme, report.readme_part(summary)) == readme
-    table = (report.PUBLISHED / "table.md").read_text(encoding="utf-8")
-    assert table == "\n".join(report.table(summary))
+    published = json.loads((publish.PUBLISHED / "summary.json").read_text(encoding="utf-8"))
+    readme = publish.README.read_text(encoding="utf-8")
+    assert publish.with_part(readme, publish.readme_part(published)) == readme
+    table = (publish.PUBLISHED / "table.md").read_text(encoding="utf-8")
+    assert table == report.table(published)
 
 
 def test_what_is_published_is_a_table_a_chart_and_a_short_summary():
-    sizes = {path.name: path.stat().st_size for path in report.PUBLISHED.iterdir()}
-    assert set(sizes) == {"summary.json", "table.md", f"{report.CHART}.svg"}
+    sizes = {path.name: path.stat().st_size for path in publish.PUBLISHED.iterdir()}
+    assert set(sizes) == {"summary.json", "table.md", f"{charts.CHART}.svg"}
     assert sizes["summary.json"] <= 50_000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import pescador
 from pescador import ArgumentError, PescadorError, Streamer, streamable
-from streams import Failure, count, data, failing, nothing
+from streams import Failure, callers, count, data, failing, nothing
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,24 @@ def test_infinity_is_no_bound():
     assert list(Streamer("abc").iterate(float("inf"))) == ["a", "b", "c"]
 
 
-def test_a_cycle_over_a_stream_without_items_ends():
-    assert list(Streamer(nothing).cycle()) == []
-    assert list(Streamer([]).cycle(5)) == []
+@pytest.mark.parametrize("max_iter", [None, 5])
+def test_a_cycle_of_a_stream_without_items_raises_and_names_it(max_iter):
+    stream = Streamer(nothing).cycle(max_iter)
+    expected = r"cycle\(\) would .* for ever: 256 times in a row, Streamer\(nothing\) gave nothing"
+    with pytest.raises(PescadorError, match=expected):
+        next(stream)
+    assert list(stream) == []
+
+
+def test_a_cycle_that_has_given_all_it_was_asked_for_ends():
+    """It asks for one item more, which a stream that can be read once does not have."""
+    items = iter([1, 2, 3])
+
+    def source():
+        yield from items
+
+    assert list(Streamer(source).cycle(3)) == [1, 2, 3]
+    assert list(Streamer(nothing).cycle(0)) == []
 
 
 @pytest.mark.parametrize(
@@ -246,6 +261,17 @@ def test_a_method_patched_on_an_instance_or_a_class_is_called(monkeypatch):
     assert list(pescador.ChainMux([streamer])) == ["x", "y", "z"]
     monkeypatch.setattr(Streamer, "_activate", lambda self: setattr(self, "stream_", iter("pq")))
     assert list(pescador.ChainMux([Streamer(count, 3)])) == ["p", "q"]
+
+
+@pytest.mark.parametrize(("args", "kwargs"), [((), {}), ((1, "a"), {}), (([1],), {"b": 2})])
+@pytest.mark.parametrize(
+    "same", [lambda it: it, copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))]
+)
+def test_a_plain_streamer_in_a_mux_runs_without_a_frame_of_streamer(same, args, kwargs):
+    plain = same(Streamer(callers, *args, **kwargs))
+    files = list(pescador.ChainMux([plain]))
+    assert pescador.mux.base.__file__ in files
+    assert pescador.core.__file__ not in files
 
 
 def test_a_bound_method_of_a_subclass_sees_the_activated_copy():

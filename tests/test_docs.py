@@ -12,6 +12,7 @@ import pescador
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+MAKEFILE = ROOT / "Makefile"
 GENERATED = ("_build", "gallery")
 PAGES = sorted(
     path for path in DOCS.rglob("*.rst") if path.relative_to(DOCS).parts[0] not in GENERATED
@@ -133,34 +134,105 @@ def test_every_picture_can_be_heard(path):
         assert 'role="img"' in picture
 
 
+INSIDE = DOCS / "inside"
+PACKAGE = ROOT / "pescador"
+
+
+def rooms():
+    """The files of the package that the list of rooms is of, by their paths in it."""
+    paths = [path for pattern in ("*.py", "*.pyx") for path in PACKAGE.rglob(pattern)]
+    return {path.relative_to(PACKAGE).as_posix(): path for path in paths}
+
+
+def code_of(path):
+    """A file without its comments and docstrings."""
+    comments = r"/\*(?s:.*?)\*/|//.*" if path.suffix == ".h" else r'"""(?s:.*?)"""|#.*'
+    return re.sub(comments, "", path.read_text())
+
+
+def words_of(paths):
+    """The identifiers in files, each with those of one file."""
+    return {path: set(re.findall(r"[A-Za-z_]\w*", code_of(path))) for path in paths}
+
+
 def test_what_the_pages_on_the_inside_name_is_in_the_code():
-    code = "".join(
-        path.read_text()
-        for folder, pattern in (("pescador", "**/*"), ("tests", "**/*.py"), (".", "Makefile"))
-        for path in (ROOT / folder).glob(pattern)
-        if path.suffix in (".py", ".pyx", ".pxd", ".h", "")
-        if path.is_file()
-    )
-    words = set(re.findall(r"\w+", code))
+    sources = [
+        path
+        for path in (*PACKAGE.rglob("*"), *(ROOT / "tests").rglob("*.py"))
+        if path.suffix in (".py", ".pyx", ".pxd", ".h")
+    ]
+    everywhere = set().union(*words_of(sources).values(), re.findall(r"\w+", MAKEFILE.read_text()))
+    by_module = {}
+    for path, words in words_of(sources).items():
+        if path.suffix in (".py", ".pyx"):
+            by_module.setdefault(path.stem, set()).update(words)
     missing = {}
-    for path in (DOCS / "inside").glob("*.rst"):
-        for name in re.findall(r"``([A-Za-z_][\w.]*)``", path.read_text()):
-            if not (ROOT / name).exists() and not words.issuperset(name.split(".")):
-                missing.setdefault(path.name, []).append(name)
+    for page in INSIDE.glob("*.rst"):
+        for name in re.findall(r"``([A-Za-z_][\w./]*)``", page.read_text()):
+            if re.search(r"\.(pyx?|pxd|h|json)$|/", name):
+                known = any((folder / name).exists() for folder in (ROOT, PACKAGE, ROOT / "tests"))
+                known = known or list(PACKAGE.rglob(name))
+            else:
+                # Of a module, its name must be in that very module.
+                module, _, rest = name.partition(".")
+                words = by_module.get(module, everywhere) if rest else everywhere
+                known = words.issuperset((rest or name).split("."))
+            if not known:
+                missing.setdefault(page.name, []).append(name)
     assert missing == {}
 
 
+def test_a_compiled_room_names_the_page_on_it_and_the_page_names_the_room():
+    named_in_code, named_on_pages = set(), set()
+    pages = {path.name: path.read_text() for path in INSIDE.glob("*.rst")}
+    for name, path in rooms().items():
+        for page in re.findall(r"docs/inside/(\w+\.rst)", path.read_text()):
+            named_in_code.add((name, page))
+            if re.search(rf"``(?:\w+/)*{path.name}``", pages[page]):
+                named_on_pages.add((name, page))
+    assert named_in_code == named_on_pages
+    assert {page for _, page in named_in_code} == pages.keys() - {"index.rst", "rooms.rst"}
+    assert {n for n, _ in named_in_code} >= {n for n in rooms() if n.endswith(".pyx")}
+
+
 def test_the_list_of_rooms_names_each_file_of_the_package_and_no_other():
-    text = (DOCS / "inside" / "rooms.rst").read_text()
+    text = (INSIDE / "rooms.rst").read_text()
     listed, folder = [], ""
-    for line in re.search(r"^   pescador/\n((?:     .*\n)*)", text, re.M)[1].split("\n"):
+    for line in re.search(r"^   pescador/\n((?:     .*\n|\n)*)", text, re.M)[1].split("\n"):
         if not line.startswith(" " * 7):
             folder = "".join(re.findall(r"^ +(\w+/)", line))
-        listed += [folder + name for name in re.findall(r"\b\w+\.pyx?\b", line)]
-    package = ROOT / "pescador"
-    files = {path for pattern in ("*.py", "*.pyx") for path in package.rglob(pattern)}
-    names = {path.relative_to(package).as_posix() for path in files if path.name != "__init__.py"}
-    assert sorted(listed) == sorted(names)
+        listed += [folder + name for name in re.findall(r"\b\w+\.(?:pyx?|h)\b", line)]
+    names = {name for name in rooms() if not name.endswith("__init__.py")}
+    headers = {f"_native/{path.name}" for path in PACKAGE.glob("_native/*.h")}
+    assert sorted(listed) == sorted(names | headers)
+
+
+def test_each_answer_to_where_something_is_names_a_file_that_has_it():
+    text = (INSIDE / "rooms.rst").read_text()
+    answers = re.findall(r"^   \* - .*\?\n     - ``(.*)``: ``(.*)``$", text, re.M)
+    assert len(answers) == 10
+    for name, function in answers:
+        assert re.search(rf"\b(?:def|cdef|cpdef)\b.*\b{function}\(", code_of(PACKAGE / name)), name
+
+
+def test_the_list_of_tests_names_each_file_of_tests_once():
+    listed = re.findall(r"``((?:parity/)?test_\w+\.py)``", (INSIDE / "rooms.rst").read_text())
+    files = (ROOT / "tests").rglob("test_*.py")
+    assert sorted(listed) == sorted(path.relative_to(ROOT / "tests").as_posix() for path in files)
+
+
+def test_contributing_names_each_folder_and_no_other():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"^(\w+)/ ", re.search(r"```\n(.*?)```", text, re.S)[1], re.M)
+    made = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."}
+    assert set(listed) == folders - made
+
+
+def test_the_changelog_begins_with_the_version_of_the_package():
+    sections = re.findall(r"^## (\S+) \(.+\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert sections[0] == pescador.__version__
+    assert len(set(sections)) == len(sections)
 
 
 def test_the_table_of_differences_is_included_from_the_readme():

@@ -1,4 +1,4 @@
-"""The maps."""
+"""The maps: arguments and errors of all, items of all but `buffer_stream` (test_batches.py)."""
 
 import itertools
 import signal
@@ -6,9 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import pescador
 from pescador import ArgumentError, DataError, Streamer
@@ -18,64 +15,6 @@ from streams import data
 def same(a, b):
     """Whether two arrays agree in type, shape and every byte."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-@given(
-    n=st.integers(0, 12),
-    size=st.integers(1, 5),
-    partial=st.booleans(),
-    shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=3),
-    dtype=hnp.scalar_dtypes(),
-)
-def test_a_batch_stacks_its_items_as_numpy_does(n, size, partial, shape, dtype):
-    values = [np.full(shape, i).astype(dtype) for i in range(n)]
-    batches = list(pescador.buffer_stream([{"x": v} for v in values], size, partial))
-    groups = [values[i : i + size] for i in range(0, n, size)]
-    if groups and len(groups[-1]) < size and not partial:
-        groups.pop()
-    assert len(batches) == len(groups)
-    for batch, group in zip(batches, groups, strict=True):
-        assert list(batch) == ["x"]
-        assert same(batch["x"], np.array(group))
-
-
-@given(lengths=st.lists(st.integers(0, 4), min_size=1, max_size=9), size=st.integers(1, 4))
-def test_a_batch_along_an_axis_joins_its_items_as_numpy_does(lengths, size):
-    values = [np.full((2, n), i, np.int16) for i, n in enumerate(lengths)]
-    batches = list(pescador.buffer_stream([{"x": v} for v in values], size, True, 1))
-    for i, batch in enumerate(batches):
-        assert same(batch["x"], np.concatenate(values[i * size : (i + 1) * size], axis=1))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        [1, 2.5],
-        [True, 2],
-        ["a", "bcd"],
-        [b"a", b"bc"],
-        [np.float32(1), 2.0],
-        [None, 1],
-        [[1, 2], [3, 4]],
-        [np.datetime64("2020-01-01"), np.datetime64("2021-01-01T10")],
-        [np.zeros(2, "i1"), np.zeros(2, "f4")],
-        [1 + 2j, 3],
-        [{"a": 1}, {"b": 2}],
-    ],
-)
-def test_values_of_mixed_kinds_are_promoted_as_numpy_does(values):
-    [batch] = pescador.buffer_stream([{"x": v} for v in values], len(values))
-    expected = np.array(values)
-    assert batch["x"].dtype == expected.dtype
-    assert np.array_equal(batch["x"], expected)
-
-
-def test_values_of_unequal_shape_raise_what_numpy_raises():
-    items = [{"x": np.zeros(2)}, {"x": np.zeros(3)}]
-    with pytest.raises(ValueError, match="inhomogeneous"):
-        next(pescador.buffer_stream(items, 2))
-    with pytest.raises(ValueError, match="dimensions"):
-        next(pescador.buffer_stream([{"x": np.zeros((1, 2))}, {"x": np.zeros((1, 3))}], 2, axis=0))
 
 
 @pytest.mark.parametrize("bad", [3, "text", [1, 2], None, np.zeros(3), (1, 2), object()])
@@ -91,11 +30,6 @@ def test_an_item_that_is_no_data_is_named_by_type_and_position(bad, place):
             list(stream)
 
 
-def test_a_bad_item_in_a_partial_batch_is_a_data_error_too():
-    with pytest.raises(DataError, match="item 2 "):
-        list(pescador.buffer_stream([{"x": 1}, {"x": 2}, 3], 2, partial=True))
-
-
 def test_a_missing_key_is_a_key_error():
     items = [{"x": 1, "y": 2}, {"x": 1}]
     for stream in (
@@ -105,11 +39,6 @@ def test_a_missing_key_is_a_key_error():
     ):
         with pytest.raises(KeyError, match="y"):
             list(stream)
-
-
-def test_values_that_cannot_be_joined_name_their_key():
-    with pytest.raises((DataError, ValueError)):
-        list(pescador.buffer_stream([{"x": 1}, {"x": "a"}], 2, axis=0))
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "2", None, True])
@@ -205,12 +134,6 @@ def test_maps_compose_over_muxes_and_restart_in_a_streamer():
         assert x.shape == (4, 3)
         assert same(x, again_x)
         assert same(y, again_y)
-
-
-def test_batches_of_batches_join_along_the_first_axis():
-    small = Streamer(pescador.buffer_stream, Streamer(data, 12), 2)
-    [large] = pescador.buffer_stream(small, 6, axis=0)
-    assert large["Y"].tolist() == list(range(12))
 
 
 def test_a_cache_gives_its_first_items_in_order_then_repeats_some():

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pescador
 from conftest import with_hooks
-from pescador import ArgumentError, PescadorError, Streamer, _draws
+from pescador import ArgumentError, PescadorError, Streamer, _choice, _empty
 from streams import Failure, count, failing, forever, letters, nothing
 
 MODES = ("with_replacement", "single_active", "exhaustive")
@@ -109,41 +109,100 @@ def test_a_generator_of_another_kind_is_asked_in_python():
     assert list(mux.iterate(3)) == ["b", "b", "b"]
 
 
-def test_a_mux_of_any_kind_ends_when_every_stream_is_empty(muxes):
+FOR_EVER = "would go on for ever: 256 times in a row, "
+
+
+def starts_again(mux):
+    """Whether a mux starts streams again that were empty."""
+    mode = mux.__dict__.get("mode")
+    if isinstance(mux, pescador.StochasticMux):
+        # Pruned until none is left.
+        return not mux.prune_empty_streams and mode != "exhaustive"
+    return mode in ("cycle", "permuted_cycle")
+
+
+def test_a_mux_whose_streams_are_all_empty_ends_or_raises_if_it_starts_them_again(muxes):
     for n in (1, 2, 5):
         streamers = [Streamer(nothing) for _ in range(n)]
-        for mux in all_kinds(muxes, streamers, seed=1):
-            if type(mux).__name__.startswith("Hooked") and mux.__dict__.get("mode") in (
-                "cycle",
-                "permuted_cycle",
-            ):
-                continue  # hooks decide for themselves when to end
-            assert list(mux) == []
-            assert list(mux.cycle()) == []
+        unpruned = [
+            muxes.StochasticMux(streamers, k, 4, mode=mode, prune_empty_streams=False)
+            for mode in MODES
+            for k in {1, n}
+        ]
+        for mux in [*all_kinds(muxes, streamers, seed=1), *unpruned]:
+            if starts_again(mux):
+                names = r"Streamer\(nothing\)(, .* gave| gave| and)"
+                for stream in (mux.iterate(), mux.iterate(1), mux.cycle()):
+                    with pytest.raises(PescadorError, match=rf"Mux\(.*{FOR_EVER}{names}"):
+                        next(stream)
+            else:
+                assert list(mux) == []
+                with pytest.raises(PescadorError, match=rf"cycle\(\) {FOR_EVER}.*Mux\("):
+                    next(mux.cycle())
+            assert mux.active == 0
 
 
-@pytest.mark.parametrize("mode", ["with_replacement", "single_active"])
-@pytest.mark.parametrize("weights", [None, [1, 1, 0, 1]])
-def test_empty_streams_end_a_stochastic_mux_that_does_not_prune(mode, weights):
-    streamers = [Streamer(nothing) for _ in range(4)]
-    for seed in range(20):
-        for k in (1, 2, 4):
-            mux = pescador.StochasticMux(
-                streamers,
-                k,
-                4,
-                weights=weights,
-                mode=mode,
-                prune_empty_streams=False,
-                random_state=seed,
-            )
-            assert list(mux) == []
+def test_the_error_of_an_empty_loop_names_three_of_its_streams():
+    mux = pescador.RoundRobinMux([*map(Streamer, ((), "", [])), *["", ""]], "cycle")
+    expected = r"Streamer\(\(\)\), Streamer\(''\), Streamer\(\[\]\) and 2 more gave nothing"
+    with pytest.raises(PescadorError, match=FOR_EVER + expected):
+        next(mux.iterate())
 
 
-def test_one_stream_with_samples_keeps_a_mux_going_that_does_not_prune():
+def test_a_chain_of_no_streams_raises_in_a_cycle_and_else_ends(muxes):
+    for streamers, name in (([], "an empty pool"), (nothing, r"Streamer\(nothing\)")):
+        assert list(muxes.ChainMux(streamers)) == []
+        with pytest.raises(PescadorError, match=FOR_EVER + name):
+            next(muxes.ChainMux(streamers, "cycle").iterate())
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_loop_raises_after_256_passes_in_a_row_and_no_earlier(muxes, n):
+    starts = []
+
+    def source():
+        starts.append(None)
+        # The last start of a pass.
+        if len(starts) == 100 * n:
+            yield "a sample"
+
+    streamers = [Streamer(source)] * n
+    for make in (
+        lambda: muxes.RoundRobinMux(streamers, "cycle").iterate(),
+        lambda: muxes.RoundRobinMux(streamers, "permuted_cycle", random_state=0).iterate(),
+        lambda: muxes.ChainMux(streamers, "cycle").iterate(),
+        lambda: muxes.ChainMux(lambda: (yield from streamers), "cycle").iterate(),
+        lambda: muxes.ChainMux(streamers).cycle(),
+        lambda: muxes.StochasticMux(streamers, 1, None, prune_empty_streams=False).iterate(),
+    ):
+        starts.clear()
+        stream = make()
+        assert next(stream) == "a sample"
+        with pytest.raises(PescadorError, match=FOR_EVER):
+            next(stream)
+        # A StochasticMux looks once more, if it has not met them all.
+        assert len(starts) in (356 * n, 356 * n + n - 1, 612 * n)
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_stream_of_weight_zero_is_not_waited_for(muxes, prune):
+    """It is left out, or keeps a slot to itself, while an empty stream comes again and again."""
+    mux = muxes.StochasticMux(
+        [Streamer(nothing), Streamer(count, 3)],
+        2,
+        4,
+        weights=[1, 0],
+        mode="single_active",
+        prune_empty_streams=prune,
+    )
+    with pytest.raises(PescadorError, match=FOR_EVER):
+        next(mux.iterate())
+
+
+def test_one_stream_with_samples_keeps_a_mux_going_that_does_not_prune(muxes):
     streamers = [*[Streamer(nothing) for _ in range(9)], Streamer(count, 2)]
     for mode in ("with_replacement", "single_active"):
-        mux = pescador.StochasticMux(
+        mux = muxes.StochasticMux(
             streamers, 3, 4, mode=mode, prune_empty_streams=False, random_state=0
         )
         samples = list(mux.iterate(100))
@@ -151,14 +210,91 @@ def test_one_stream_with_samples_keeps_a_mux_going_that_does_not_prune():
         assert set(samples) == {0, 1}
 
 
-def test_empty_loops_inside_loops_end_in_seconds():
+def test_slots_that_are_vacant_keep_no_stream_from_coming():
+    with pytest.warns(DeprecationWarning, match="use StochasticMux"):
+        mux = pescador.Mux(
+            [Streamer(nothing), Streamer(count, 1)],
+            5,
+            weights=[1, 1e-4],
+            with_replacement=False,
+            revive=True,
+            prune_empty_streams=False,
+            random_state=0,
+        )
+    assert list(mux.iterate(3)) == [0, 0, 0]
+
+
+def test_a_mux_that_an_empty_stream_has_nearly_all_weight_of_warns_once(muxes, monkeypatch):
+    weight = 4e-7
+    if muxes.StochasticMux is not pescador.StochasticMux:
+        # A million visits by way of hooks take a minute.
+        monkeypatch.setattr(_empty, "VISITS", 2_000)
+        weight = 2e-4
+    mux = muxes.StochasticMux(
+        [Streamer(nothing), Streamer(count, 1)],
+        2,
+        None,
+        weights=[1, weight],
+        mode="single_active",
+        prune_empty_streams=False,
+        random_state=1,
+    )
+    with pytest.warns(pescador.PescadorWarning) as caught:
+        assert list(mux.iterate(2)) == [0, 0]
+    [warning] = caught
+    assert "streamers[0]=Streamer(nothing) is empty and has a weight of" in str(warning.message)
+
+
+def test_an_empty_loop_inside_others_raises_through_them(muxes):
     streamer = Streamer(nothing)
+    for _ in range(10):
+        inner = muxes.RoundRobinMux([streamer, Streamer(nothing)], "cycle")
+        streamer = muxes.ChainMux([Streamer(inner)], "cycle")
+    starts_others = pescador.StochasticMux([streamer, *letters("ab")], 3, 4, random_state=0)
+    for stream in (streamer.iterate(), streamer.cycle(), starts_others.iterate()):
+        with pytest.raises(PescadorError, match=FOR_EVER + r"Streamer\(nothing\)"):
+            list(stream)
+
+
+@st.composite
+def trees_of_empties(draw, depth=3):
+    """A tree of muxes, most of whose streams are empty, and which of its muxes run by hooks."""
+    if depth == 0 or not draw(st.integers(0, 3)):
+        return Streamer(*draw(st.sampled_from([((),), (nothing,), (nothing,), (count, 2)])))
+    children = draw(st.lists(trees_of_empties(depth - 1), min_size=1, max_size=3))
+    n = len(children)
+    others = ["ShuffledMux", "RoundRobinMux", "ChainMux"]
+    name = draw(st.sampled_from(["StochasticMux"] * 3 + others))
+    options = {"random_state": draw(st.integers(0, 9))}
+    if name in ("StochasticMux", "ShuffledMux"):
+        weights = st.lists(st.sampled_from([0, 1, 2]), min_size=n, max_size=n)
+        options["weights"] = draw(st.none() | weights.filter(any))
+    if name == "StochasticMux":
+        options["n_active"] = draw(st.integers(1, n))
+        options["rate"] = draw(st.sampled_from([None, 1, 4]))
+        options["prune_empty_streams"] = draw(st.booleans())
+        options["mode"] = draw(st.sampled_from(MODES))
+    elif name == "RoundRobinMux":
+        options["mode"] = draw(st.sampled_from(["exhaustive", "cycle", "permuted_cycle"]))
+    elif name == "ChainMux":
+        options["mode"] = draw(st.sampled_from(["exhaustive", "cycle"]))
+    cls = getattr(pescador, name)
+    mux = (with_hooks(cls) if not draw(st.integers(0, 3)) else cls)(children, **options)
+    return Streamer(mux, draw(st.integers(1, 5))) if not draw(st.integers(0, 5)) else mux
+
+
+@settings(max_examples=200)
+@given(trees_of_empties(), st.booleans())
+def test_no_tree_of_empty_streams_hangs(tree, cycle):
     for _ in range(2):
-        inner = pescador.StochasticMux([streamer], 1, None, prune_empty_streams=False)
-        pair = pescador.RoundRobinMux([Streamer(inner), Streamer(nothing)], "cycle")
-        streamer = Streamer(pescador.ChainMux([Streamer(pair)], "cycle"))
-    # Each of the seven loops has 256 tries, and they must not multiply.
-    assert list(streamer.cycle()) == []
+        samples, said = [], ""
+        try:
+            samples.extend(tree(max_iter=20, cycle=cycle))
+        except PescadorError as error:
+            said = str(error)
+        # A cycle gives all that it is asked for, or raises; an iteration may end, too.
+        assert FOR_EVER in said if said else len(samples) == 20 or not cycle
+        assert tree.active == 0
 
 
 def seldom(starts, every):
@@ -180,7 +316,6 @@ def test_a_stream_that_is_seldom_not_empty_is_waited_for():
     ):
         starts.clear()
         assert list(make().iterate(3)) == [200, 400, 600]
-        # A loop that was not patient enough by itself is begun again by the one around it.
         starts.clear()
         nested = pescador.ChainMux([Streamer(source), Streamer(make())], "cycle")
         assert list(nested.iterate(3)) == [200, 400, 600]
@@ -200,6 +335,26 @@ def test_a_large_mux_that_is_seldom_not_empty_is_waited_for():
     ):
         starts.clear()
         assert list(mux.cycle(1)) == [100 * 200]
+
+
+@pytest.mark.parametrize("hook", ["_streamers_available", "_next_sample_index", "_replace_stream"])
+def test_a_hook_that_raises_stopiteration_fails_and_does_not_end_the_mux(hook):
+    def fail(self, *args):
+        raise StopIteration
+
+    mux = type("Failing", (pescador.RoundRobinMux,), {hook: fail})(["ab"])
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        list(mux)
+    assert mux.active == 0
+
+
+def test_what_a_hook_puts_into_a_slot_must_be_an_iterator():
+    class Wrong(pescador.RoundRobinMux):
+        def _new_stream(self, idx):
+            self.streams_[idx] = ["a list"]
+
+    with pytest.raises(TypeError, match="not an iterator"):
+        next(Wrong(["ab"]).iterate())
 
 
 def test_nesting_without_end_is_a_recursion_error_and_no_crash():
@@ -626,6 +781,22 @@ def three_streamers():
 def lists():
     yield [1, 2]
     yield "a"
+
+
+def test_a_chain_that_an_earlier_release_pickled_runs_and_subclasses_read_its_generator():
+    class EverySecond(pescador.ChainMux):
+        def _new_stream(self, idx=None):
+            next(self.stream_generator_, None)
+            super()._new_stream(idx)
+
+    for cls, expected in ((pescador.ChainMux, "abcd"), (EverySecond, "bd")):
+        mux = cls(list("abcd"))
+        assert mux.stream_generator_ is mux.chain_generator_ is None
+        state = {**mux.__getstate__(), "chain_generator_": None}
+        state.pop("stream_generator_", None)
+        old = cls.__new__(cls)
+        old.__setstate__(state)
+        assert "".join(old) == expected
 
 
 def test_a_chain_takes_generators_and_generator_functions_of_streamers(muxes):
@@ -1124,6 +1295,15 @@ def test_looking_for_a_stream_with_samples_can_be_interrupted():
         assert active.stream_generator_.__length_hint__() > 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_loop_over_empty_streams_can_be_interrupted(muxes):
+    pool = [Streamer(())] * 10_000
+    interrupted(muxes.RoundRobinMux(pool, "cycle").iterate())
+    interrupted(muxes.ChainMux(pool, "cycle").iterate())
+    interrupted(muxes.ChainMux(pool).cycle())
+    interrupted(muxes.StochasticMux(pool, 1, None, prune_empty_streams=False).iterate())
+
+
 @pytest.mark.parametrize("weights", ["alike", "mixed"])
 def test_a_large_pool_of_empty_streams_is_no_quadratic_search(weights):
     n = 200_000
@@ -1138,12 +1318,12 @@ def test_a_large_pool_of_empty_streams_is_no_quadratic_search(weights):
 def test_streams_found_empty_leave_the_pool_in_a_few_steps_each(mode):
     n = 20_000
     empty, some = Streamer(()), Streamer(range(5))
-    before = _draws.parts_summed()
+    before = _choice.nodes_summed()
     assert list(pescador.StochasticMux([empty] * n, 100, 8, mode=mode, random_state=0)) == []
     # Among others, too.
     mux = pescador.StochasticMux([empty, some] * (n // 2), 100, 1, mode=mode, random_state=0)
     assert len(list(mux.iterate(50_000))) == (n // 2 if mode == "exhaustive" else 50_000)
-    assert _draws.parts_summed() - before < 5 * n * np.log2(n)
+    assert _choice.nodes_summed() - before < 5 * n * np.log2(n)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -1153,9 +1333,9 @@ def test_a_look_at_the_distribution_of_a_large_pool_can_be_interrupted():
     mux = pescador.StochasticMux(pool, n // 2, None, mode="exhaustive", random_state=0)
     with mux as active:
         interrupted((active.distribution_ for _ in range(1)), 0.001)
-        before = _draws.parts_summed()
+        before = _choice.nodes_summed()
         p = active.distribution_
-        assert _draws.parts_summed() > before
+        assert _choice.nodes_summed() > before
     with mux as active:
         assert (active.distribution_ == p).all()
 

@@ -834,6 +834,40 @@ def test_batches_are_the_same_whether_rows_are_copied_straight_or_given_as_items
     assert all(map(equal, straight, usual))
 
 
+def test_a_batch_that_outgrows_its_first_room_is_what_indexing_gives():
+    X = np.random.default_rng(0).random((5, 2**14))
+    rows = Rows({"X": X, "y": np.arange(5)}, order="sequential")
+    own = Streamer([{"X": X[i], "y": np.int64(i)} for i in (4, 0)])
+    stream = pescador.ChainMux([rows, rows, own, rows], mode="cycle")
+    batch = next(pescador.buffer_stream(stream, 30))
+    order = [*range(5), *range(5), 4, 0, *range(5)] * 2
+    assert equal(batch, {"X": X[order[:30]], "y": np.array(order[:30])})
+
+
+def test_a_batch_that_no_memory_could_hold_is_refused_at_its_first_row(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.zeros((3, 5)), y=np.zeros(3))
+    many = pescador.batches(tmp_path / "a.npz", 10**12)
+    with pytest.raises(
+        ArgumentError, match=r"1,000,000,000,000 samples \(batch_size .* 48 for each"
+    ):
+        next(many.iterate())
+    rows = Rows(tmp_path / "a.npz", order="sequential")
+    [batch] = pescador.buffer_stream(rows, 10**12, partial=True)
+    assert batch["X"].shape == (3, 5)
+
+
+def test_sources_that_cut_one_file_differently_are_each_kept_ready(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", X=np.arange(20))
+    os.utime(tmp_path / "a.npz", (1, 1))
+    opened = []
+    cut = Windows._cut
+    monkeypatch.setattr(Windows, "_cut", lambda self, it: opened.append(self) or cut(self, it))
+    streams = [Windows(tmp_path / "a.npz", n, order="sequential", hop=n) for n in (2, 5)]
+    for _ in range(3):
+        assert [len(list(stream.iterate())) for stream in streams] == [10, 4]
+    assert opened == streams
+
+
 def test_batches_that_share_a_source_are_planned_apart():
     X = np.arange(12.0).reshape(6, 2)
     source = Rows({"X": X}, order="sequential")

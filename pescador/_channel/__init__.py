@@ -7,7 +7,7 @@
 `process`           how a worker process is started, and how it ends
 `schema`            what an item may be, and how it is written down
 `random_states`     the global random states that a worker starts from
+`memory`, `ring`    items in memory that both ends map (Linux)
+`watch`, `signals`  the end of the other process; handlers deferred for a while
 ==================  ================================================================
-
-Items travel through memory that both ends map (`pescador._transport`).
 """

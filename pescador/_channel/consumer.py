@@ -1,5 +1,6 @@
 """The consumer's end of a channel: start the worker, wait for items, say what went wrong."""
 
+import math
 import os
 import pickle
 import select
@@ -7,13 +8,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
-from .. import _transport
 from ..exceptions import PescadorError
 from . import process, random_states
 from .protocol import (
@@ -27,13 +27,13 @@ from .protocol import (
     read_end,
     read_item_size,
 )
-from .schema import schema_from
 from .worker import work
 
-try:
+if sys.platform == "linux":
     import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+
+    from .memory import SharedMemory
+    from .ring import Reader
 
 __all__ = ["Channel"]
 
@@ -75,17 +75,14 @@ class Channel:
         self.owner = os.getpid()
         self.pipe: Connection | None = None
         self.worker: BaseProcess | None = None
-        self.loans: _transport.Loans | None = None
-        self.reader: _transport.Reader | None = None
-        # Items that came over the pipe, and what there is of the next.
-        self.messages = 0
+        self.memory: SharedMemory | None = None
+        self.reader: Reader | None = None
+        # An item that comes over the pipe, how many of its bytes are missing, and how many came.
         self.incoming: bytearray | None = None
         self.missing = 0
-        self.gone = False
-        self.deaf_since: float | None = None
-        self.doubts = 0
+        self.messages = 0
         # The worker's last word.
-        self.total: int | None = None
+        self.ended = False
         self.error: Report | None = None
 
     # ------------------------------------------------------------------------- life of a worker
@@ -96,7 +93,7 @@ class Channel:
         method = streamer.start_method or process.default_method()
         max_bytes = min(streamer.max_bytes, _MOST)
         try:
-            memory = _shared_memory(max_bytes)
+            self.memory = _shared_memory(max_bytes)
             self.pipe, worker_end = process.pipe(method)
         except OSError as error:
             raise _not_started(streamer, error) from error
@@ -104,7 +101,7 @@ class Channel:
             method,
             work,
             (
-                process.Parcel(streamer.streamer, memory, random_states.for_next_worker()),
+                process.Parcel(streamer.streamer, self.memory, random_states.for_next_worker()),
                 self.max_iter,
                 max_bytes,
                 worker_end,
@@ -121,25 +118,20 @@ class Channel:
             raise _not_started(streamer, error, hint) from error
         finally:
             worker_end.close()
-            if memory is not None:
-                memory.close()
-        # After the start: a process that is forked leaves all that is on loan to this one.
-        if memory is not None:
-            self.loans = _transport.Loans(memory)
-            self.reader = _transport.Reader(self.loans, schema_from, self._wake, streamer.copy)
+            if self.memory is not None:
+                self.memory.close_descriptor()
+        # After the start: what is forked from now on leaves the memory to this process.
+        if self.memory is not None:
+            self.reader = Reader(self.memory, self._wake, streamer.copy)
         self.started = time.monotonic()
-        self.suspicious: float | None = self.started + _SUSPICIOUS
-        if sys.platform != "win32":
-            self.poller = select.poll()
-            self.poller.register(self.pipe.fileno(), select.POLLIN)
-            self.poller.register(self.worker.sentinel, select.POLLIN)
+        self.warn_at = self.started + _SUSPICIOUS
 
     def wait_for_end(self) -> None:
         """Tell the worker that no more is wanted, and wait until it has ended."""
         if os.getpid() != self.owner or self.worker is None or self.worker.pid is None:
             return
-        if self.loans is not None:
-            self.loans.stop()
+        if self.reader is not None:
+            self.reader.stop()
         self._say(STOP)
         process.wait_for_end(self.worker, self.streamer.timeout, self._drain)
 
@@ -150,25 +142,17 @@ class Channel:
             if os.getpid() == self.owner:
                 if self.worker is not None and self.worker.pid is not None:
                     process.end(self.worker)
-                if self.loans is not None:
-                    self.loans.close()
+                if self.memory is not None:
+                    self.memory.close()
         finally:
             if self.pipe is not None:
                 self.pipe.close()
-            self.pipe = self.worker = self.reader = self.loans = self.incoming = None
+            self.pipe = self.worker = self.reader = self.memory = self.incoming = None
 
     # ------------------------------------------------------------------------------------ items
 
-    def ready(self) -> Iterator[Any]:
-        """Return an iterator over the items that are there now."""
-        if self.incoming is not None and not self.missing:
-            written, self.incoming = self.incoming, None
-            self.messages += 1
-            return iter((item_from(written),))
-        return self.reader if self.reader is not None else iter(())
-
     def wait(self) -> bool:
-        """Wait until an item is ready; return False at the end.
+        """Wait until there are `items`; return False at the end of the stream.
 
         Raises
         ------
@@ -178,71 +162,72 @@ class Channel:
             What the worker raised.
         """
         self._check_owner()
-        while not self._is_ready():
-            if self._is_over():
+        while True:
+            # Asked before the look at the memory: nothing is written there after that.
+            is_over = self.ended or self.pipe is None
+            if self._has_items():
+                return True
+            if is_over:
+                self._raise_error()
                 return False
             try:
-                self._listen(HEARTBEAT)
+                self._listen()
             finally:
                 self._check_owner()
-        return True
 
-    def _check_owner(self) -> None:
-        """Raise in a process that was forked, by a signal handler say: the pipe is not its own."""
-        if os.getpid() != self.owner:
-            raise PescadorError(_transport.FORKED)
+    def items(self) -> Iterable[Any]:
+        """Return an iterable of the items that are there now."""
+        if self.incoming is not None:
+            written, self.incoming = self.incoming, None
+            self.messages += 1
+            return (item_from(written),)
+        return self.reader or ()
 
-    def _is_ready(self) -> bool:
+    def _has_items(self) -> bool:
         if self.incoming is not None:
             return not self.missing
-        return self.reader is not None and not self.reader.sleep()
+        return self.reader is not None and not self.reader.is_empty()
 
     def _received(self) -> int:
         return self.messages + (self.reader.received if self.reader is not None else 0)
 
-    def _is_over(self) -> bool:
-        """Tell whether this was all; raise what the worker raised, or what became of it."""
-        if self.total is not None and self._received() >= self.total:
-            if self.error is not None:
-                _raise_from_worker(self.error, self.streamer)
-            return True
-        if self.gone and not self._can_hear():
-            # Nothing has come since, and nothing will.
-            assert self.worker is not None
-            _raise_death(self.worker, self.streamer, self._received())
-        if self.deaf_since is not None and time.monotonic() > self.deaf_since + _FAREWELL:
-            assert self.worker is not None
-            if process.is_gone(self.worker):
-                self.gone = True
-                return False
-            # It lives, and can say no more: it runs another program, or has closed all descriptors.
+    def _check_owner(self) -> None:
+        """Raise in a process that was forked, by a signal handler say: the pipe is not its own."""
+        if os.getpid() != self.owner:
             raise PescadorError(
-                f"the worker of {self.streamer.streamer!r} closed the pipe to its consumer before "
-                f"the end of its stream (by os.exec or os.closerange, say), after "
-                f"{self._received()} items"
+                "a stream from a worker belongs to the process that started the worker; start an "
+                "iteration of its own in this one"
             )
-        if self.suspicious is not None:
-            self._suspect()
-        return False
+
+    def _raise_error(self) -> None:
+        """Raise what the worker raised, or what became of it, unless its stream has ended."""
+        if self.error is not None:
+            _raise_from_worker(self.error, self.streamer)
+        if self.ended:
+            return
+        assert self.worker is not None
+        if process.is_gone(self.worker):
+            _raise_death(self.worker, self.streamer, self._received())
+        # It lives, and can say no more: it runs another program, or has closed all descriptors.
+        raise PescadorError(
+            f"the worker of {self.streamer.streamer!r} closed the pipe to its consumer before "
+            f"the end of its stream (by os.exec or os.closerange, say), after "
+            f"{self._received()} items"
+        )
 
     def _suspect(self) -> None:
-        """Raise, or warn, if the worker has not been heard from for too long after its start."""
-        if self._received() or self.incoming is not None or self.total is not None:
-            self.suspicious = None
+        """Raise, or warn, if nothing was heard from the worker for too long after its start."""
+        if self._received() or self.incoming is not None:
             return
-        silent = time.monotonic() - self.started
+        now = time.monotonic()
         limit = self.streamer.start_timeout
-        if limit is not None:
-            if silent > limit:
-                raise PescadorError(
-                    f"nothing was heard from the worker of {self.streamer.streamer!r} for "
-                    f"start_timeout={limit} seconds. {_SILENCE}"
-                )
-        elif self.suspicious is not None and time.monotonic() > self.suspicious:
-            self.suspicious = None
+        silence = f"nothing was heard from the worker of {self.streamer.streamer!r} for"
+        if limit is not None and now > self.started + limit:
+            raise PescadorError(f"{silence} start_timeout={limit} seconds. {_SILENCE}")
+        if limit is None and now > self.warn_at:
+            self.warn_at = math.inf
             warnings.warn(
-                f"nothing was heard from the worker of {self.streamer.streamer!r} for "
-                f"{_SUSPICIOUS} seconds; waiting on. {_SILENCE}",
+                f"{silence} {_SUSPICIOUS} seconds; waiting on. {_SILENCE}",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -257,47 +242,30 @@ class Channel:
             if self.pipe is not None:
                 self.pipe.send_bytes(word)
 
-    def _poll(self, timeout: float) -> list[str]:
-        """Return which of "pipe" and "sentinel" is ready within some seconds."""
-        assert self.worker is not None
+    def _is_readable(self, timeout: float) -> bool:
+        """Wait for a message for some seconds; tell whether there is one, or will never be one."""
+        assert self.pipe is not None
         if sys.platform == "win32":
-            found = wait([self.worker.sentinel, *filter(None, [self.pipe])], timeout)
-            return ["pipe" if one is self.pipe else "sentinel" for one in found]
-        sentinel = self.worker.sentinel
-        ready = self.poller.poll(timeout * 1000)
+            return self.pipe.poll(timeout)
+        # Connection.poll makes a selector, which takes ten times as long.
+        poller = select.poll()
+        poller.register(self.pipe.fileno(), select.POLLIN)
+        ready = poller.poll(timeout * 1000)
         self._check_owner()
-        return ["sentinel" if name == sentinel else "pipe" for name, _ in ready]
+        return bool(ready)
 
-    def _listen(self, timeout: float) -> None:
-        """Take in what there is to know of the worker; wait for some seconds at most."""
+    def _listen(self) -> None:
+        """Read a message, or look what became of a worker that sends none."""
         assert self.worker is not None
-        ready = self._poll(timeout)
-        if "sentinel" in ready or not ready:
-            self.gone = process.is_gone(self.worker)
-            if "sentinel" in ready and not self.gone:
-                self._doubt()
-        while "pipe" in ready and self._is_hungry():
-            self._hear()
-            ready = self._poll(0)
+        if self._is_readable(HEARTBEAT):
+            self._read_message()
+        elif process.is_gone(self.worker) and not self._is_readable(0):
+            # A process that the worker forked holds the pipe open.
+            self._close_pipe()
+        else:
+            self._suspect()
 
-    def _can_hear(self) -> bool:
-        return self._is_hungry() and "pipe" in self._poll(0)
-
-    def _is_hungry(self) -> bool:
-        """Whether there is room for more of what comes over the pipe: for one item."""
-        return self.incoming is None or self.missing > 0
-
-    def _doubt(self) -> None:
-        """Have patience with a sentinel that is ready though the worker lives."""
-        self.doubts += 1
-        time.sleep(0.001)
-        # The worker has closed its end, as a source that closes all descriptors does.
-        if self.doubts > 100 and sys.platform != "win32":
-            assert self.worker is not None
-            self.poller.unregister(self.worker.sentinel)
-
-    def _hear(self) -> None:
-        """Read one message from the pipe."""
+    def _read_message(self) -> None:
         assert self.pipe is not None
         try:
             if self.missing:
@@ -307,22 +275,24 @@ class Channel:
                 return
             message = self.pipe.recv_bytes()
         except (EOFError, OSError):
-            # Closed at the other end. That it has ended will be seen elsewhere.
-            self._be_deaf()
+            # Closed at the other end, as a rule because the worker has ended.
+            self._close_pipe()
+            assert self.worker is not None
+            process.is_gone_within(self.worker, _FAREWELL)
             return
         if message[:1] == ITEM:
             self.missing = read_item_size(message)
             self.incoming = bytearray(self.missing)
         elif message[:1] == END:
-            self.total, self.error = read_end(message)
+            self.ended = True
+            self.error = read_end(message)
 
-    def _be_deaf(self) -> None:
+    def _close_pipe(self) -> None:
         assert self.pipe is not None
-        if sys.platform != "win32":
-            self.poller.unregister(self.pipe.fileno())
         self.pipe.close()
         self.pipe = None
-        self.deaf_since = time.monotonic()
+        if self.missing:
+            self.missing, self.incoming = 0, None
 
     def _drain(self) -> None:
         """Read what the worker sends, which nobody wants: it may wait for that."""
@@ -338,18 +308,19 @@ _SILENCE = (
 )
 
 
-def _shared_memory(max_bytes: int) -> _transport.Memory | None:
-    """Return memory to share with a worker, of `max_bytes` or what is to be had, or None."""
-    if resource is not None:
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY and sys.platform == "linux":
-            # Addresses are scarce: others need some, too, such as further workers.
-            with open("/proc/self/statm", "rb") as file:
-                used = int(file.read().split()[0]) * resource.getpagesize()
-            max_bytes = min(max_bytes, max((limit - used) // 8, _LEAST))
+def _shared_memory(max_bytes: int) -> "SharedMemory | None":
+    """Return memory to share with a worker, of `max_bytes` or what there is, or None."""
+    if sys.platform != "linux":
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        # Addresses are scarce: others need some, too, such as further workers.
+        with open("/proc/self/statm", "rb") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        max_bytes = min(max_bytes, max((limit - used) // 8, _LEAST))
     while True:
         try:
-            return _transport.Memory(max_bytes)
+            return SharedMemory(max_bytes)
         except (OSError, MemoryError):
             if max_bytes <= _LEAST:
                 return None

@@ -33,8 +33,8 @@ from typing import Any, ClassVar, TypeVar, cast
 import cloudpickle
 import numpy as np
 
-from .. import _transport, _watch
 from ..exceptions import PescadorError
+from . import watch
 from .protocol import HEARTBEAT
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "default_method",
     "end",
     "is_gone",
+    "is_gone_within",
     "needs_thread",
     "new_process",
     "start",
@@ -327,17 +328,6 @@ def _arrived(written: bytes) -> Parcel:
     return parcel
 
 
-def _reduce_memory(memory: _transport.Memory) -> tuple[Any, ...]:
-    """Have a process that does not inherit a memory take it along when it starts."""
-    return _map, (memory.max_bytes, reduction.DupFd(memory.fileno()))
-
-
-def _map(max_bytes: int, descriptor: Any) -> _transport.Memory:
-    number = descriptor.detach()
-    os.set_inheritable(number, False)
-    return _transport.Memory(max_bytes, number)
-
-
 def _reduce_memmap(array: Any) -> tuple[Any, ...]:
     """Have a memmap mapped again in another process, if its file can be found there."""
     base = array
@@ -395,11 +385,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, that knows what multiprocessing sends to processes as well."""
 
     dispatch_table: ClassVar = ChainMap(
-        {
-            _transport.Memory: _reduce_memory,
-            np.memmap: _reduce_memmap,
-            CodeType: _reduce_code,
-        },
+        {np.memmap: _reduce_memmap, CodeType: _reduce_code},
         reduction.ForkingPickler._extra_reducers,  # type: ignore[attr-defined]
         cloudpickle.Pickler.dispatch_table,
     )
@@ -450,7 +436,7 @@ def _end_with_parent() -> None:
     if sys.platform != "win32":
         os.set_inheritable(parent.sentinel, False)
     with needs_thread():
-        _watch.end_with(
+        watch.exit_with(
             parent.sentinel, number if number == parent.pid else 0, int(HEARTBEAT * 1000)
         )
 
@@ -499,7 +485,7 @@ def wait_for_end(worker: BaseProcess, timeout: float | None, drain: Callable[[],
         pause = min(pause + 0.002, HEARTBEAT)
 
 
-def _is_gone_within(worker: BaseProcess, seconds: float) -> bool:
+def is_gone_within(worker: BaseProcess, seconds: float) -> bool:
     """Wait for the end of a worker for some seconds; tell whether it has ended.
 
     Not by `join`, which would wait for ever for a process that has closed its sentinel and lives.
@@ -517,13 +503,13 @@ def _is_gone_within(worker: BaseProcess, seconds: float) -> bool:
 
 def end(worker: BaseProcess) -> None:
     """Make a worker end, if it has not, and forget it."""
-    gone = _is_gone_within(worker, 1 if wait([worker.sentinel], 0) else 0)
+    gone = is_gone_within(worker, 1 if wait([worker.sentinel], 0) else 0)
     # A stopped process is beyond the reach of anything but the last.
     for stop in (worker.terminate, worker.kill):
         if gone:
             break
         stop()
-        gone = _is_gone_within(worker, 1)
+        gone = is_gone_within(worker, 1)
     _workers.discard(worker)
     if not gone:
         return

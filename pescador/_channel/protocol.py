@@ -10,14 +10,14 @@ word      said by     meaning
 `STOP`    consumer    No more is wanted. So does a pipe that is closed.
 `ITEM`    worker      An item that does not go through the memory: its size in bytes follows,
                       8 bytes, then the item in messages of up to `CHUNK` bytes.
-`END`     worker      The last word: a pickle of (number of items, error or None).
+`END`     worker      The last word: a pickle of the error that ended the stream, or of None.
 ========  ==========  =========================================================================
 
-A worker sends an `ITEM` when the consumer has read all that is in the memory, so that the order of
-items is that of the stream. A pipe without an `END` is that of a worker that was killed.
+A worker sends an `ITEM` when the consumer has read all that is in the memory, so there is one order
+of items. The stream has ended when an `END` was heard and the memory is empty. A pipe that is
+closed without an `END` is that of a worker that was killed.
 """
 
-import json
 import pickle
 from multiprocessing.connection import Connection
 from typing import Any
@@ -63,20 +63,12 @@ Report = tuple[bytes | None, str, str]
 
 def write_item(item: Any) -> bytes:
     """Return an item as the bytes that `item_from` reads."""
-    frames = encode(item)
-    sizes = json.dumps([memoryview(frame).nbytes for frame in frames]).encode()
-    return b"".join([len(sizes).to_bytes(8, "little"), sizes, *frames])
+    return pickle.dumps(encode(item), pickle.HIGHEST_PROTOCOL)
 
 
 def item_from(written: bytes | bytearray) -> dict[Any, Any]:
     """Return the item that `write_item` wrote, in arrays that own their memory."""
-    view = memoryview(written)
-    start = 8 + int.from_bytes(view[:8], "little")
-    frames = []
-    for size in json.loads(bytes(view[8:start])):
-        frames.append(view[start : start + size])
-        start += size
-    return decode(frames)
+    return decode(pickle.loads(written))
 
 
 def send_item(pipe: Connection, written: bytes) -> None:
@@ -91,12 +83,12 @@ def read_item_size(message: bytes) -> int:
     return int.from_bytes(message[1:], "little")
 
 
-def send_end(pipe: Connection, count: int, error: Report | None) -> None:
+def send_end(pipe: Connection, error: Report | None) -> None:
     """Send the last word."""
-    pipe.send_bytes(END + pickle.dumps((count, error)))
+    pipe.send_bytes(END + pickle.dumps(error))
 
 
-def read_end(message: bytes) -> tuple[int, Report | None]:
-    """Return the number of items and the error of a last word."""
-    count, error = pickle.loads(memoryview(message)[1:])
-    return count, error
+def read_end(message: bytes) -> Report | None:
+    """Return the error of a last word."""
+    error: Report | None = pickle.loads(memoryview(message)[1:])
+    return error

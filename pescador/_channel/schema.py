@@ -1,7 +1,7 @@
 """What an item may be that goes to another process, and how it is written down.
 
-An item is ``{key: ndarray}``. Its keys and dtypes are written as JSON, its arrays as their bytes:
-in the frames of a message here, in shared memory by `_transport`.
+An item is ``{key: ndarray}``. Its keys and dtypes, the schema, are written as JSON, its arrays as
+their bytes: in the frames of a message here, in shared memory by `ring`.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._transport import Schema, is_masked
+from .._checks import is_masked
 from ..exceptions import DataError
 
 __all__ = ["decode", "empty", "encode", "receive", "schema_from", "schema_of"]
@@ -75,8 +75,8 @@ def _decode_dtype(code: Any) -> np.dtype[Any]:
     return dtype
 
 
-def schema_of(data: Any) -> Schema:
-    """Return the keys and dtypes of a data object.
+def schema_of(data: Any) -> tuple[bytes, list[Any], list[np.dtype[Any]]]:
+    """Return the schema of a data object, as written and as lists of keys and dtypes.
 
     Raises
     ------
@@ -104,14 +104,13 @@ def schema_of(data: Any) -> Schema:
             )
         code.append((_encode_key(key), _encode_dtype(array.dtype)))
     dtypes = [array.dtype for array in data.values()]
-    return Schema(json.dumps(code).encode(), list(data), dtypes)
+    return json.dumps(code).encode(), list(data), dtypes
 
 
-def schema_from(code: bytes) -> Schema:
-    """Return the schema that `schema_of` wrote down as ``code``."""
+def schema_from(code: bytes) -> tuple[list[Any], list[np.dtype[Any]]]:
+    """Return the keys and dtypes that `schema_of` wrote down as ``code``."""
     pairs = json.loads(code)
-    keys = [_decode_key(key) for key, _ in pairs]
-    return Schema(code, keys, [_decode_dtype(dtype) for _, dtype in pairs])
+    return [_decode_key(key) for key, _ in pairs], [_decode_dtype(dtype) for _, dtype in pairs]
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], order: Any) -> npt.NDArray[Any]:
@@ -127,7 +126,7 @@ def encode(data: Any) -> list[Any]:
     if isinstance(data, Mapping):
         # Read once: some make their values anew for each look.
         data = dict(data.items())
-    schema = schema_of(data)
+    code, _, _ = schema_of(data)
     layout, payload = [], []
     for array in data.values():
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
@@ -138,17 +137,15 @@ def encode(data: Any) -> list[Any]:
         # The bytes in memory order. Not ascontiguousarray: it gives scalars a dimension.
         flat = np.asarray(array, order="C").reshape(-1) if order == "C" else array.T.reshape(-1)
         payload.append(flat.view(np.uint8) if flat.itemsize and flat.size else b"")
-    return [schema.code, json.dumps(layout).encode(), *payload]
+    return [code, json.dumps(layout).encode(), *payload]
 
 
 def decode(frames: list[Any]) -> dict[Any, npt.NDArray[Any]]:
     """Return the data object of a message, in writable arrays of their own."""
-    schema = schema_from(bytes(frames[0]))
+    keys, dtypes = schema_from(bytes(frames[0]))
     layout = json.loads(bytes(frames[1]))
     data = {}
-    for key, dtype, (shape, order), frame in zip(
-        schema.keys, schema.dtypes, layout, frames[2:], strict=True
-    ):
+    for key, dtype, (shape, order), frame in zip(keys, dtypes, layout, frames[2:], strict=True):
         array = empty(shape, dtype, order)
         if array.nbytes:
             # A message may start anywhere, so it is copied to where its type is aligned.

@@ -14,10 +14,11 @@ from typing import Any
 
 import cloudpickle
 
-from .._transport import Memory, Writer
 from . import process
 from .protocol import HEARTBEAT, NAP, STOP, WAKE, Report, send_end, send_item, write_item
-from .schema import schema_of
+
+if sys.platform == "linux":
+    from .ring import Writer
 
 __all__ = ["describe", "work"]
 
@@ -73,13 +74,13 @@ class _Consumer:
             self.stopped = True
         return not self.stopped
 
-    def end(self, count: int, error: Report | None) -> None:
+    def end(self, error: Report | None) -> None:
         with suppress(OSError):
-            send_end(self.pipe, count, error)
+            send_end(self.pipe, error)
 
 
 class _Queue:
-    """Items on their way over a pipe, less than `max_bytes` at a time; a thread sends them.
+    """Items that wait for the pipe, less than `max_bytes` of them; a thread sends them.
 
     For systems without shared memory.
     """
@@ -87,7 +88,6 @@ class _Queue:
     def __init__(self, consumer: _Consumer, max_bytes: int) -> None:
         self.consumer = consumer
         self.max_bytes = max_bytes
-        self.sent = 0
         self.size = 0
         self.items: deque[bytes | None] = deque()
         self.changed = threading.Condition()
@@ -95,15 +95,8 @@ class _Queue:
         with process.needs_thread():
             self.thread.start()
 
-    def send_all(self, stream: Iterable[Any]) -> None:
-        """Send the items of a stream, until its end or until the consumer wants no more."""
-        owner = os.getpid()
-        for item in stream:
-            if os.getpid() != owner or not self._put(write_item(item)):
-                return
-            self.sent += 1
-
-    def _put(self, written: bytes | None) -> bool:
+    def put(self, written: bytes | None) -> bool:
+        """Add an item, or None at the end, as soon as there is room; tell whether it is wanted."""
         size = len(written or b"")
         with self.changed:
             # There is always room for one.
@@ -130,7 +123,7 @@ class _Queue:
 
     def flush(self) -> None:
         """Wait until all items are sent, or nobody wants them."""
-        self._put(None)
+        self.put(None)
         while self.thread.is_alive() and self.consumer.wait(0):
             self.thread.join(HEARTBEAT)
 
@@ -161,15 +154,16 @@ def work(
     if consumer_end is not None:
         consumer_end.close()
     consumer = _Consumer(pipe)
-    way: Writer | _Queue | None = None
     error = None
     try:
         process.become_worker(forked=consumer_end is not None)
         streamer, memory, states = parcel.open()
         states.install()
-        way = _way(consumer, memory, max_bytes)
         stream = streamer(max_iter=max_iter)
-        way.send_all(stream)
+        if memory is not None:
+            _write(stream, memory, consumer)
+        else:
+            _queue(stream, max_bytes, consumer)
         # That of a subclass may be any iterable.
         getattr(stream, "close", lambda: None)()
     except BaseException as raised:
@@ -178,16 +172,29 @@ def work(
             raise
         error = describe(raised, by_value=consumer_end is None)
     if os.getpid() == owner:
-        if isinstance(way, _Queue):
-            way.flush()
-        consumer.end(way.sent if way is not None else 0, error)
+        consumer.end(error)
 
 
-def _way(consumer: _Consumer, memory: Memory | None, max_bytes: int) -> Writer | _Queue:
-    """Return the way that items take to the consumer."""
-    if memory is None:
-        return _Queue(consumer, max_bytes)
-    return Writer(memory, schema_of, consumer.wait, consumer.wake, consumer.send)
+def _write(stream: Iterable[Any], memory: Any, consumer: _Consumer) -> None:
+    """Send the items of a stream through shared memory; over the pipe those that do not fit."""
+    writer = Writer(memory, consumer.wake)
+    iterator = iter(stream)
+    wanted = True
+    while wanted and (why := writer.fill(iterator)) != "ended":
+        wanted = consumer.wait() if why == "full" else consumer.send(writer.take_pending())
+
+
+def _queue(stream: Iterable[Any], max_bytes: int, consumer: _Consumer) -> None:
+    """Send the items of a stream over the pipe."""
+    owner = os.getpid()
+    queue = _Queue(consumer, max_bytes)
+    try:
+        for item in stream:
+            if os.getpid() != owner or not queue.put(write_item(item)):
+                return
+    finally:
+        if os.getpid() == owner:
+            queue.flush()
 
 
 def describe(error: BaseException, by_value: bool) -> Report:

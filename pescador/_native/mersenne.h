@@ -2,8 +2,7 @@
  *
  * [1] Matsumoto, M. and Nishimura, T. (1998). Mersenne Twister: a 623-dimensionally equidistributed
  *     uniform pseudo-random number generator. ACM TOMACS 8, 3-30. */
-#ifndef PESCADOR_MERSENNE_H
-#define PESCADOR_MERSENNE_H
+#pragma once
 
 #include <stdint.h>
 #include <string.h>
@@ -57,5 +56,3 @@ pescador_mersenne_seed(uint32_t *a, const uint32_t *key_a, uint32_t n_a,
     }
     a[0] = b[0] = 0x80000000u;
 }
-
-#endif

@@ -21,8 +21,8 @@ What all of them promise:
   ``np.random``, live.) Muxes that share a ``RandomState`` share the copy.
 * **Order of draws.** For the same seed and the same streams, the samples are the same.
 * **Ends.** A stream that has given its last sample is found exhausted when it is chosen again.
-  A stream without any samples is left out where the mux says so. Where it is not, a mux ends
-  when all its streams were empty 256 times in a row, and so does ``cycle``.
+  A stream without any samples is left out where the mux says so. Where it is started again,
+  and all others are empty as well, 256 times in a row, the mux raises, and so does ``cycle``.
 * **Cost.** A stream is started when its first sample is due. Streams that are not started cost
   nothing; their arguments are read, and copied, when they start. A large array that several
   streams are given is read once for all of them, when the second one starts; each writes into

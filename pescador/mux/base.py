@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core, _draws, _mux
+from .. import _core, _mux, _rng
 from .._state import digest
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
@@ -37,7 +37,13 @@ _HOOKS = (
 
 
 class EngineAttribute:
-    """An attribute that a running engine owns; a plain attribute where there is no engine."""
+    """An attribute of an activated copy: the engine's there, or what hooks have set.
+
+    On a mux that is not active it is None, or what `idle` returns for that mux.
+    """
+
+    def __init__(self, idle: Callable[[Any], Any] = lambda mux: None) -> None:
+        self.idle = idle
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -48,12 +54,7 @@ class EngineAttribute:
         engine = mux.__dict__.get("__pescador_engine__")
         if engine is not None:
             return getattr(engine, self.name)
-        try:
-            return mux.__dict__[self.name]
-        except KeyError:
-            raise AttributeError(
-                f"{type(mux).__name__!r} object has no attribute {self.name!r}"
-            ) from None
+        return mux.__dict__[self.name] if self.name in mux.__dict__ else self.idle(mux)
 
     def __set__(self, mux: Any, value: Any) -> None:
         if "__pescador_engine__" in mux.__dict__:
@@ -65,12 +66,18 @@ class EngineAttribute:
 
 
 def not_plain(mux: "BaseMux[Any]") -> list[Any]:
-    """Return those in the pool that are no plain Streamers; refuse what can be made none."""
+    """Return the members of the pool that are not of the plain class; refuse what is no stream."""
     pool = mux.streamers if isinstance(mux.streamers, list) else []
     others = _core.not_plain(pool)
     if not all(isinstance(streamer, Streamer) for streamer in others):
         mux.__pescador_pool__(pool)
     return others
+
+
+def check(mux: "BaseMux[Any]") -> None:
+    """Check all that may have been assigned since a mux was made."""
+    mux.__pescador_check__()
+    not_plain(mux)
 
 
 def check_generator(mux: "BaseMux[Any]", method: str) -> None:
@@ -83,12 +90,7 @@ def check_generator(mux: "BaseMux[Any]", method: str) -> None:
 
 def drawn_index(rng: Any, n: int, p: npt.NDArray[Any]) -> int:
     """Draw one of n with these probabilities."""
-    return _draws.as_index(rng.choice(n, p=p), n, rng.choice)
-
-
-def as_streamer(streamer: Any) -> Streamer[Any]:
-    """Return a member of a pool as a Streamer."""
-    return streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+    return _rng.as_index(rng.choice(n, p=p), n, rng.choice)
 
 
 def as_pool(streamers: Any) -> list[Streamer[Any]]:
@@ -102,7 +104,7 @@ def as_pool(streamers: Any) -> list[Streamer[Any]]:
     pool = []
     for i, streamer in enumerate(streamers):
         try:
-            pool.append(as_streamer(streamer))
+            pool.append(_mux.as_streamer(streamer))
         except PescadorError as error:
             raise ArgumentError(f"streamers[{i}] is no stream: {error}") from error
     return pool
@@ -126,7 +128,7 @@ def _is_compiled(mux: "BaseMux[Any]") -> bool:
 def _shared_generators(
     mux: "BaseMux[Any]", scope: _core.Scope | None, seen: dict[int, Any]
 ) -> list[Any]:
-    """Return the generators in this tree of muxes that others may hold, each once.
+    """Return the generators in this tree of muxes that the caller may draw from, each once.
 
     Muxes that were `seen` here, or in the scopes around, are not looked into again.
     """
@@ -187,6 +189,8 @@ class BaseMux(Streamer[T]):
     streamers: Any
     rng: Any
     weights: Any
+    streams_ = EngineAttribute()
+    stream_counts_ = EngineAttribute()
     # On an activated copy, the engine that runs it, or what hooks of a chain started last.
     __pescador_engine__: Any
     __pescador_started__: Any
@@ -198,14 +202,14 @@ class BaseMux(Streamer[T]):
     ) -> None:
         self.streamers = self.__pescador_pool__(streamers)
         self.rng = get_rng(random_state)
-        # A generator that was not made here may be held, and drawn from, by others.
+        # The caller may draw from a generator that was not made here.
         made_here = isinstance(random_state, int | np.integer | np.random.SeedSequence)
         self.__pescador_rng__: Any = self.rng if made_here else None
         self._reset()
         self.active_count_ = 0
 
     def __copy__(self) -> Self:
-        # From now on, two hold the generator.
+        # From now on, two muxes share the generator.
         self.__pescador_rng__ = None
         return super().__copy__()
 
@@ -221,24 +225,20 @@ class BaseMux(Streamer[T]):
             state = {**state, "rng": np.random}
         self.__dict__.update(state)
 
-    def __enter__(self, *args: Any, **kwargs: Any) -> Self:
-        """Activate: return a copy with an active set, ready to be read from."""
-        if self.is_activated_copy:
-            return self
+    def __pescador_copy__(self) -> Self:
         if not _is_compiled(self):
-            return super().__enter__()
+            return super().__pescador_copy__()
         engine = _engine(self, None)
         active = copy.copy(self)
         active.rng = engine.rng
         engine.is_shown = True
         active.__pescador_engine__ = engine
-        self.active_count_ += 1
         return active
 
     @property
     def is_activated_copy(self) -> bool:
         """Whether this is the copy that an iteration works on, rather than the original."""
-        return "__pescador_engine__" in self.__dict__ or getattr(self, "streams_", None) is not None
+        return "__pescador_engine__" in self.__dict__ or self.streams_ is not None
 
     @property
     def n_streams(self) -> int:
@@ -271,12 +271,13 @@ class BaseMux(Streamer[T]):
 
         Notes
         -----
-        With hooks, this is the loop, on an activated copy ``mux``::
+        If a subclass overrides a hook, this is the loop, on an activated copy ``mux``::
 
             while given < max_iter and mux._streamers_available():
                 slot = mux._next_sample_index()
                 try:
                     yield next(mux.streams_[slot])
+                    given += 1
                     mux.stream_counts_[slot] += 1
                 except StopIteration:
                     mux._on_stream_exhausted(slot)
@@ -285,21 +286,26 @@ class BaseMux(Streamer[T]):
         scope = _core.around(self)
         if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            samples = _engine(self, scope).bounded(max_iter)
-            self.active_count_ += 1
-            try:
+            with _core.Opened(self, _engine(self, scope).bounded(max_iter)) as samples:
                 yield from samples
-            finally:
-                # Whoever keeps an error keeps this frame, by way of the traceback.
-                del samples
-                self.active_count_ -= 1
             return
         with self as active:
             try:
                 if "__pescador_engine__" in active.__dict__:
                     yield from _core.Bounded(active.__pescador_engine__, max_iter, False)
-                else:
-                    yield from _mux.HookLoop(active, max_iter, scope)
+                    return
+                scope = _core.hook_scope(active, scope)
+                bound = _core.as_bound(max_iter)
+                given = 0
+                while given < bound and active._streamers_available():
+                    slot = active._next_sample_index()
+                    try:
+                        yield scope.next(active.streams_[slot])
+                        given += 1
+                        active.stream_counts_[slot] += 1
+                    except StopIteration:
+                        active._on_stream_exhausted(slot)
+                        active._replace_stream(slot)
             finally:
                 if active is not self:
                     for name in (
@@ -311,7 +317,7 @@ class BaseMux(Streamer[T]):
                         active.__dict__.pop(name, None)
 
     def _reset(self) -> None:
-        """Set the attributes of an activation to what they are before one."""
+        """Set what else a subclass has of an activation to what it is before one."""
 
     def _activate(self) -> None:
         """Fill the active set; called on the copy that an iteration works on.
@@ -340,7 +346,7 @@ class BaseMux(Streamer[T]):
         """Replace the ended stream in slot `idx`, usually by calling ``_new_stream``."""
         raise NotImplementedError(f"{type(self).__name__} must define _replace_stream()")
 
-    # What the muxes of this package answer, each for itself.
+    # What each mux of this package defines.
 
     # Whether there is an engine that does what the hooks of this class do.
     __pescador_has_engine__ = False
@@ -366,11 +372,7 @@ class BaseMux(Streamer[T]):
         return as_pool(streamers)
 
     def __pescador_check__(self) -> None:
-        """Check all that may have been assigned since a mux was made, but for what is in its pool.
-
-        It is asked when a mux is activated: attributes may have been assigned, and arrays written
-        to, since it was made.
-        """
+        """Check the attributes of a mux that is activated; `check` looks into its pool, too."""
         if not isinstance(self.streamers, Sized) or not isinstance(self.streamers, Iterable):
             raise ArgumentError(
                 f"streamers={self.streamers!r} must be a list of streamers or iterables"

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from .. import _core, _mux
+from .._checks import as_choice
+from .._empty import end_pass
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
-from ..util import Seed, as_choice
-from .base import BaseMux, EngineAttribute, T, as_pool, as_streamer, not_plain, register
+from ..util import Seed
+from .base import BaseMux, EngineAttribute, T, as_pool, check, register
 
 _MODES = ("exhaustive", "cycle")
 
@@ -35,10 +37,8 @@ class ChainMux(BaseMux[T]):
     ArgumentError
         If an argument is invalid; while iterating, if a generator function gives something that
         is no stream.
-
-    Notes
-    -----
-    A cycle ends after 256 passes in a row in which no stream has given a sample.
+    PescadorError
+        While iterating, if no stream of a cycle gave a sample in 256 passes in a row.
 
     Examples
     --------
@@ -55,8 +55,8 @@ class ChainMux(BaseMux[T]):
 
     chain_streamer_ = EngineAttribute()
     stream_generator_ = EngineAttribute()
-    streams_ = EngineAttribute()
-    stream_counts_ = EngineAttribute()
+    # Of 3.0, where it is always None.
+    chain_generator_ = None
 
     def __init__(
         self,
@@ -67,15 +67,8 @@ class ChainMux(BaseMux[T]):
         self.mode = as_choice("mode", mode, _MODES)
         super().__init__(streamers, random_state=random_state)
 
-    def _reset(self) -> None:
-        self.chain_streamer_ = None
-        self.chain_generator_ = None
-        self.streams_ = None
-        self.stream_counts_ = None
-
     def _activate(self) -> None:
-        self.__pescador_check__()
-        not_plain(self)
+        check(self)
         self.chain_streamer_ = Streamer(self.streamers)
         self.stream_generator_ = self.chain_streamer_.iterate()
         self.streams_ = [iter(())]
@@ -92,16 +85,20 @@ class ChainMux(BaseMux[T]):
         self._new_stream()
 
     def _new_stream(self, idx: int | None = None) -> None:
-        streamer = next(self.stream_generator_, None)
         started = self.__dict__.get("__pescador_started__")
-        if streamer is None and self.mode == "cycle":
+        _, place, gave = started or (None, -1, False)
+        gave = gave or self.stream_counts_[0] > 0
+        streamer = next(self.stream_generator_, None)
+        while streamer is None and self.mode == "cycle":
+            made = [self.chain_streamer_] if callable(self.streamers) else self.streamers
+            end_pass(self, made, gave)
+            place, gave = -1, False
             self.stream_generator_ = self.chain_streamer_.iterate()
             streamer = next(self.stream_generator_, None)
-            started = None
         if streamer is not None:
-            streamer = as_streamer(streamer)
-            # Which one it is, and its place in the pass: seeds are made from it.
-            self.__pescador_started__ = (streamer, started[1] + 1 if started else 0)
+            streamer = _mux.as_streamer(streamer)
+            # Its place in the pass, which seeds are made from; whether others of the pass gave any.
+            self.__pescador_started__ = (streamer, place + 1, gave)
             self.streams_[0] = streamer.iterate()
             self.stream_counts_[0] = 0
 

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from .._checks import Weights
-from ..util import Seed, as_bool, as_count
+from .._checks import Weights, as_bool, as_count
+from ..util import Seed
 from .base import T, register
 from .stochastic import StochasticMux
 

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from .. import _core, _mux
+from .._checks import as_choice
+from .._empty import end_pass
 from ..exceptions import PescadorError
-from ..util import Seed, as_choice
+from ..util import Seed
 from .base import (
     BaseMux,
     EngineAttribute,
     T,
-    as_streamer,
+    check,
     check_generator,
-    not_plain,
     register,
     require_streams,
 )
@@ -43,10 +44,8 @@ class RoundRobinMux(BaseMux[T]):
     ------
     ArgumentError
         If an argument is invalid.
-
-    Notes
-    -----
-    A cycle ends after 256 rounds in a row in which no stream has given a sample.
+    PescadorError
+        While iterating, if no stream of a cycle gave a sample in 256 rounds in a row.
 
     Examples
     --------
@@ -58,9 +57,7 @@ class RoundRobinMux(BaseMux[T]):
     """
 
     active_index_ = EngineAttribute()
-    streams_ = EngineAttribute()
     stream_idxs_ = EngineAttribute()
-    stream_counts_ = EngineAttribute()
 
     def __init__(
         self, streamers: Iterable[Any], mode: str = "exhaustive", random_state: Seed = None
@@ -69,15 +66,8 @@ class RoundRobinMux(BaseMux[T]):
         super().__init__(streamers, random_state=random_state)
         require_streams(self)
 
-    def _reset(self) -> None:
-        self.active_index_ = None
-        self.streams_ = None
-        self.stream_idxs_ = None
-        self.stream_counts_ = None
-
     def _activate(self) -> None:
-        self.__pescador_check__()
-        not_plain(self)
+        check(self)
         self._setup_streams(permute=False)
 
     def _setup_streams(self, permute: bool = False) -> None:
@@ -106,13 +96,14 @@ class RoundRobinMux(BaseMux[T]):
                 return idx
 
     def _new_stream(self, idx: int) -> None:
-        streamer = as_streamer(self.streamers[self.stream_idxs_[idx]])
+        streamer = _mux.as_streamer(self.streamers[self.stream_idxs_[idx]])
         self.streams_[idx] = streamer.iterate()
         self.stream_counts_[idx] = 0
 
     def _replace_stream(self, idx: int | None = None) -> None:
         self.streams_[idx] = None
         if self.mode != "exhaustive" and not self._streamers_available():
+            end_pass(self, self.streamers, bool(self.stream_counts_.any()))
             self._setup_streams(permute=self.mode == "permuted_cycle")
 
     __pescador_has_engine__ = True

@@ -12,10 +12,9 @@ from .base import (
     BaseMux,
     EngineAttribute,
     T,
-    as_streamer,
+    check,
     check_generator,
     drawn_index,
-    not_plain,
     register,
     require_streams,
 )
@@ -54,8 +53,6 @@ class ShuffledMux(BaseMux[T]):
     'bbabcacbaccc'
     """
 
-    streams_ = EngineAttribute()
-    stream_counts_ = EngineAttribute()
     stream_weights_ = EngineAttribute()
     weight_norm_ = EngineAttribute()
 
@@ -66,15 +63,8 @@ class ShuffledMux(BaseMux[T]):
         require_streams(self)
         self.weights = as_weights(weights, self.n_streams, np.float64)
 
-    def _reset(self) -> None:
-        self.streams_ = None
-        self.stream_counts_ = None
-        self.stream_weights_ = None
-        self.weight_norm_ = None
-
     def _activate(self) -> None:
-        self.__pescador_check__()
-        not_plain(self)
+        check(self)
         self.streams_ = [None] * self.n_streams
         self.stream_weights_ = np.array(self.weights, dtype=float)
         self.stream_counts_ = np.zeros(self.n_streams, dtype=int)
@@ -95,7 +85,7 @@ class ShuffledMux(BaseMux[T]):
 
     def _new_stream(self, idx: int) -> None:
         weighs = self.stream_weights_[idx] != 0.0
-        streamer = as_streamer(self.streamers[idx])
+        streamer = _mux.as_streamer(self.streamers[idx])
         self.streams_[idx] = streamer.iterate() if weighs else None
         self.stream_counts_[idx] = 0
 

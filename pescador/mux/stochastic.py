@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core, _draws, _mux
-from .._checks import Weights, as_weights, check_weights
+from .. import _core, _mux, _rng
+from .._checks import Weights, as_bool, as_choice, as_count, as_weights, check_weights, is_number
+from .._empty import PASSES, check_visits
 from ..exceptions import ArgumentError, PescadorError
-from ..util import Seed, as_bool, as_choice, as_count, is_number
+from ..util import Seed
 from .base import (
     BaseMux,
     EngineAttribute,
     T,
-    as_streamer,
+    check,
     check_generator,
     drawn_index,
-    not_plain,
     register,
     require_streams,
 )
@@ -94,8 +94,24 @@ def _draw_count(mux: "StochasticMux[Any]", weight: float, idx: int) -> float | N
         # Close to 1 (or 0 / 0), the Poisson distribution is the limit.
         if p <= 0.9999:
             n = int((mux.rate - 1) / (1 - p))
-            return 1 + _draws.drawn_count(mux.rng.binomial, (n, 1 - p))
-    return 1 + _draws.drawn_count(mux.rng.poisson, (_poisson_mean(mux),))
+            return 1 + _rng.drawn_count(mux.rng.binomial, (n, 1 - p))
+    return 1 + _rng.drawn_count(mux.rng.poisson, (_poisson_mean(mux),))
+
+
+def _note_visit(mux: "StochasticMux[Any]", idx: int) -> None:
+    """Note a visit to an ended stream, as the engine does, by the counts of an activated copy."""
+    if mux.mode == "exhaustive" or (mux.mode == "with_replacement" and mux.prune_empty_streams):
+        return
+    given = int(np.sum(mux.stream_counts_))
+    before, visits, found, warned = mux.__dict__.get("__pescador_visits__", (0, 0, set(), False))
+    if given != before:
+        visits, found = 0, set()
+    if mux.stream_counts_[idx] == 0:
+        visits += 1
+        found.add(int(mux.stream_idxs_[idx]))
+        if visits % (PASSES * mux.n_streams) == 0:
+            warned = check_visits(mux, mux, mux.streamers, visits, found, warned)
+    mux.__pescador_visits__ = (given - int(mux.stream_counts_[idx]), visits, found, warned)
 
 
 class StochasticMux(BaseMux[T]):
@@ -139,6 +155,15 @@ class StochasticMux(BaseMux[T]):
     ------
     ArgumentError
         If an argument is invalid.
+    PescadorError
+        While iterating, if every stream that could still come was found empty, 256 times each on
+        average, and none of them is left out.
+
+    Warns
+    -----
+    PescadorWarning
+        If it has tried a million times in a row without a sample, because an empty stream has
+        nearly all of the weight. It goes on.
 
     Examples
     --------
@@ -148,13 +173,14 @@ class StochasticMux(BaseMux[T]):
     'bbbcacbbbbbc'
     """
 
-    distribution_ = EngineAttribute()
-    valid_streams_ = EngineAttribute()
-    streams_ = EngineAttribute()
+    distribution_ = EngineAttribute(idle=lambda mux: np.zeros(mux.n_streams))
+    valid_streams_ = EngineAttribute(idle=lambda mux: np.zeros(mux.n_streams))
     stream_idxs_ = EngineAttribute()
-    stream_counts_ = EngineAttribute()
     stream_weights_ = EngineAttribute()
     weight_norm_ = EngineAttribute()
+
+    # On an activated copy that runs by its hooks: see `_note_visit`.
+    __pescador_visits__: tuple[int, int, set[int], bool]
 
     def __init__(
         self,
@@ -179,18 +205,8 @@ class StochasticMux(BaseMux[T]):
         self.prune_empty_streams = bool(prune_empty_streams)
         self.weights = as_weights(weights, self.n_streams)
 
-    def _reset(self) -> None:
-        self.distribution_ = np.zeros(self.n_streams)
-        self.valid_streams_ = np.zeros(self.n_streams)
-        self.streams_ = None
-        self.stream_idxs_ = None
-        self.stream_counts_ = None
-        self.stream_weights_ = None
-        self.weight_norm_ = None
-
     def _activate(self) -> None:
-        self.__pescador_check__()
-        not_plain(self)
+        check(self)
         self.distribution_ = 1.0 / self.n_streams * np.ones(self.n_streams)
         self.valid_streams_ = np.ones(self.n_streams, dtype=bool)
         self.streams_ = _mux.vacant(self.n_active)
@@ -230,7 +246,7 @@ class StochasticMux(BaseMux[T]):
     def _activate_stream(self, idx: int, old_idx: int) -> tuple[Iterator[T], float]:
         """Start streamer `idx` for slot `old_idx`; return its stream and its weight."""
         weight = self.weights[idx]
-        streamer = as_streamer(self.streamers[idx])
+        streamer = _mux.as_streamer(self.streamers[idx])
         stream = streamer.iterate(max_iter=_draw_count(self, weight, old_idx))
         if self.mode != "with_replacement":
             self.distribution_[idx] = 0.0
@@ -245,6 +261,7 @@ class StochasticMux(BaseMux[T]):
         self.stream_counts_[idx] = 0
 
     def _replace_stream(self, idx: int) -> None:
+        _note_visit(self, idx)
         if self.distribution_.any():
             self.distribution_ /= np.sum(self.distribution_)
             self._new_stream(idx)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .._stores import Stamp
 from ..exceptions import DataError, PescadorError
-from .files import TICK, Recent, map_file, open_regular, read_from, reading, settled
+from .files import TICK, Recent, map_file, open_regular, read_from, reading, shows_changes
 from .formats import Opened, Rowwise, Sliced, check_dtype, opening, package, sliced
 from .npy import select
 
@@ -385,7 +385,7 @@ def open_hdf5(path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Recent[
 
             chosen = _choose(path, keys, file, h5py.Dataset, names)
             # Where chunks lie takes long to read, for a file that changes again and again.
-            is_mapped = mmap and settled(stamp)
+            is_mapped = mmap and shows_changes(stamp)
             whole = map_file(descriptor, stamp.size, kept) if is_mapped else None
             if whole is not None:
                 content: Any = np.frombuffer(whole, np.uint8)  # type: ignore[call-overload]
@@ -508,7 +508,7 @@ class ChunkFiles(Chunked):
             )
         chunk = np.frombuffer(content, self._stored).reshape(self._chunks)
         chunk = chunk.astype(self.dtype, copy=False)
-        if settled(stamp):
+        if shows_changes(stamp):
             _decoded.put(key, (stamp, chunk))
         return chunk
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .._stores import Map, Stamp, mapped, read_runs
+from .._stores import Map, Stamp, mapped, physical_memory, read_runs
 from ..exceptions import DataError, PescadorError
 
 try:
@@ -23,7 +23,16 @@ try:
 except ImportError:  # pragma: no cover - Windows, which has no such limits
     resource = None  # type: ignore[assignment]
 
-__all__ = ["File", "Recent", "advise", "map_file", "open_regular", "reading", "settled", "trim"]
+__all__ = [
+    "File",
+    "Recent",
+    "advise",
+    "map_file",
+    "open_regular",
+    "reading",
+    "shows_changes",
+    "trim",
+]
 
 V = TypeVar("V")
 
@@ -43,14 +52,7 @@ MOST_SCATTERED = 2**14
 TICK = 50_000_000
 
 
-def _quarter_of_memory() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (AttributeError, ValueError, OSError):  # pragma: no cover - Windows
-        return 2**31
-
-
-MOST_BYTES = _quarter_of_memory()
+MOST_BYTES = physical_memory() // 4
 
 
 def _limit(name: str) -> float:
@@ -159,7 +161,7 @@ def _close_idle(most: float) -> None:
             os.close(_idle.popitem(last=False)[1])
 
 
-def settled(stamp: Stamp) -> bool:
+def shows_changes(stamp: Stamp) -> bool:
     """Whether any further change of a file would show in its stamp."""
     return abs(time.time_ns() - stamp.changed) > TICK
 

@@ -26,7 +26,7 @@ from .files import (
     open_regular,
     read_from,
     reading,
-    settled,
+    shows_changes,
 )
 
 __all__ = ["FileArray", "open_npy", "select"]
@@ -277,7 +277,7 @@ def open_npy(
             layout = known[1]
         else:
             layout = _read_layout(path, descriptor, stamp.size)
-            if settled(stamp):
+            if shows_changes(stamp):
                 _layouts.put(path, (stamp, layout))
         members = {}
         for key in select(path, layout, keys):
@@ -288,7 +288,7 @@ def open_npy(
         file = File(path, stamp)
         lie_there = [member for member in members.values() if member.n_bytes and not member.packed]
         whole = map_file(descriptor, stamp.size, kept) if mmap and lie_there else None
-        may_be_kept = settled(stamp) and (whole is not None or not (mmap and lie_there))
+        may_be_kept = shows_changes(stamp) and (whole is not None or not (mmap and lie_there))
         arrays: dict[Any, Any] = {}
         for key, member in members.items():
             what = f"{path}: key {key!r}"

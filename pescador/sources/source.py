@@ -5,18 +5,19 @@ one activation of it. Visits are compiled (``_sources.pyx``), and a mux reads th
 Python in between. A subclass that overrides a hook of `Streamer` gets it called.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _sources
-from .._core import Scope, around, is_stock, isolate
+from .._checks import as_bool, as_choice, as_distinct_keys
+from .._core import Opened, Scope, around, is_stock, isolate
 from .._core import register as register_hooks
 from ..core import Streamer
 from ..exceptions import ArgumentError
-from ..util import Rng, Seed, as_bool, as_choice, get_rng
+from ..util import Rng, Seed, get_rng
 from .stores import Store, check_data, open_store
 
 # Key, array, axis, how far it is from one start to the next, length of a window or -1 for rows,
@@ -24,19 +25,6 @@ from .stores import Store, check_data, open_store
 Cut: TypeAlias = tuple[Any, Any, int, int, int, bool]
 
 _ORDERS = ("random", "shuffled", "sequential")
-
-
-def _as_keys(keys: Any) -> list[Any] | None:
-    if keys is None:
-        return None
-    if isinstance(keys, str) or not isinstance(keys, Iterable):
-        raise ArgumentError(f"keys={keys!r} must be None or a list of keys")
-    result = list(keys)
-    if not result:
-        raise ArgumentError("keys=[] names no key; None takes all of them")
-    if len(set(result)) < len(result):
-        raise ArgumentError(f"keys={keys!r} names a key twice")
-    return result
 
 
 def _as_generator(random_state: Seed) -> Rng | np.random.SeedSequence:
@@ -79,7 +67,7 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
         if isinstance(self.data, Streamer):
             raise ArgumentError(f"data={self.data!r} is a stream already; a source reads arrays")
         check_data(self.data)
-        self.keys = _as_keys(self.keys)
+        self.keys = as_distinct_keys(self.keys)
         as_choice("order", self.order, _ORDERS)
         self.mmap = as_bool("mmap", self.mmap)
         if type(self.random_state) is not int or self.random_state < 0:
@@ -141,12 +129,8 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
         if self.is_activated_copy or type(self)._activate is not Source._activate:
             yield from super().iterate(max_iter)
             return
-        items = self._visit(scope).bounded(max_iter)
-        self.active_count_ += 1
-        try:
+        with Opened(self, self._visit(scope).bounded(max_iter)) as items:
             yield from items
-        finally:
-            self.active_count_ -= 1
 
     def _activate(self) -> None:
         self.stream_ = self._visit(None)
@@ -165,9 +149,9 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
         try:
             if store.tables is None:
                 return _sources.Table(store if store.is_file else None, *self._cut(store))
-            # Kept with the file: it goes when that goes.
+            # Kept with the file and the plan: it goes when either goes.
             table = _sources.Table(None, *self._cut(store))
-            store.tables[type(self)] = table
+            store.tables[plan] = table
             plan.remember(table, store.stamp)
             return table
         except BaseException:

@@ -2,13 +2,14 @@
 
 import os
 import types
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .._transport import is_masked
+from .._checks import is_masked
 from ..exceptions import ArgumentError, DataError
 from . import formats
 from .chunks import open_hdf5, open_zarr
@@ -65,11 +66,13 @@ class Store:
         # How many rows each array has, once they were counted; see `count_rows`.
         self.n_rows = -1
         self.stamp = stamp
-        # What sources have made of it, by their class, where it serves again as it is.
+        # What each plan of a source has made of it, where it serves again as it is.
         # Where blocks are read, a table holds the last one, which is not to stay.
         serves_again = stamp is not None and close is None
         in_memory = all(type(array) is np.ndarray for array in arrays.values())
-        self.tables: dict[type, Any] | None = {} if serves_again and in_memory else None
+        self.tables: weakref.WeakKeyDictionary[Any, Any] | None = (
+            weakref.WeakKeyDictionary() if serves_again and in_memory else None
+        )
         self._close = close
 
     def close(self) -> None:

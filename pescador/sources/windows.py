@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._checks import as_choice, as_count, as_index
 from ..exceptions import ArgumentError, DataError
-from ..util import Seed, as_choice, as_count
+from ..util import Seed
 from .files import advise
 from .source import Cut, Source, register
 from .stores import Store
@@ -16,12 +17,6 @@ from .stores import Store
 __all__ = ["Windows"]
 
 _SHORT = ("raise", "skip", "pad")
-
-
-def _as_axis(name: str, axis: Any) -> int:
-    if isinstance(axis, int | np.integer) and not isinstance(axis, bool):
-        return int(axis)
-    raise ArgumentError(f"{name}={axis!r} must be an int, or a mapping from keys to ints")
 
 
 def _as_where(where: Any) -> Any:
@@ -152,9 +147,9 @@ class Windows(Source):
         if isinstance(axis, Mapping):
             if not axis:
                 raise ArgumentError("axis={} names no key to cut windows of")
-            self.axis = {key: _as_axis(f"axis[{key!r}]", value) for key, value in axis.items()}
+            self.axis = {key: as_index(f"axis[{key!r}]", value) for key, value in axis.items()}
         else:
-            self.axis = _as_axis("axis", axis)
+            self.axis = as_index("axis", axis, ", or a mapping from keys to ints")
         self.hop = as_count("hop", self.hop)
         as_choice("short", self.short, _SHORT)
         self.where = _as_where(self.where)

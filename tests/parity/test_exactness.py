@@ -10,7 +10,7 @@ from peers import load
 from rigged import GRID, around, rigged
 
 import pescador
-from pescador import _draws
+from pescador import _choice
 
 peer = load("3.0.0")
 
@@ -87,11 +87,11 @@ def test_a_draw_on_a_boundary_of_the_pool_opens_the_same_stream(mode, kind, n, d
             streamers(module, n), k, 1, weights.copy(), mode, dist="constant", random_state=state
         )
 
-    before = _draws.close_calls()
+    before = _choice.exact_decisions()
     theirs, ours = both(make, 100)
     assert ours == theirs
     # The boundaries were close enough for the exact sums to decide.
-    assert mode != "with_replacement" or n < 3 or _draws.close_calls() > before
+    assert mode != "with_replacement" or n < 3 or _choice.exact_decisions() > before
 
 
 @pytest.mark.parametrize("mode", MODES)

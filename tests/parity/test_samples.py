@@ -42,8 +42,9 @@ def assert_same(reference, tree, way, n, seed):
     (theirs, their_failure), (ours, our_failure) = results
     note(f"reference: {theirs[:20]} {their_failure}; ours: {ours[:20]} {our_failure}")
     if their_failure is NeverEnds:
-        # Ours ends, after the same samples.
+        # Ours ends or raises, after the same samples.
         assert ours[: len(theirs)] == theirs
+        assert our_failure in (None, pescador.PescadorError)
     else:
         assert (their_failure is None) == (our_failure is None)
         assert ours == theirs

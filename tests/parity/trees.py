@@ -210,7 +210,7 @@ def muxes(draw, depth=1, top=True, legacy=False):
         most = n + 3 if mode == "with_replacement" or legacy else n
         k = draw(st.one_of(st.integers(1, min(most, 8)), st.integers(1, most)))
         # A nested mux whose open streams all have weight zero is empty by chance, and a loop over
-        # it is one that we may end and the reference does not.
+        # it is one that we may refuse and the reference does not.
         options["weights"] = weights_for(children, draw, zeros=top)
         options["prune_empty_streams"] = draw(st.booleans())
         options["rate"] = draw(rates)

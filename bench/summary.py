@@ -1,0 +1,109 @@
+"""From the raw rounds of a run to its summary: what is shown, and published, of it."""
+
+import json
+import statistics
+
+from contestants import CONTESTANTS
+from goals import GOALS
+from suite import find
+
+# The cases whose peak memory is shown: those on which contestants differ most.
+MEMORY = (
+    "shuffled/n=10000",
+    "stochastic/n=100000",
+    "argument/kind=array",
+    "batches/size=602112",
+)
+
+
+def short(value):
+    """Four digits: more than are shown, or repeat from one run to the next."""
+    return float(f"{value:.4g}")
+
+
+def seconds_per_unit(result):
+    return [seconds / count for count, seconds in result["rounds"]]
+
+
+def quartiles(values):
+    """The first quartile, the median and the third."""
+    if len(values) == 1:
+        return values * 3
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def ratio(results, slow, fast):
+    """The median of the ratios in each round, of two that are given as (case, contestant).
+
+    What was measured in one round had the same minute; medians may come from different ones.
+    """
+    both = [results.get(case, {}).get(contestant) for case, contestant in (slow, fast)]
+    if None in both:
+        return None
+    pairs = zip(*map(seconds_per_unit, both), strict=False)
+    return short(statistics.median(x / y for x, y in pairs))
+
+
+def compared(goal):
+    return f"{' '.join(goal.slow)} / {' '.join(goal.fast)}"
+
+
+def summary_of(data):
+    """Return the summary of a run; of a summary, itself.
+
+    cases: by case, its section, unit, parameters and bytes, and by contestant the seconds per unit
+    (first quartile, median, third), the ratio to ours and the size of what it makes. goals: the
+    ratio that each has reached.
+    """
+    if "cases" in data:
+        return data
+    results, cases, skipped = data["results"], {}, {}
+    for identifier, found in results.items():
+        case, params = find(identifier)
+        cases[identifier] = {
+            "name": case.name,
+            "params": params,
+            "section": case.section,
+            "unit": case.unit,
+            "bytes": case.n_bytes and case.n_bytes(**params),
+            "by": {},
+        }
+        for name, result in found.items():
+            entry = cases[identifier]["by"][name] = {
+                "seconds": [short(x) for x in quartiles(seconds_per_unit(result))],
+                "ratio": ratio(results, (identifier, name), (identifier, "ours")),
+            }
+            extra = {"size": result["size"], "way": case.ways.get(name)}
+            entry |= {key: value for key, value in extra.items() if value}
+    for identifier, name, reason in data["skipped"]:
+        skipped.setdefault(name, {}).setdefault(reason, []).append(identifier)
+    return {
+        **{key: data[key] for key in ("date", "make", "commit", "machine")},
+        "who": {
+            name: {"note": CONTESTANTS[name].note, "versions": data["versions"][name]}
+            for name in CONTESTANTS
+            if name in data["versions"]
+        },
+        "cases": cases,
+        "goals": {compared(goal): ratio(results, goal.slow, goal.fast) for goal in GOALS},
+        "memory": {
+            case: {name: it["memory"] for name, it in results[case].items() if name != "limit"}
+            for case in MEMORY
+            if case in results
+        },
+        "skipped": skipped,
+    }
+
+
+def as_text(summary):
+    """A summary as JSON with a line for each case: a change of one shows as one."""
+
+    def text(value, depth):
+        if depth == 2 or not isinstance(value, dict) or not value:
+            return json.dumps(value, ensure_ascii=False)
+        lines = [
+            f"{' ' * depth}{json.dumps(key)}: {text(it, depth + 1)}" for key, it in value.items()
+        ]
+        return "{\n" + ",\n".join(lines) + "\n}"
+
+    return text(summary, 0) + "\n"

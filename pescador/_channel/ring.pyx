@@ -1,0 +1,628 @@
+"""The ring of records between a worker and its consumer, in memory that both map.
+
+A record is an item: where its schema is, the shape of each array, and the arrays, large ones in
+blocks of the heap. A schema (keys and dtypes) is a record of its own, which items refer to by
+number. The worker copies an item into free places and then moves `head`. What lies between `tail`
+and `head` is the consumer's to read, with the worker asleep, busy or dead.
+
+Neither end waits. `Writer.fill` writes items until it cannot, and says why; `Reader` is an iterator
+over the items that are there. The callers wait, and carry what finds no place here. Linux only.
+
+docs/inside/channel.rst explains it.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pescador._channel.schema import empty, schema_from, schema_of
+from pescador._checks import is_masked
+from pescador.exceptions import PescadorError
+
+cimport cython
+from cpython.dict cimport PyDict_Next
+from cpython.list cimport PyList_GET_ITEM
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from numpy cimport (
+    NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_F_CONTIGUOUS, NPY_ARRAY_WRITEABLE,
+    NPY_DATETIME, NPY_MAXDIMS, NPY_NTYPES_LEGACY, NPY_TIMEDELTA, NPY_VOID, PyArray_Check,
+    PyArray_CheckExact, PyArray_CopyInto, PyArray_DATA, PyArray_DESCR, PyArray_DIMS, PyArray_FLAGS,
+    PyArray_NBYTES, PyArray_NDIM, PyDataType_ELSIZE, dtype as Dtype, import_array, ndarray,
+    npy_intp, set_array_base,
+)
+
+from pescador._channel.memory cimport (
+    BLOCKS, HEAP_AT, LINE, RECORDS, RECORDS_AT, Control, Heap, SharedMemory, round_up,
+)
+from pescador._native.arrays cimport array_at
+from pescador._native.copy cimport pescador_copy
+from pescador._native.dicts cimport same_key
+from pescador._native.iterators cimport next_item, steal
+from pescador._native.shared cimport exchange, load, lock, shared_reserve, store, unlock
+
+
+import_array()
+
+# More bytes than there are addresses for.
+cdef uint64_t MOST = <uint64_t>1 << 48
+
+cdef enum:
+    # In bytes. Arrays below this size travel inside the record and are copied out of it.
+    INLINE = 4096
+    # How much of the heap gets its pages at a time, at least.
+    STEP = 1 << 20
+    # A copy of this size lets other threads run meanwhile.
+    LONG = 1 << 18
+    # How many schemas both ends remember.
+    SCHEMAS = 64
+
+cdef enum RecordType:
+    PADDING                            # nothing until the end of the ring
+    ITEM
+    SCHEMA
+
+cdef enum Room:
+    DONE
+    FULL                               # there will be room when the consumer has read on
+    TOO_LARGE                          # it has read everything, and there is no room
+
+
+cdef object as_dict(object item):
+    """Return an item as a dict, read once: some mappings make their values anew for each look."""
+    if type(item) is dict or not isinstance(item, Mapping):
+        return item
+    return dict(item.items())
+
+
+cdef object damaged(str what, uint64_t value):
+    return PescadorError(f"the memory shared with a worker is damaged: {what} is {value}")
+
+
+cdef bint is_empty(uint64_t* shape, int ndim) noexcept:
+    cdef int axis
+    for axis in range(ndim):
+        if shape[axis] == 0:
+            return True
+    return False
+
+
+cdef inline void write_head(char* record, uint64_t length, uint64_t record_type) noexcept:
+    (<uint64_t*>record)[0] = length | record_type << 32
+
+
+cdef inline void copy(char* into, char* source, uint64_t size) noexcept:
+    if size >= LONG:
+        with nogil:
+            pescador_copy(into, source, size, False)
+    else:
+        pescador_copy(into, source, size, False)
+
+
+cdef inline object make_array(Dtype dtype, int ndim, npy_intp* shape, void* data, bint fortran):
+    """Return an array; without data, one with memory of its own."""
+    cdef int flags = NPY_ARRAY_F_CONTIGUOUS if fortran else 0
+    if data is not NULL:
+        flags = NPY_ARRAY_ALIGNED | NPY_ARRAY_WRITEABLE | (
+            NPY_ARRAY_F_CONTIGUOUS if fortran else NPY_ARRAY_C_CONTIGUOUS)
+    return array_at(data, ndim, shape, NULL, dtype, flags)
+
+
+cdef int copy_strided(char* into, ndarray array) except -1:
+    cdef object dtype = array.dtype
+    if (<Dtype>dtype).type_num == NPY_VOID:
+        # All of each element: NumPy would leave out what is between the fields.
+        dtype = np.dtype((np.void, PyDataType_ELSIZE(<Dtype>dtype)))
+        array = array.view(dtype)
+    return PyArray_CopyInto(
+        make_array(dtype, PyArray_NDIM(array), PyArray_DIMS(array), into, False), array)
+
+
+# ----------------------------------------------------------------------------------- schemas
+
+
+@cython.final
+cdef class Schema:
+    """The keys and dtypes of an item, and their number in the ring."""
+
+    cdef bytes code                    # what the other end makes the same schema of
+    cdef list keys
+    cdef list dtypes
+    cdef Py_ssize_t n
+    cdef int64_t number                # -1 until it was written
+
+    def __cinit__(self, bytes code, list keys, list dtypes):
+        self.code = code
+        self.keys = keys
+        self.dtypes = dtypes
+        self.n = len(keys)
+        self.number = -1
+
+    cdef bint fits(self, dict item, list arrays) except -1:
+        """Fill `arrays` with those of an item; tell whether it certainly has this schema."""
+        cdef PyObject* key = NULL
+        cdef PyObject* value = NULL
+        cdef Py_ssize_t position = 0, i = 0
+        if len(item) != self.n:
+            return False
+        arrays.clear()
+        while PyDict_Next(item, &position, &key, &value):
+            if not (same_key(<object>key, self.keys[i]) and is_array(<object>value)
+                    and same_dtype(<ndarray>value, self.dtypes[i])):
+                return False
+            arrays.append(<object>value)
+            i += 1
+        return True
+
+
+cdef inline bint is_array(object value) except -1:
+    return PyArray_CheckExact(value) or (PyArray_Check(value) and not is_masked(value))
+
+
+cdef inline bint same_dtype(ndarray array, object dtype) except -1:
+    if <PyObject*>PyArray_DESCR(array) == <PyObject*>dtype:
+        return True
+    return equal_dtypes(<Dtype>PyArray_DESCR(array), <Dtype>dtype)
+
+
+cdef bint equal_dtypes(Dtype a, Dtype b) except -1:
+    if (a.type_num != b.type_num or a.byteorder != b.byteorder
+            or PyDataType_ELSIZE(a) != PyDataType_ELSIZE(b)
+            or a.type_num >= NPY_NTYPES_LEGACY or a.type_num == NPY_VOID):
+        return False
+    # Of these two, the unit counts as well.
+    return a.type_num not in (NPY_DATETIME, NPY_TIMEDELTA) or a == b
+
+
+# ------------------------------------------------------------------------------------ writer
+
+
+@cython.final
+cdef class Writer:
+    """The worker's end.
+
+    Parameters
+    ----------
+    memory : SharedMemory
+    wake : function
+        Wake the consumer.
+    """
+
+    cdef SharedMemory memory
+    cdef Control* control
+    cdef char* records
+    cdef Heap heap
+    cdef object wake
+    cdef list schemas                  # that the reader knows, by number
+    cdef int64_t n_written             # how many schemas were written
+    cdef object pending                # the item that found no room, or None
+    cdef list arrays                   # of the item that is being written
+    cdef int32_t* blocks               # of each of them, -1 if it is inside the record
+    cdef Py_ssize_t n_blocks
+    cdef uint64_t head
+    cdef uint64_t tail                 # as last seen
+    cdef uint64_t returned             # how many returned blocks were freed
+    cdef uint64_t reserved             # how much of the heap has its pages
+
+    def __cinit__(self, SharedMemory memory not None, wake):
+        memory.claim()
+        self.memory = memory
+        self.control = memory.control
+        self.records = memory.base + RECORDS_AT
+        self.heap = Heap(memory.size - HEAP_AT)
+        self.wake = wake
+        self.schemas = []
+        self.arrays = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.blocks)
+
+    def fill(self, iterator):
+        """Write what did not fit the last time, then items of an iterator, while there is room.
+
+        Returns
+        -------
+        why : {"ended", "full", "too large"}
+            There are no more items, or nobody wants them; room will come when the consumer reads
+            on; `pending` has to go another way, and the consumer has read all that is before it.
+        """
+        cdef PyObject* pointer
+        cdef Schema schema
+        cdef int room
+        item, self.pending = self.pending, None
+        while True:
+            if item is None:
+                # The last item is not held here: its memory may be used for the next.
+                pointer = NULL if load(&self.control.stop) else next_item(iterator)
+                if pointer is NULL:
+                    return "ended"
+                item = steal(pointer)
+                # A process that the iterator has forked writes nothing.
+                if self.memory.in_child:
+                    return "ended"
+                item = as_dict(item)
+            schema = self.find_schema(item)
+            room = self.put(schema)
+            if room == FULL:
+                # Half of what is there is to be read before it is worth while to go on.
+                store(&self.control.wake_at, self.tail + (self.head - self.tail + 1) // 2)
+                # It may have been read just before that.
+                room = self.put(schema)
+                if room == FULL:
+                    self.pending = item
+                    return "full"
+            self.arrays.clear()
+            if load(&self.control.wake_at):
+                store(&self.control.wake_at, 0)
+            if room == TOO_LARGE:
+                self.pending = item
+                return "too large"
+            item = None
+            # After the store to head: either we see that it sleeps, or it sees the record.
+            if load(&self.control.asleep) and exchange(&self.control.asleep, 0):
+                self.wake()
+
+    def take_pending(self):
+        """Return `pending`, which went another way then."""
+        item, self.pending = self.pending, None
+        return item
+
+    cdef Schema find_schema(self, object item):
+        """Return the schema of an item, and put its arrays into `arrays`."""
+        cdef Schema schema
+        if type(item) is dict:
+            for schema in self.schemas:
+                if schema.fits(<dict>item, self.arrays):
+                    return schema
+        code, keys, dtypes = schema_of(item)
+        self.arrays[:] = item.values()
+        for schema in self.schemas:
+            if schema.code == code:
+                return schema
+        return Schema(code, keys, dtypes)
+
+    cdef int put(self, Schema schema) except -1:
+        """Write an item and, if it is new, its schema."""
+        cdef Py_ssize_t n = len(self.arrays)
+        cdef uint64_t in_heap = 0, announced = 0, padding, offset, total
+        cdef bint alone
+        if n > self.n_blocks:
+            self.make_blocks(n)
+        cdef uint64_t length = self.measure(INLINE, &in_heap)
+        if length > RECORDS // 4:
+            length = self.measure(1, &in_heap)
+        if schema.number < 0:
+            announced = 8 + round_up(<uint64_t>len(schema.code) + 8, 8)
+        total = announced + length
+        offset = self.head % RECORDS
+        padding = RECORDS - offset if offset + total > RECORDS else 0
+        if in_heap > 0:
+            self.free_returned()
+        for _ in range(2):
+            # There is always room for one item.
+            alone = self.tail == self.head
+            if (total <= RECORDS // 2 and (alone or self.fits(padding + total, in_heap))
+                    and (in_heap == 0 or self.take_blocks(n))):
+                break
+            self.tail = load(&self.control.tail)
+            self.free_returned()
+        else:
+            return TOO_LARGE if self.tail == self.head else FULL
+        try:
+            if padding:
+                write_head(self.records + offset, padding, PADDING)
+                offset = 0
+            if announced:
+                self.write_schema(self.records + offset, announced, schema)
+            self.write_item(self.records + offset + announced, length, schema.number, n)
+        except BaseException:
+            self.free_blocks(n)
+            raise
+        self.head += padding + total
+        store(&self.control.head, self.head)
+        return DONE
+
+    cdef uint64_t measure(self, uint64_t inline_below, uint64_t* in_heap) noexcept:
+        """Return the length of an item's record; mark which arrays are to go into the heap."""
+        cdef uint64_t length = 16, size
+        cdef Py_ssize_t i
+        cdef PyObject* array
+        in_heap[0] = 0
+        for i in range(len(self.arrays)):
+            # Borrowed: nobody else changes the list.
+            array = PyList_GET_ITEM(self.arrays, i)
+            size = PyArray_NBYTES(<ndarray>array)
+            length += 8 + 8 * PyArray_NDIM(<ndarray>array)
+            if size < inline_below:
+                length += round_up(size, 8)
+                self.blocks[i] = -1
+            else:
+                length += 8
+                in_heap[0] += round_up(size, LINE)
+                self.blocks[i] = 0
+        return length
+
+    cdef bint fits(self, uint64_t length, uint64_t in_heap) noexcept:
+        """Tell whether the ring has room for a record, and the bound allows it."""
+        cdef uint64_t unread = self.head - self.tail
+        if unread + length > RECORDS:
+            return False
+        return unread + self.heap.used + length + in_heap <= <uint64_t>self.memory.max_bytes
+
+    cdef void free_returned(self) noexcept:
+        cdef uint64_t returned = load(&self.control.returned)
+        while self.returned != returned:
+            self.heap.free(<int32_t>self.memory.returns[self.returned % BLOCKS])
+            self.returned += 1
+
+    cdef int make_blocks(self, Py_ssize_t n) except -1:
+        cdef void* blocks = PyMem_Realloc(self.blocks, n * sizeof(int32_t))
+        if blocks is NULL:
+            raise MemoryError
+        self.blocks = <int32_t*>blocks
+        self.n_blocks = n
+        return 0
+
+    cdef bint take_blocks(self, Py_ssize_t n) noexcept:
+        """Allocate a block, and its pages, for each array that was marked; all or none."""
+        cdef Py_ssize_t i
+        cdef int32_t number
+        for i in range(n):
+            if self.blocks[i] < 0:
+                continue
+            number = self.heap.allocate(PyArray_NBYTES(<ndarray>PyList_GET_ITEM(self.arrays, i)))
+            if number >= 0 and not self.reserve(number):
+                self.heap.free(number)
+                number = -1
+            if number < 0:
+                self.free_blocks(i)
+                return False
+            self.blocks[i] = number
+        return True
+
+    cdef void free_blocks(self, Py_ssize_t n) noexcept:
+        """Free the blocks of the first arrays, which are marked again."""
+        cdef Py_ssize_t i
+        for i in range(n):
+            if self.blocks[i] >= 0:
+                self.heap.free(self.blocks[i])
+                self.blocks[i] = 0
+
+    cdef bint reserve(self, int32_t number) noexcept:
+        """Have pages behind a block; tell whether there are any."""
+        cdef uint64_t stop = self.heap.blocks[number].start + self.heap.blocks[number].size
+        if stop <= self.reserved:
+            return True
+        stop = min(round_up(stop, STEP), self.memory.size - HEAP_AT)
+        if shared_reserve(self.memory.descriptor, self.memory.base, HEAP_AT + self.reserved,
+                          stop - self.reserved):
+            return False
+        self.reserved = stop
+        return True
+
+    cdef int write_schema(self, char* record, uint64_t length, Schema schema) except -1:
+        cdef uint64_t size = len(schema.code)
+        schema.number = self.n_written % SCHEMAS
+        self.n_written += 1
+        # The reader forgets the one before, too.
+        self.schemas[schema.number : schema.number + 1] = [schema]
+        write_head(record, length, SCHEMA)
+        (<uint64_t*>record)[1] = <uint64_t>schema.number << 32 | size
+        memcpy(record + 16, <char*>schema.code, size)
+        return 0
+
+    cdef int write_item(self, char* record, uint64_t length, int64_t schema,
+                        Py_ssize_t n) except -1:
+        cdef uint64_t* word = <uint64_t*>record
+        cdef uint64_t* end = <uint64_t*>(record + length)
+        cdef uint64_t size
+        cdef Py_ssize_t i
+        cdef int axis, ndim, flags
+        cdef bint fortran
+        cdef PyObject* array
+        cdef char* data
+        write_head(record, length, ITEM)
+        word[1] = schema
+        word += 2
+        for i in range(n):
+            array = PyList_GET_ITEM(self.arrays, i)
+            ndim = PyArray_NDIM(<ndarray>array)
+            flags = PyArray_FLAGS(<ndarray>array)
+            size = PyArray_NBYTES(<ndarray>array)
+            fortran = flags & NPY_ARRAY_F_CONTIGUOUS and not flags & NPY_ARRAY_C_CONTIGUOUS
+            # Other threads run during long copies, and may give an array another shape.
+            if (word + 1 + ndim + (1 if self.blocks[i] >= 0 else (size + 7) // 8) > end
+                    or self.blocks[i] >= 0 and size > self.heap.blocks[self.blocks[i]].size):
+                raise PescadorError("an array of an item changed its shape while it was sent")
+            word[0] = ndim | <uint64_t>fortran << 8
+            for axis in range(ndim):
+                word[1 + axis] = PyArray_DIMS(<ndarray>array)[axis]
+            if self.blocks[i] < 0:
+                data = <char*>(word + 1 + ndim)
+                word += 1 + ndim + (size + 7) // 8
+            else:
+                word[0] |= <uint64_t>1 << 9 | <uint64_t>self.blocks[i] << 32
+                word[1 + ndim] = HEAP_AT + self.heap.blocks[self.blocks[i]].start
+                data = self.memory.base + word[1 + ndim]
+                word += 2 + ndim
+            if size == 0:
+                continue
+            if flags & (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS):
+                copy(data, <char*>PyArray_DATA(<ndarray>array), size)
+            else:
+                copy_strided(data, <ndarray>array)
+        return 0
+
+
+# ------------------------------------------------------------------------------------ reader
+
+
+@cython.final
+cdef class Reader:
+    """The consumer's end: an iterator over the items that are there now.
+
+    It stops when there is none, and goes on when there is one again.
+
+    Parameters
+    ----------
+    memory : SharedMemory
+    wake : function
+        Wake the worker.
+    copy : bool
+        Whether all arrays are to own their memory.
+    """
+
+    cdef SharedMemory memory
+    cdef Control* control
+    cdef char* records
+    cdef object wake
+    cdef bint copy
+    cdef list schemas                  # by number
+    cdef uint64_t tail
+    cdef uint64_t head                 # as last seen
+    cdef readonly int64_t received     # items
+
+    def __cinit__(self, SharedMemory memory not None, wake, bint copy):
+        memory.claim()
+        self.memory = memory
+        self.control = memory.control
+        self.records = memory.base + RECORDS_AT
+        self.wake = wake
+        self.copy = copy
+        self.schemas = []
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef char* record
+        cdef uint64_t record_type, length, there
+        while True:
+            if self.tail == self.head:
+                self.head = load(&self.control.head)
+            if self.tail == self.head or self.memory.in_child:
+                raise StopIteration
+            record = self.records + self.tail % RECORDS
+            length = (<uint64_t*>record)[0] & <uint64_t>0xffffffff
+            record_type = (<uint64_t*>record)[0] >> 32
+            there = min(self.head - self.tail, RECORDS - self.tail % RECORDS)
+            if length < 8 or length > there or length % 8 or self.head - self.tail > RECORDS:
+                raise damaged("a record", length)
+            if record_type == ITEM:
+                item = self.read_item(<uint64_t*>record, <uint64_t*>(record + length))
+                self.received += 1
+                self.advance(length)
+                return item
+            if record_type == SCHEMA:
+                self.read_schema(<uint64_t*>record, length)
+            elif record_type != PADDING:
+                raise damaged("the type of a record", record_type)
+            self.advance(length)
+
+    cdef int advance(self, uint64_t length) except -1:
+        cdef uint64_t wake_at
+        self.tail += length
+        store(&self.control.tail, self.tail)
+        # After the store to tail: either we see that the worker waits, or it sees the room.
+        wake_at = load(&self.control.wake_at)
+        if wake_at != 0 and self.tail >= wake_at and exchange(&self.control.wake_at, 0):
+            self.wake()
+        return 0
+
+    def is_empty(self):
+        """Tell whether there is no record; if so, the worker wakes us at the next."""
+        store(&self.control.asleep, 1)
+        if load(&self.control.head) != self.tail:
+            store(&self.control.asleep, 0)
+            return False
+        # Blocks may have come back since the worker began to wait.
+        if load(&self.control.wake_at) and exchange(&self.control.wake_at, 0):
+            self.wake()
+        return True
+
+    def stop(self):
+        """Tell the worker that no more is wanted."""
+        store(&self.control.stop, 1)
+
+    cdef int read_schema(self, uint64_t* word, uint64_t length) except -1:
+        cdef uint64_t size, number
+        if length < 16:
+            raise damaged("a schema", length)
+        size = word[1] & <uint64_t>0xffffffff
+        number = word[1] >> 32
+        if size > length - 16:
+            raise damaged("a schema", size)
+        if number > <uint64_t>len(self.schemas) or number >= SCHEMAS:
+            raise damaged("the number of a schema", number)
+        code = (<char*>(word + 2))[:size]
+        self.schemas[number : number + 1] = [Schema(code, *schema_from(code))]
+        return 0
+
+    cdef dict read_item(self, uint64_t* word, uint64_t* end):
+        """Return the item of a record; nothing in it is used before it was checked."""
+        cdef npy_intp[NPY_MAXDIMS] shape
+        cdef uint64_t size, head
+        cdef Py_ssize_t i
+        cdef int axis, ndim
+        cdef bint fortran, in_heap
+        cdef Dtype dtype
+        cdef dict item = {}
+        if end - word < 2 or word[1] >= <uint64_t>len(self.schemas):
+            raise damaged("the schema of an item", 0 if end - word < 2 else word[1])
+        cdef Schema schema = self.schemas[<Py_ssize_t>word[1]]
+        word += 2
+        for i in range(schema.n):
+            dtype = <Dtype>schema.dtypes[i]
+            if word >= end:
+                raise damaged("the number of arrays", i)
+            head = word[0]
+            ndim = head & 0xff
+            fortran = head >> 8 & 1
+            in_heap = head >> 9 & 1
+            word += 1
+            if ndim > NPY_MAXDIMS or end - word < ndim + in_heap:
+                raise damaged("a number of dimensions", ndim)
+            size = PyDataType_ELSIZE(dtype)
+            for axis in range(ndim):
+                # Only an array without elements may have a shape that no memory holds.
+                if size > 0 and word[axis] > MOST // size and not is_empty(word, ndim):
+                    raise damaged("the length of an axis", word[axis])
+                shape[axis] = word[axis]
+                size *= word[axis]
+            word += ndim
+            if in_heap:
+                array = self.read_block(head >> 32, word[0], size, dtype, ndim, shape, fortran)
+                word += 1
+            elif PyDataType_ELSIZE(dtype) == 0:
+                array = empty(tuple([shape[axis] for axis in range(ndim)]), dtype, "C")
+            else:
+                if size > <uint64_t>(<char*>end - <char*>word):
+                    raise damaged("the size of an array", size)
+                array = make_array(dtype, ndim, shape, NULL, fortran)
+                pescador_copy(<char*>PyArray_DATA(<ndarray>array), <char*>word, size, False)
+                word += (size + 7) // 8
+            item[schema.keys[i]] = array
+        return item
+
+    cdef object read_block(self, uint32_t number, uint64_t start, uint64_t size, Dtype dtype,
+                           int ndim, npy_intp* shape, bint fortran):
+        """Return an array in a block: a view of it, or a copy where too much is held already."""
+        cdef SharedMemory memory = self.memory
+        cdef uint64_t taken = round_up(size, LINE)
+        if (start < HEAP_AT or start % LINE or start > memory.size or taken > memory.size - start
+                or PyDataType_ELSIZE(dtype) == 0):
+            raise damaged("the place of an array", start)
+        cdef char* data = memory.base + start
+        if (self.copy or memory.n_leases >= BLOCKS // 2
+                or memory.held + taken > <uint64_t>memory.max_bytes // 2):
+            array = make_array(dtype, ndim, shape, NULL, fortran)
+            copy(<char*>PyArray_DATA(<ndarray>array), data, size)
+            lock(&memory.busy)
+            memory.give_back(number)
+            unlock(&memory.busy)
+        else:
+            array = make_array(dtype, ndim, shape, data, fortran)
+            set_array_base(<ndarray>array, memory.lease(number, start, taken))
+        return array

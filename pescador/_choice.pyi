@@ -1,0 +1,24 @@
+from collections.abc import Iterable, Sequence
+from typing import Self, final
+
+import numpy as np
+import numpy.typing as npt
+
+@final
+class Categorical:
+    def __new__(cls, k: int) -> Self: ...
+
+@final
+class Pool:
+    def __new__(cls, n: int) -> Self: ...
+    @property
+    def distribution(self) -> npt.NDArray[np.float64]: ...
+
+def exact_decisions() -> int: ...
+def nodes_summed() -> int: ...
+def sums_of(
+    values: npt.ArrayLike, changes: Iterable[tuple[int, float]], draws: Sequence[float]
+) -> list[tuple[float, list[int]]]: ...
+def pool_after(
+    n: int, changes: Iterable[tuple[int, bool, int, Sequence[float]]]
+) -> tuple[list[list[int]], npt.NDArray[np.float64]]: ...
