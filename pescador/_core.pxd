@@ -55,12 +55,14 @@ cdef class Compiled:
     # An iterator that compiled code reads from: the engine of a mux, or a visit to a source.
     cdef int64_t left                  # how many samples it may give yet
     cdef bint fused                    # it gives visits, which know where their row lies, not items
+    cdef bint runs_code                # it is a map that calls a function of the user's
     cdef bint draws_globally           # it draws from np.random, unless it is given another
 
     cpdef dict save(self, saver)
     cpdef object restore(self, dict state, loader)
     cpdef object replay_cost(self)
     cpdef object take_rng(self, rng)
+    cdef int take_states(self, GlobalStates states, bint watches) except -1
     cpdef object close_streams(self)
 
 

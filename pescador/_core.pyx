@@ -13,6 +13,7 @@ import fractions
 import io
 import math
 import numbers
+import operator
 import pathlib
 import re
 import types
@@ -892,6 +893,8 @@ cdef object activate_any(object source, object args, object kwargs, Scope scope,
             else:
                 args = isolate(args, memo)
                 kwargs = isolate(kwargs, memo)
+                if asks_for_generator(kwargs):
+                    give_generator(kwargs, np.random.default_rng(fresh_sequence()))
         if SHARED in memo:
             ending[0] = STOP
     return iter(source(*args, **kwargs) if callable(source) else source)
@@ -930,6 +933,10 @@ cdef class Compiled:
     cpdef object take_rng(self, rng):
         """Draw from this generator in the place of np.random."""
 
+    cdef int take_states(self, GlobalStates states, bint watches) except -1:
+        """Run the user's code under these states, or notice whether it draws."""
+        return 0
+
     cpdef object close_streams(self):
         """Close what is open; the state is still that of the last item."""
 
@@ -955,6 +962,10 @@ def register_spawn(mark):
 # Iterators that can be set to a place: those of types that cannot change but by iterating.
 cdef frozenset INDEXED = frozenset(
     type(iter(value)) for value in ([], (), "", "\u20ac", b"", bytearray(), range(1), range(1 << 70)))
+
+# To iterate over these runs no code that could draw.
+cdef frozenset WITHOUT_CODE = frozenset(
+    {list, tuple, str, bytes, bytearray, range, dict, set, frozenset, np.ndarray})
 
 # Iterators that go over what they hold and do nothing else: to go on, they step quickly.
 cdef frozenset STEPPED = frozenset(
@@ -982,6 +993,8 @@ cdef class Leaf(Compiled):
     cdef object fields                 # its attributes when this visit started
     cdef int64_t bound                 # how many items it was asked for
     cdef int64_t given
+    cdef object drawn                  # what its states were when it was closed
+    cdef bint failed                   # a step has raised; it may have drawn before
 
     def __iter__(self):
         return self
@@ -1006,7 +1019,11 @@ cdef class Leaf(Compiled):
         if self.inner is not None:
             return next_item(self.inner)
         if self.states is not None:
-            return self.states.step(self.iterator)
+            try:
+                return self.states.step(self.iterator)
+            except:
+                self.failed = True
+                raise
         if not self.watches:
             return next_item(self.iterator)
         mark(&marks)
@@ -1048,14 +1065,18 @@ cdef class Leaf(Compiled):
                 scope.number = number
             self.iterator = self.inner
             self.take_generators(memo)
+            if self.inner.runs_code:
+                self.govern(scope)
+                self.inner.take_states(self.states, self.watches)
             if scope.run.is_seeded and self.inner.draws_globally:
                 self.inner.take_rng(seeded_random_state(scope.run, self.path))
         else:
-            self.govern(scope)
+            if type(source) not in WITHOUT_CODE:
+                self.govern(scope)
             source = isolate(source, memo)
             if callable(source) and args is not None:
                 args, kwargs = isolate(args, memo), isolate(kwargs, memo)
-                if SPAWN is not None and type(kwargs) is dict and SPAWN in (<dict>kwargs).values():
+                if asks_for_generator(kwargs):
                     self.spawn(kwargs, memo)
             self.take_generators(memo)
             self.start(start_iterator, (source, args, kwargs))
@@ -1130,11 +1151,9 @@ cdef class Leaf(Compiled):
             self.states = None
             self.watches = True
         else:
-            sequence = None if not run.tracks else fresh_sequence()
+            sequence = fresh_sequence()
         generator = np.random.default_rng(sequence)
-        for name, value in list(kwargs.items()):
-            if value is SPAWN:
-                kwargs[name] = generator
+        give_generator(kwargs, generator)
         if not run.is_seeded and type(memo) is Memo:
             (<Memo>memo).generators.append(generator)
         return 0
@@ -1180,8 +1199,14 @@ cdef class Leaf(Compiled):
             state["generators"] = self.at_start if replayed else [
                 state_of_generator(generator) for generator in self.generators]
         if self.states is not None:
-            state["states"] = self.states.digest() if replayed else self.states.as_plain()
+            state["states"] = self.digest() if replayed else self.states.as_plain()
         return state
+
+    cdef object digest(self):
+        """What the states were after the last item, in a few words; None where it is not known."""
+        if self.failed:
+            return None
+        return self.states.digest() if self.drawn is None else self.drawn
 
     cpdef object restore(self, dict state, loader):
         cdef int64_t given = state["given"]
@@ -1191,6 +1216,8 @@ cdef class Leaf(Compiled):
         if self.inner is not None:
             self.set_generators(state, loader)
             self.given = given
+            if "states" in state:
+                self.states.take_plain(state["states"])
             self.inner.restore(state["map"], loader)
             return
         if self.copied is not None:
@@ -1202,6 +1229,9 @@ cdef class Leaf(Compiled):
         if "position" in state:
             self.iterator.load_state_dict(loader.own(state["position"]))
         elif type(self.iterator) in INDEXED:
+            if given > operator.length_hint(self.iterator):
+                raise loader.error(self.name(), f"it has given {given} items when its state was "
+                                   f"taken, and has only {operator.length_hint(self.iterator)} now")
             self.iterator.__setstate__(given)
         else:
             while self.given < given:
@@ -1213,14 +1243,14 @@ cdef class Leaf(Compiled):
                 self.given += 1
                 if self.given % 1024 == 0:
                     PyErr_CheckSignals()
-            if self.has_drawn:
+            if self.has_drawn and not loader.is_inexact:
                 raise loader.error(self.name(), "it draws from the global random state now, and "
                                    "did not when its state was taken")
         self.given = given
         if self.states is not None:
             if not self.is_replayed():
                 self.states.take_plain(state["states"])
-            elif self.states.digest() != state["states"]:
+            elif state["states"] is not None and self.states.digest() != state["states"]:
                 raise loader.error(self.name(), "it has drawn other random numbers up to here than "
                                    "when its state was taken")
 
@@ -1248,6 +1278,8 @@ cdef class Leaf(Compiled):
             if self.states is None:
                 self.iterator.close()
             else:
+                if self.drawn is None:
+                    self.drawn = self.states.digest()
                 self.states.call(self.iterator.close, ())
 
     def __del__(self):
@@ -1259,6 +1291,23 @@ cdef class Leaf(Compiled):
     def recipe(self):
         """What the state is a state of."""
         return name_of(self.streamer)
+
+
+cdef bint asks_for_generator(object kwargs) except -1:
+    """Whether a function is to be given the random generator of its visit."""
+    if type(kwargs) is not dict:
+        return False
+    for value in (<dict>kwargs).values():
+        if value is SPAWN:
+            return SPAWN is not None
+    return False
+
+
+cdef int give_generator(dict kwargs, object generator) except -1:
+    for name, value in list(kwargs.items()):
+        if value is SPAWN:
+            kwargs[name] = generator
+    return 0
 
 
 cdef tuple split_stream(object args, object kwargs):
@@ -1658,7 +1707,7 @@ cdef class Reader:
     cdef readonly bint running
     cdef readonly bint is_started      # an item was asked for
     cdef readonly bint over            # it has ended, has failed or was closed
-    cdef readonly bint failed
+    cdef readonly bint has_ended       # there is no item after the last one
     cdef bint counted                  # the streamer counts it as an open iteration
 
     def __iter__(self):
@@ -1673,31 +1722,38 @@ cdef class Reader:
         self.is_started = self.running = True
         try:
             if self.node is None:
-                self.started()
+                self._root()
             item = next_item(self.node)
         except:
-            self.failed = True
             self.end()
             raise
         finally:
             self.running = False
         if item is NULL:
+            # At a bound, a state may be given another.
+            self.has_ended = self.node.left > 0
             self.end()
             raise StopIteration
         self.index += 1
+        # list(stream) is a loop in C.
+        if self.index % 1024 == 0:
+            PyErr_CheckSignals()
         return steal(item)
 
-    def started(self):
+    def __del__(self):
+        self.end()
+
+    def _root(self):
         """Return the iterator of the root; start it if need be."""
         if self.node is None:
             self.node = self._start()
             self.counted = True
         return self.node
 
-    def resume(self, int64_t index, bint over):
+    def _resume(self, int64_t index, bint has_ended):
         """Have given so many items already."""
         self.index = index
-        self.over = over
+        self.over = self.has_ended = has_ended
 
     cdef int end(self) except -1:
         self.over = True

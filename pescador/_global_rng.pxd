@@ -84,7 +84,7 @@ cdef class GlobalStates:
     cdef int leave_python(self, Twisters* callers) except -1
     cdef int exchange_gauss(self) except -1
     cdef PyObject* step(self, object iterator) except? NULL
-    cdef object call(self, object function, tuple args)
+    cpdef object call(self, object function, tuple args)
     cdef object digest(self)
     cdef object as_plain(self)
     cdef int take_plain(self, dict state) except -1

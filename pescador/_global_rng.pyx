@@ -397,7 +397,7 @@ cdef class GlobalStates:
             self.leave(callers)
         return item
 
-    cdef object call(self, object function, tuple args):
+    cpdef object call(self, object function, tuple args):
         """What a function returns, under these states."""
         cdef Twisters nested
         cdef Twisters* callers = place_for_callers(&nested)

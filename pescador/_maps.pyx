@@ -12,6 +12,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
 from pescador._core cimport Compiled, set_generator, state_of_generator
+from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark
 from pescador._native.iterators cimport next_item, steal
 from pescador._rng cimport Uniform, as_index, draw, draw_below, is_known
 
@@ -128,11 +129,36 @@ cdef class Transformed(Mapped):
     """What a function returns for each item, but for `skip`."""
 
     cdef object function, skip
+    cdef GlobalStates states           # in place while the function runs, where they are governed
+    cdef bint watches, has_drawn       # whether its drawing is noticed; whether it has drawn
 
     def __cinit__(self, source, function, skip):
         self.source = iter(source)
         self.function = function
         self.skip = skip
+        self.runs_code = True
+
+    cdef int take_states(self, GlobalStates states, bint watches) except -1:
+        self.states = states
+        self.watches = watches
+        return 0
+
+    cpdef dict save(self, saver):
+        if self.has_drawn:
+            saver.refuse(f"transform by {self.function!r}", "it draws from the global random state "
+                         "of np.random or random: iterate over pescador.Seeded(...)")
+        return Mapped.save(self, saver)
+
+    cdef object apply(self, object item):
+        cdef Marks marks
+        if self.states is not None:
+            return self.states.call(self.function, (item,))
+        if not self.watches:
+            return self.function(item)
+        mark(&marks)
+        result = self.function(item)
+        self.has_drawn = self.has_drawn or has_moved(&marks)
+        return result
 
     def __next__(self):
         cdef PyObject* pointer
@@ -142,7 +168,7 @@ cdef class Transformed(Mapped):
                 raise StopIteration
             item = steal(pointer)
             try:
-                result = self.function(item)
+                result = self.apply(item)
             except BaseException as error:
                 self.failed = item
                 if isinstance(error, StopIteration):

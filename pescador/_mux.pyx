@@ -251,10 +251,14 @@ cdef class Engine(Compiled):
             "hooked": {str(place): saver.attributes(attributes_of(copied), repr(streamer))
                        for streamer, copied, place in self.copies.values()},
         }
-        if self.rng is np.random:
+        if self.draws() and self.rng is np.random:
             saver.uses_global_state()
         self.save_choice(state, saver)
         return state
+
+    cdef bint draws(self):
+        """Whether it draws from its generator at all."""
+        return False
 
     cdef int save_choice(self, dict state, saver) except -1:
         """Add what decides which stream is next."""
@@ -447,6 +451,9 @@ cdef class WeightedEngine(Engine):
         self.sums = Sums(k)
         self.sums.sum_up(self.w)
         self.chooser = Categorical(k)
+
+    cdef bint draws(self):
+        return True
 
     cdef int save_choice(self, dict state, saver) except -1:
         state["weights"] = self.weights.copy()
@@ -737,6 +744,9 @@ cdef class RoundRobinEngine(Engine):
         self.cycles = mux.mode != "exhaustive"
         self.permutes = mux.mode == "permuted_cycle"
         self.begin_round(False)
+
+    cdef bint draws(self):
+        return self.permutes
 
     cdef int save_choice(self, dict state, saver) except -1:
         state["following"] = np.array([self.following[i] for i in range(self.k)], np.int64)

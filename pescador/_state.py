@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ._core import place_of
 from .exceptions import StateError
 
 __all__ = ["FORMAT", "Loader", "Saver", "digest"]
@@ -98,25 +99,28 @@ class Loader:
     ----------
     strict : bool
         Whether weights must be the same, and no streams may have been added.
+    is_inexact : bool
+        Whether the state was taken although not all could be saved exactly.
     """
 
-    def __init__(self, strict: bool = True) -> None:
+    def __init__(self, strict: bool = True, is_inexact: bool = False) -> None:
         self.strict = strict
+        self.is_inexact = is_inexact
 
     def restore(self, node: Any, state: dict[str, Any]) -> None:
         """Have an iterator go on from where the state says."""
         recipe = getattr(node, "recipe", None)
-        self.compare("kind", type(node).__name__, state["kind"])
         if recipe is not None:
-            self.compare("streamer", recipe, state.get("recipe"))
+            self.compare(place_of(getattr(node, "path", ())) + "streamer", recipe, state["recipe"])
+        self.compare("kind", type(node).__name__, state["kind"])
         node.restore(state, self)
 
     def compare(self, what: str, now: Any, before: Any) -> None:
         """Refuse a stream that is made otherwise than the one that was saved."""
         if isinstance(now, dict) and isinstance(before, dict):
-            for field in now.keys() | before.keys():
+            for field in sorted(now.keys() | before.keys()):
                 if self.strict or field not in ("weights", "n_streams"):
-                    self.compare(f"{what}: {field}", now.get(field), before.get(field))
+                    self.compare(f"{what}, {field}", now.get(field), before.get(field))
         elif now != before:
             raise StateError(f"the state does not fit: {what} is {now!r}, and was {before!r}")
 

@@ -1,7 +1,8 @@
 """`Seeded`: everything that a tree of streamers draws, from one seed."""
 
+import copy
 from collections.abc import Generator, Iterable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -128,7 +129,7 @@ class Seeded(Streamer[T]):
             raise ArgumentError(f"states={states!r} must be some of {_STATES}")
         self.states = tuple(name for name in _STATES if name in set(states))
 
-    def at(self, *, epoch: int | None = None, rank: int | None = None) -> "Seeded[T]":
+    def at(self, *, epoch: int | None = None, rank: int | None = None) -> Self:
         """Return the same tree at another epoch or rank.
 
         Parameters
@@ -140,13 +141,11 @@ class Seeded(Streamer[T]):
         -------
         seeded : Seeded
         """
-        return Seeded(
-            self.streamer,
-            self.seed,
-            epoch=self.epoch if epoch is None else epoch,
-            rank=self.rank if rank is None else rank,
-            states=self.states,
-        )
+        result = copy.copy(self)
+        result.active_count_ = 0
+        result.epoch = self.epoch if epoch is None else _as_number("epoch", epoch)
+        result.rank = self.rank if rank is None else _as_number("rank", rank)
+        return result
 
     def __pescador_run__(self, tracks: bool) -> _core.Run:
         """Return a new run under this seed."""

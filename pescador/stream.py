@@ -50,15 +50,18 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
 
     def _start(self) -> Any:
         """Start the iteration, at the first item; return its iterator."""
-        run = getattr(type(self._streamer), "__pescador_run__", None)
-        if run is not None and _core.is_stock(self._streamer):
-            scope = _core.root_scope(self._streamer.__pescador_run__(True))
-            node = _core.open_visit(self._streamer.streamer, scope, {})
-        else:
-            scope = _core.root_scope(_core.Run(True))
-            node = _core.open_visit(self._streamer, scope, {})
+        tree = self._streamer
+        self._run = _core.Run(True)
+        if hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
+            self._run, tree = tree.__pescador_run__(True), tree.streamer
+        node = _core.open_visit(tree, _core.root_scope(self._run), {})
         self._streamer.active_count_ += 1
         return node.bounded(self._max_iter)
+
+    def _seed(self) -> list[Any] | None:
+        """Return what the run is seeded with."""
+        sequence = self._run.sequence
+        return None if sequence is None else [sequence.entropy, list(sequence.spawn_key)]
 
     def _stop(self) -> None:
         """Count one open iteration less."""
@@ -86,7 +89,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         if self.running:
             raise PescadorError("state_dict() was called while the stream made an item")
         saver = Saver()
-        node = self.started()
+        node = self._root()
         tree = saver.save(node)
         if saver.refused and not allow_inexact:
             raise StateError(
@@ -96,7 +99,8 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         state = {
             "pescador": FORMAT,
             "index": self.index,
-            "over": self.over and not self.failed,
+            "ended": bool(self.has_ended),
+            "seed": self._seed(),
             "tree": tree,
             "inexact": saver.refused,
         }
@@ -132,18 +136,25 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             )
         if self.is_started:
             raise PescadorError("load_state_dict() must come before the first item")
-        node = self.started()
-        Loader(strict).restore(node, state["tree"])
+        try:
+            node = self._root()
+            loader = Loader(strict, bool(state["inexact"]))
+            loader.compare("seed", self._seed(), state["seed"])
+            loader.restore(node, state["tree"])
+        except BaseException:
+            # Nobody is to go on with half of it.
+            self.close()
+            raise
         if self._max_iter is not None:
             node.bounded(self._max_iter)
         if "numpy" in state:
             np.random.set_state(state["numpy"])
-        self.resume(state["index"], state["over"])
+        self._resume(state["index"], state["ended"])
 
     @property
     def replay_cost(self) -> int:
         """How many samples restoring the present state would make again."""
-        return int(self.started().replay_cost())
+        return int(self._root().replay_cost())
 
     def __enter__(self) -> Self:
         return self
