@@ -44,6 +44,9 @@ cdef class Scope:
     cdef Py_ssize_t n_visits
     cdef object mux                    # whose hooks are called here; None where an engine runs
     cdef dict places                   # id of a streamer of its pool -> its place
+    cdef public object slot            # of the active set, that hooks read from now
+    cdef object stepped                # the iterator that hooks read from now
+    cdef dict nodes                    # id of such an iterator -> (it, the visit behind it), in a run
 
     cdef int add_copy(self, object generator) except -1
     cpdef object find(self, object key)
@@ -53,7 +56,7 @@ cdef class Scope:
 
 cdef class Compiled:
     # An iterator that compiled code reads from: the engine of a mux, or a visit to a source.
-    cdef int64_t left                  # how many samples it may give yet
+    cdef public int64_t left           # how many samples it may give yet
     cdef bint fused                    # it gives visits, which know where their row lies, not items
     cdef bint runs_code                # it is a map that calls a function of the user's
     cdef bint draws_globally           # it draws from np.random, unless it is given another

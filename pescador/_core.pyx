@@ -218,10 +218,36 @@ cdef class Scope:
         global pescador_around
         cdef PyObject* before = pescador_around
         pescador_around = <PyObject*>self
+        self.stepped = stream
         try:
             return next(stream)
         finally:
             pescador_around = before
+
+    def visit_of(self, stream):
+        """Return the visit that an iterator of the hooks reads from; None before its first item."""
+        found = None if self.nodes is None else self.nodes.get(id(stream))
+        return found[1] if found is not None and found[0] is stream else None
+
+    def note(self, stream, visit, keep=()):
+        """Note the visit that an iterator of the hooks reads from; `keep` are those still in use."""
+        if self.nodes is None or len(self.nodes) > 2 * len(keep) + 64:
+            kept = [] if self.nodes is None else [self.nodes.get(id(one)) for one in keep]
+            self.nodes = {id(entry[0]): entry for entry in kept if entry is not None}
+        self.nodes[id(stream)] = (stream, visit)
+
+    def place_of(self, streamer):
+        """Return the place of a streamer in the pool of the hooks; None for another."""
+        # A chain makes its streamers as it goes.
+        if self.places is not None and id(streamer) in self.places:
+            return self.places[id(streamer)]
+        started = self.mux.__dict__.get("__pescador_started__")
+        return started[1] if started is not None and started[0] is streamer else None
+
+    def at(self, Py_ssize_t place, int64_t number=-1):
+        """Have what is started next be at this place, and its visit have this number."""
+        self.place = place
+        self.number = number
 
     cpdef object find(self, object key):
         """Return the copy of the generator of this id, here or further out; or None."""
@@ -335,15 +361,32 @@ cpdef Scope root_scope(run, path=()):
     return root
 
 
-def hook_scope(mux, Scope scope=None):
+def hook_scope(mux, Scope scope=None, path=None):
     """Return the scope of the loop over the hooks of an activated mux, which began in `scope`."""
     cdef Scope here = bare_scope(scope)
     if scope is not None:
-        here.path = path_of_visit(scope)
+        here.path = path_of_visit(scope) if path is None else path
     here.mux = mux
     if type(mux.streamers) is list:
         here.places = {id(streamer): i for i, streamer in enumerate(mux.streamers)}
     return here
+
+
+def note_started(Scope scope, visit):
+    """Note a visit that hooks have started in a scope, if states may be asked for."""
+    if scope is not None and scope.mux is not None and scope.run is not None and scope.run.tracks:
+        scope.note(scope.stepped, visit, scope.mux.streams_)
+    return visit
+
+
+def states_of_visit(Scope scope):
+    """Return the global states of a visit in a seeded run, and its path."""
+    cdef tuple path = path_of_visit(scope)
+    cdef Seed seed
+    if not scope.run.is_seeded:
+        return None, path
+    seed = seed_of_visit(scope.run, path)
+    return seeded_states(&seed, ("numpy", "random")), path
 
 
 cpdef Scope around(streamer):
@@ -352,13 +395,9 @@ cpdef Scope around(streamer):
     if scope is not None or pescador_around is NULL:
         return scope
     scope = <Scope>pescador_around
-    place = scope.places.get(id(streamer)) if scope.places is not None else None
+    place = scope.place_of(streamer)
     if place is None:
-        # A chain makes its streamers as it goes.
-        started = scope.mux.__dict__.get("__pescador_started__")
-        if started is None or started[0] is not streamer:
-            return None
-        place = started[1]
+        return None
     scope.place = place
     return scope
 
@@ -725,7 +764,7 @@ cdef class Family:
     """A class whose behaviour the compiled code stands for."""
 
     cdef tuple hooks                   # ((name, what it is on that class), ...)
-    cdef object opener                 # see register
+    cdef object opener, hooked         # see register
 
 
 cdef dict families = {}                # class -> Family
@@ -737,19 +776,21 @@ cdef Py_ssize_t n_plain_fields = 0     # how many attributes its instances have
 cdef object plain_iter = None          # its __iter__, which maps call
 
 
-def register(cls, names, *, model=None, opener=None):
+def register(cls, names, *, model=None, opener=None, hooked=None):
     """Note the hooks of a class whose behaviour the compiled code stands for.
 
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
     With `model`, an instance: those of exactly its class that have as many attributes start
     without any Python frame of pescador's.
     ``opener(streamer, scope)`` returns the compiled iterator of one activation, or None if the
-    hooks are to be called.
+    hooks are to be called. In a run, ``hooked(streamer, scope)`` returns an iterator that calls
+    them and can be saved, or None if it has none either.
     """
     global plain_streamer, plain_iter, n_plain_fields
     cdef Family family = Family()
     family.hooks = tuple([(name, getattr(cls, name)) for name in names])
     family.opener = opener
+    family.hooked = hooked
     families[cls] = family
     if model is not None:
         plain_streamer = cls
@@ -1081,6 +1122,7 @@ cdef class Leaf(Compiled):
             self.take_generators(memo)
             self.start(start_iterator, (source, args, kwargs))
         self.is_shared = SHARED in memo
+        self.steps = not self.is_shared
         return 0
 
     cdef int take(self, object streamer, Scope scope) except -1:
@@ -1221,7 +1263,7 @@ cdef class Leaf(Compiled):
             self.inner.restore(state["map"], loader)
             return
         if self.copied is not None:
-            loader.set_attributes(self.copied, state["fields"])
+            loader.set_all_attributes(self.copied, state["fields"])
             self.fields = attributes_of(self.copied)
             self.bound = state["bound"]
             self.start_hooked()
@@ -1339,13 +1381,17 @@ def name_of(streamer):
 
 
 # Attributes of a streamer that are no state of its hooks.
-cdef frozenset RECIPE = frozenset({"streamer", "args", "kwargs", "stream_", "active_count_"})
+cdef frozenset RECIPE = frozenset({
+    "streamer", "args", "kwargs", "stream_", "active_count_", "streamers", "streams_",
+    "stream_generator_", "chain_streamer_",
+})
 
 
 cpdef dict attributes_of(object streamer):
     """The attributes that hooks may have changed, by name; lists and the like are copied."""
     return {name: isolate(value, {}) for name, value in streamer.__dict__.items()
-            if name not in RECIPE and not name.startswith("__pescador_")}
+            if name not in RECIPE and not name.startswith("__pescador_")
+            and type(value) is not types.ModuleType}
 
 
 cdef fresh_sequence():
@@ -1389,7 +1435,7 @@ cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
         if family_of(type(streamer)) is None or streamer.is_activated_copy:
             return leaf_over(streamer, scope)
         stream = opened(streamer, scope)
-        return hooked_leaf(streamer, UNBOUNDED, scope, copies) if stream is None else stream
+        return hooked_visit(streamer, UNBOUNDED, scope, copies) if stream is None else stream
     finally:
         Py_LeaveRecursiveCall()
 
@@ -1409,12 +1455,20 @@ cdef Leaf leaf_over(object iterable, Scope scope):
     return leaf
 
 
-cdef Leaf hooked_leaf(object streamer, int64_t bound, Scope scope, dict copies):
+cdef Compiled hooked_visit(object streamer, int64_t bound, Scope scope, dict copies):
     """A visit to a streamer that overrides hooks."""
     cdef Leaf leaf = Leaf.__new__(Leaf)
+    cdef Compiled node
+    cdef Family family = family_of(type(streamer))
+    copied = hooked_copy(streamer, scope, copies)
+    if family.hooked is not None:
+        node = family.hooked(copied, scope)
+        if node is not None:
+            node.left = bound
+            return node
     leaf.take(streamer, scope)
     leaf.govern(scope)
-    leaf.copied = hooked_copy(streamer, scope, copies)
+    leaf.copied = copied
     leaf.bound = bound
     leaf.fields = attributes_of(leaf.copied)
     leaf.start_hooked()
@@ -1465,6 +1519,8 @@ def activated(streamer, max_iter):
     if fields is None or fields["stream_"] is not None:
         return None
     source = activate(streamer, fields, scope, &ending)
+    if scope is not None and scope.run is not None:
+        return note_started(scope, (<Leaf>source).bounded(max_iter))
     return Bounded(source, max_iter, ending == STEP_ONCE_MORE)
 
 
@@ -1536,7 +1592,7 @@ cdef object start_any(object streamer, int64_t bound, Scope scope, Ending* endin
         return stream
     ending[0] = ENDS_ITSELF
     if scope is not None and scope.run is not None:
-        return hooked_leaf(streamer, bound, scope, copies)
+        return hooked_visit(streamer, bound, scope, copies)
     streamer = hooked_copy(streamer, scope, copies)
     if scope is not None and (<Family?>family_of(type(streamer))).opener is not None:
         # It starts with the next call, which asks for it.

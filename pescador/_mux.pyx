@@ -275,7 +275,7 @@ cdef class Engine(Compiled):
         self.restore_choice(state, loader)
         for place, attributes in state["hooked"].items():
             self.inner.place = int(place)
-            loader.set_attributes(
+            loader.set_all_attributes(
                 hooked_copy(self.pool[int(place)], self.inner, self.copies), attributes)
         for slot, saved in enumerate(state["streams"]):
             self.streams[slot] = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._core import place_of
+from ._core import attributes_of, place_of, set_generator, state_of_generator
 from .exceptions import StateError
 
 __all__ = ["FORMAT", "Loader", "Saver", "digest"]
@@ -68,8 +68,8 @@ class Saver:
         """Return a copy of a plain value; refuse others."""
         if isinstance(value, _SCALARS):
             return value
-        if isinstance(value, np.random.RandomState):
-            return _RandomStateOf(value)
+        if isinstance(value, np.random.RandomState | np.random.Generator):
+            return {"__generator__": state_of_generator(value)}
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             return np.array(value, order="K")
         if type(value) in (list, tuple):
@@ -86,10 +86,6 @@ class Saver:
     def attributes(self, fields: dict[str, Any], name: str) -> dict[str, Any]:
         """Return the attributes of a streamer with hooks, which may be part of its state."""
         return {key: self.plain(value, f"{name}, attribute {key}") for key, value in fields.items()}
-
-
-def _RandomStateOf(generator: np.random.RandomState) -> dict[str, Any]:
-    return {"__random_state__": generator.get_state(legacy=False)}
 
 
 class Loader:
@@ -132,10 +128,16 @@ class Loader:
         """Return a copy that whoever gets it may write to."""
         return copy.deepcopy(value)
 
+    def set_all_attributes(self, streamer: Any, fields: dict[str, Any]) -> None:
+        """Have a streamer with hooks have the attributes that it had, and no others."""
+        for name in attributes_of(streamer).keys() - fields.keys():
+            delattr(streamer, name)
+        self.set_attributes(streamer, fields)
+
     def set_attributes(self, streamer: Any, fields: dict[str, Any]) -> None:
         """Set what hooks have set when the state was taken."""
         for name, value in fields.items():
-            if isinstance(value, dict) and "__random_state__" in value:
-                getattr(streamer, name).set_state(value["__random_state__"])
+            if isinstance(value, dict) and "__generator__" in value:
+                set_generator(getattr(streamer, name), value["__generator__"])
             else:
                 setattr(streamer, name, copy.deepcopy(value))

@@ -51,8 +51,8 @@ class Seeded(Streamer[T]):
     been visited before. So the same visit draws the same, in whatever process it runs and
     whatever else runs.
 
-    * Muxes without a ``random_state`` draw from ``RandomState(words[:4])``, where ``words`` is
-      ``sequence.generate_state(8)``; `Rows` and `Windows` without one from
+    * Muxes and `cache` without a ``random_state`` draw from ``RandomState(words[:4])``, where
+      ``words`` is ``sequence.generate_state(8)``; `Rows` and `Windows` without one from
       ``Generator(PCG64(sequence))``.
     * While the code of a stream runs, the global states of ``np.random`` and `random` are that
       visit's own: they start as ``np.random.seed(words[:4])`` and as ``random.seed`` of the number
@@ -98,9 +98,10 @@ class Seeded(Streamer[T]):
     ...     while True:
     ...         yield np.random.randint(100)
     >>> mux = ShuffledMux([Streamer(noise), Streamer(noise)])
-    >>> list(Seeded(mux, 7)(max_iter=5)) == list(Seeded(mux, 7)(max_iter=5))
+    >>> run = Seeded(mux, 7)
+    >>> list(run(max_iter=5)) == list(run(max_iter=5))
     True
-    >>> list(Seeded(mux, 7)(max_iter=5)) == list(Seeded(mux, 7, epoch=1)(max_iter=5))
+    >>> list(run(max_iter=5)) == list(run.at(epoch=1)(max_iter=5))
     False
     """
 

@@ -22,6 +22,13 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
     ``other.load_state_dict(stream.state_dict())``, ``other`` gives exactly the items that
     ``stream`` had still to give.
 
+    Parameters
+    ----------
+    streamer : Streamer
+        What it iterates over.
+    max_iter : number >= 0 or None
+        How many items it gives at most, from now on.
+
     Attributes
     ----------
     index : int
@@ -31,7 +38,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
     --------
     >>> from pescador import ShuffledMux, Streamer
     >>> mux = ShuffledMux(["abcdefgh", range(8)], random_state=0)
-    >>> with mux.open() as stream:
+    >>> with mux.open(max_iter=12) as stream:
     ...     first = [next(stream) for _ in range(6)]
     ...     state = stream.state_dict()
     ...     rest = list(stream)
@@ -108,9 +115,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             state["numpy"] = np.random.get_state(legacy=False)
         return state
 
-    def load_state_dict(
-        self, state: dict[str, Any], *, strict: bool = True
-    ) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Go on from where another stream of the same streamer was.
 
         Parameters
@@ -153,7 +158,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
 
     @property
     def replay_cost(self) -> int:
-        """How many samples restoring the present state would make again."""
+        """How many samples would have to be made again to restore the present state."""
         return int(self._root().replay_cost())
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from .._state import digest
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, get_rng
+from .hooked import HookedStream, hook_loop
 
 T = TypeVar("T")
 
@@ -158,9 +159,15 @@ def _open(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine | None
     return _engine(mux, parent) if _is_compiled(mux) else None
 
 
+def _hooked(mux: "BaseMux[Any]", scope: _core.Scope) -> HookedStream | None:
+    """Return an activation of a mux with hooks that can be saved, unless it iterates in its own way.
+    """
+    return HookedStream(mux, scope) if type(mux).iterate is BaseMux.iterate else None
+
+
 def register(cls: type["BaseMux[Any]"], *more: str) -> None:
     """Note the hooks of a class of muxes: those of all, and `more` that only this one has."""
-    _core.register(cls, (*_HOOKS, *more), opener=_open)
+    _core.register(cls, (*_HOOKS, *more), opener=_open, hooked=_hooked)
 
 
 class BaseMux(Streamer[T]):
@@ -286,8 +293,12 @@ class BaseMux(Streamer[T]):
         scope = _core.around(self)
         if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            with _core.Opened(self, _engine(self, scope).bounded(max_iter)) as samples:
+            engine = _core.note_started(scope, _engine(self, scope).bounded(max_iter))
+            with _core.Opened(self, engine) as samples:
                 yield from samples
+            return
+        if scope is not None and scope.run is not None and not self.is_activated_copy:
+            yield from _core.note_started(scope, HookedStream(self, scope).bounded(max_iter))
             return
         with self as active:
             try:
@@ -295,17 +306,7 @@ class BaseMux(Streamer[T]):
                     yield from _core.Bounded(active.__pescador_engine__, max_iter, False)
                     return
                 scope = _core.hook_scope(active, scope)
-                bound = _core.as_bound(max_iter)
-                given = 0
-                while given < bound and active._streamers_available():
-                    slot = active._next_sample_index()
-                    try:
-                        yield scope.next(active.streams_[slot])
-                        given += 1
-                        active.stream_counts_[slot] += 1
-                    except StopIteration:
-                        active._on_stream_exhausted(slot)
-                        active._replace_stream(slot)
+                yield from hook_loop(active, scope, _core.as_bound(max_iter))
             finally:
                 if active is not self:
                     for name in (
