@@ -80,8 +80,8 @@ cdef class Opener:
 cdef Scope bare_scope(Scope scope)
 cpdef Scope root_scope(run, path=*)
 cpdef dict attributes_of(object streamer)
-cdef object visits_of(Scope scope)
-cdef int set_visits(Scope scope, state) except -1
+cpdef dict visits_of(Scope scope)
+cpdef int set_visits(Scope scope, dict state) except -1
 cdef object hooked_copy(object streamer, Scope scope, dict copies)
 cdef tuple path_of_visit(Scope scope)
 cdef Seed seed_of_visit(Run run, tuple path) except *

@@ -309,7 +309,7 @@ cdef class Run:
             take_entropy(&self.seed, sequence)
 
 
-cdef object visits_of(Scope scope):
+cpdef dict visits_of(Scope scope):
     """How often each place was visited, as {first, bits, n, packed}: few bits each."""
     cdef Py_ssize_t i, n = scope.n_visits, at = 0
     cdef int64_t least = INT64_MAX, most = 0, value
@@ -335,7 +335,7 @@ cdef object visits_of(Scope scope):
     return {"n": n, "least": least, "bits": bits, "packed": bytes(packed)}
 
 
-cdef int set_visits(Scope scope, state) except -1:
+cpdef int set_visits(Scope scope, dict state) except -1:
     """Have as many visits noted as such a state says."""
     cdef Py_ssize_t i, n = state["n"], at = 0
     cdef int64_t least = state["least"]

@@ -86,8 +86,8 @@ cdef class GlobalStates:
     cdef PyObject* step(self, object iterator) except? NULL
     cpdef object call(self, object function, tuple args)
     cdef object digest(self)
-    cdef object as_plain(self)
-    cdef int take_plain(self, dict state) except -1
+    cpdef object as_plain(self)
+    cpdef int take_plain(self, dict state) except -1
 
 
 cdef GlobalStates seeded_states(Seed* seed, tuple governed)

@@ -417,7 +417,7 @@ cdef class GlobalStates:
                 self.own.has_gauss, self.own.python.pos, self.own.python.key[0],
                 self.own.python.key[623], self.gauss_next]
 
-    cdef object as_plain(self):
+    cpdef object as_plain(self):
         """The states of this visit as they are now."""
         if self.bits is None:
             numpy = {"bit_generator": "MT19937", "state": numpy_words(&self.own)}
@@ -428,7 +428,7 @@ cdef class GlobalStates:
                 "gauss_next": self.gauss_next, "torch": None if self.torch is None
                 else self.torch.numpy().copy()}
 
-    cdef int take_plain(self, dict state) except -1:
+    cpdef int take_plain(self, dict state) except -1:
         """Go on from such states."""
         if state["numpy"]["bit_generator"] == "MT19937":
             take_numpy(&self.own, state["numpy"]["state"], state["gauss"])

@@ -100,6 +100,7 @@ class HookedStream(_core.Compiled):
             "streams": [
                 self._save_slot(saver, slot, stream) for slot, stream in enumerate(active.streams_)
             ],
+            "visits": _core.visits_of(self.scope),
             "chain": None if started is None else [started[1], started[2]],
             "states": None if self.states is None else self.states.as_plain(),
         }
@@ -127,6 +128,7 @@ class HookedStream(_core.Compiled):
         active = self.active
         self.left, self.due = state["left"], state["due"]
         loader.set_attributes(active, state["fields"])
+        _core.set_visits(self.scope, state["visits"])
         if state["chain"] is not None:
             self._restore_chain(*state["chain"], loader)
         active.streams_ = [
