@@ -25,6 +25,7 @@ cdef class Run:
     cdef Seed seed                     # what the keys of visits are appended to
     cdef readonly object sequence      # the same as NumPy has it, with the key of the root
     cdef readonly tuple governs        # the global states that are each visit's own
+    cdef readonly bint has_drawn       # a stream has drawn from those that are not
 
 
 cdef class Scope:
@@ -34,6 +35,7 @@ cdef class Scope:
     cdef object seeded                 # what a mux of a seeded run draws from that has no generator
     cdef dict seen                     # id of a mux -> it: those that were looked at for generators
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
+    cdef list late                     # (generator, places) of those that were copied at a visit
     cdef list drawn_from               # shared generators that a mux here or further out draws from
     cdef Snapshots snapshots           # of large arrays; the outermost scope's
     cdef bint bare                     # it has a path and nothing else
@@ -49,6 +51,7 @@ cdef class Scope:
     cdef dict nodes                    # id of such an iterator -> (it, the visit behind it), in a run
 
     cdef int add_copy(self, object generator) except -1
+    cdef int add_late(self, object generator, tuple places) except -1
     cpdef object find(self, object key)
     cdef int64_t count(self) except -1
     cdef int make_room(self, Py_ssize_t n) except -1
@@ -65,7 +68,7 @@ cdef class Compiled:
     cpdef object restore(self, dict state, loader)
     cpdef object replay_cost(self)
     cpdef object take_rng(self, rng)
-    cdef int take_states(self, GlobalStates states, bint watches) except -1
+    cdef int take_states(self, GlobalStates states, Run run) except -1
     cpdef object close_streams(self)
 
 

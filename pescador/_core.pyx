@@ -182,13 +182,40 @@ cdef class Scope:
 
     def save_generators(self):
         """Return the states of the copies, in the order in which they were made."""
-        states = [] if self.seeded is None else [state_of_generator(self.seeded)]
-        return states + [state_of_generator(copied) for _, copied in self.copies.values()]
+        return [state_of_generator(copied) for copied in self.early_copies()]
+
+    def early_copies(self):
+        """Return the generators that were copied when the activation began."""
+        late = {id(generator) for generator, _ in self.late or ()}
+        return ([] if self.seeded is None else [self.seeded]) + [
+            copied for key, (_, copied) in self.copies.items() if key not in late]
+
+    def save_late(self, saver):
+        """Return the places of sources whose generators were copied later, and their states."""
+        return [[list(places), state_of_generator(self.find(id(generator)))]
+                for generator, places in self.late or ()]
+
+    def restore_late(self, states, mux, loader):
+        """Copy the generators of the sources at these places, as their visits would."""
+        for places, state in states:
+            generator = generator_at(mux, places)
+            if generator is None:
+                raise loader.error(repr(mux), f"there is no source with a random generator at the "
+                                   f"places {places} any more")
+            self.add_late(generator, tuple(places))
+            set_generator(self.find(id(generator)), state)
+
+    cdef int add_late(self, object generator, tuple places) except -1:
+        """Have a copy stand for the generator of a source, from its first visit on."""
+        self.add_copy(generator)
+        if self.late is None:
+            self.late = []
+        self.late.append((generator, places))
+        return 0
 
     def restore_generators(self, states, loader, name):
         """Have the copies go on from such states."""
-        copies = [] if self.seeded is None else [self.seeded]
-        copies += [copied for _, copied in self.copies.values()]
+        copies = self.early_copies()
         if len(copies) != len(states):
             raise loader.error(name, f"its tree has {len(copies)} random generators, and had "
                                f"{len(states)} when its state was taken")
@@ -379,10 +406,12 @@ def note_started(Scope scope, visit):
     return visit
 
 
-def states_of_visit(Scope scope):
-    """Return the global states of a visit in a seeded run, and its path."""
+def states_of_visit(Scope scope, *, bint only_path=False):
+    """Return the global states of a visit in a seeded run, None in others, and its path."""
     cdef tuple path = path_of_visit(scope)
     cdef Seed seed
+    if only_path:
+        return path
     if not scope.run.is_seeded:
         return None, path
     seed = seed_of_visit(scope.run, path)
@@ -974,8 +1003,8 @@ cdef class Compiled:
     cpdef object take_rng(self, rng):
         """Draw from this generator in the place of np.random."""
 
-    cdef int take_states(self, GlobalStates states, bint watches) except -1:
-        """Run the user's code under these states, or notice whether it draws."""
+    cdef int take_states(self, GlobalStates states, Run run) except -1:
+        """Run the user's code under these states; without, have the run notice whether it draws."""
         return 0
 
     cpdef object close_streams(self):
@@ -1075,6 +1104,7 @@ cdef class Leaf(Compiled):
 
     cdef int note_drawing(self) except -1:
         self.has_drawn = True
+        self.scope.run.has_drawn = True
         if self.scope.run.is_seeded:
             raise PescadorError(
                 f"{self.name()} has drawn from the global random state, which its Seeded does not "
@@ -1108,7 +1138,7 @@ cdef class Leaf(Compiled):
             self.take_generators(memo)
             if self.inner.runs_code:
                 self.govern(scope)
-                self.inner.take_states(self.states, self.watches)
+                self.inner.take_states(self.states, scope.run)
             if scope.run.is_seeded and self.inner.draws_globally:
                 self.inner.take_rng(seeded_random_state(scope.run, self.path))
         else:
@@ -1368,6 +1398,27 @@ cdef object seeded_random_state(Run run, tuple path):
     cdef uint32_t[8] words
     seed_words(&seed, words)
     return RandomState([words[0], words[1], words[2], words[3]])
+
+
+cdef object generator_at(object streamer, places):
+    """The random generator of the source at some places in a tree; None where there is none."""
+    for place in places:
+        pool = getattr(stream_of(streamer), "streamers", None)
+        if type(pool) is not list or not place < len(pool):
+            return None
+        streamer = (<list>pool)[<Py_ssize_t>place]
+    source = stream_of(streamer)
+    if not hasattr(source, "random_state"):
+        return None
+    source._visit(None)
+    return source._plan.rng
+
+
+cdef object stream_of(object streamer):
+    """The stream below the maps of a streamer."""
+    while type(streamer) is plain_streamer and streamer.streamer in maps:
+        streamer = split_stream(streamer.args, streamer.kwargs)[0]
+    return streamer
 
 
 def name_of(streamer):

@@ -11,7 +11,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-from pescador._core cimport Compiled, set_generator, state_of_generator
+from pescador._core cimport Compiled, Run, set_generator, state_of_generator
 from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark
 from pescador._native.iterators cimport next_item, steal
 from pescador._rng cimport Uniform, as_index, draw, draw_below, is_known
@@ -130,7 +130,8 @@ cdef class Transformed(Mapped):
 
     cdef object function, skip
     cdef GlobalStates states           # in place while the function runs, where they are governed
-    cdef bint watches, has_drawn       # whether its drawing is noticed; whether it has drawn
+    cdef Run run                       # that notices whether it draws, where they are not
+    cdef bint has_drawn
 
     def __cinit__(self, source, function, skip):
         self.source = iter(source)
@@ -138,9 +139,9 @@ cdef class Transformed(Mapped):
         self.skip = skip
         self.runs_code = True
 
-    cdef int take_states(self, GlobalStates states, bint watches) except -1:
+    cdef int take_states(self, GlobalStates states, Run run) except -1:
         self.states = states
-        self.watches = watches
+        self.run = run
         return 0
 
     cpdef dict save(self, saver):
@@ -153,11 +154,12 @@ cdef class Transformed(Mapped):
         cdef Marks marks
         if self.states is not None:
             return self.states.call(self.function, (item,))
-        if not self.watches:
+        if self.run is None:
             return self.function(item)
         mark(&marks)
         result = self.function(item)
-        self.has_drawn = self.has_drawn or has_moved(&marks)
+        if has_moved(&marks):
+            self.has_drawn = self.run.has_drawn = True
         return result
 
     def __next__(self):

@@ -41,6 +41,8 @@ cdef enum:
     # A chooser is set anew, by a pass over the weights, when these are expected to last for
     # as many draws: this, and a sixteenth of the number of slots.
     LASTING_DRAWS = 16
+    # Changes of a pool that are carried out together, where states may be asked for.
+    TRACKED_JOURNAL = 1 << 12
 
 
 cdef struct Slot:
@@ -248,6 +250,7 @@ cdef class Engine(Compiled):
             "visits": visits_of(self.scope),
             "turn": self.turn if self.failed or self.resumes else -1,
             "generators": self.scope.save_generators(),
+            "late": self.scope.save_late(saver),
             "hooked": {str(place): saver.attributes(attributes_of(copied), repr(streamer))
                        for streamer, copied, place in self.copies.values()},
         }
@@ -265,12 +268,17 @@ cdef class Engine(Compiled):
         return 0
 
     cpdef object restore(self, dict state, loader):
+        cdef Py_ssize_t k = len(state["which"])
+        if k > self.k or (k < self.k and loader.strict):
+            raise loader.error(repr(self.mux), f"it has {self.k} streams open, and had {k} when its "
+                               "state was taken; streams may only be added, at the end")
         self.left = state["left"]
-        self.indices[:] = state["which"]
-        self.table[:] = state["slots"]
+        self.indices[:k] = state["which"]
+        self.table[:k] = state["slots"]
         self.turn = state["turn"]
         self.resumes = self.turn >= 0
         self.scope.restore_generators(state["generators"], loader, repr(self.mux))
+        self.scope.restore_late(state["late"], self.mux, loader)
         set_visits(self.scope, state["visits"])
         self.restore_choice(state, loader)
         for place, attributes in state["hooked"].items():
@@ -460,7 +468,13 @@ cdef class WeightedEngine(Engine):
         return 0
 
     cdef int restore_choice(self, dict state, loader) except -1:
-        self.weights[:] = state["weights"]
+        cdef Py_ssize_t slot
+        self.weights[:len(state["weights"])] = state["weights"]
+        if not loader.strict:
+            # A slot of weight 0 is out.
+            for slot in range(len(state["weights"])):
+                if self.w[slot] != 0.0 and self.which[slot] >= 0:
+                    self.w[slot] = self.mux.weights[self.which[slot]]
         self.take_weights()
         return 0
 
@@ -582,6 +596,9 @@ cdef class StochasticEngine(WeightedEngine):
         self.prefetches = self.n >= MANY_STREAMERS and k <= MANY_SLOTS
         self.picked[:] = [-1, -1]
         self.available = Pool(self.n)
+        if self.is_tracked():
+            # A state is to be taken soon after it is asked for.
+            self.available.longest = min(self.available.longest, TRACKED_JOURNAL)
         self.valid = np.ones(self.n, dtype=np.uint8)
         self.is_valid = <unsigned char*>cnp.PyArray_DATA(self.valid)
         self.n_valid = self.n
@@ -638,7 +655,9 @@ cdef class StochasticEngine(WeightedEngine):
 
     cdef int restore_choice(self, dict state, loader) except -1:
         WeightedEngine.restore_choice(self, state, loader)
+        cdef Py_ssize_t longest = self.available.longest
         self.available = Pool(self.n)
+        self.available.longest = longest
         self.available.restore(state["pool"])
         self.valid[:] = 1
         self.valid[state["pruned"]] = 0
@@ -758,11 +777,23 @@ cdef class RoundRobinEngine(Engine):
 
     cdef int restore_choice(self, dict state, loader) except -1:
         cdef Py_ssize_t i
-        for i in range(self.k):
+        cdef Py_ssize_t n = len(state["following"])
+        for i in range(n):
             self.following[i] = state["following"][i]
         self.alive = state["alive"]
         self.at = state["at"]
         self.before = state["before"]
+        # Those that were added since come last in this round.
+        for i in range(n, self.k):
+            self.which[i] = i
+            self.slots[i].count = 0
+            self.slots[i].bound = UNBOUNDED
+            self.following[i] = self.at if self.alive else i
+            self.following[self.before if self.alive else i] = i
+            if not self.alive:
+                self.at = i
+            self.before = i
+            self.alive += 1
         return 0
 
     cdef int begin_round(self, bint permute) except -1:

@@ -86,7 +86,7 @@ cdef class Plan(Opener):
     cdef Order order
     cdef bint is_seeded
     cdef Seed seed
-    cdef object rng                    # where it is not seeded
+    cdef readonly object rng           # where it is not seeded
     cdef Table table                   # of the last visit, where the data lie in memory
     # Where they are in a file that is kept: a weak reference to the table, and what tells whether
     # the file has changed.

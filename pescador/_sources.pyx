@@ -301,7 +301,7 @@ cdef class Plan:
             visit.owner = np.random.get_bit_generator()
             visit.lock = visit.owner.lock
         else:
-            rng = own_copy(rng, scope)
+            rng = own_copy(rng, scope, visit.path)
             visit.bits = MASKED if isinstance(rng, RandomState) else SCALED
             visit.owner = rng._bit_generator if visit.bits == MASKED else rng.bit_generator
         visit.words = <bitgen_t*>PyCapsule_GetPointer(visit.owner.capsule, "BitGenerator")
@@ -349,7 +349,7 @@ cdef class Plan:
         return self.source.keys is not None or PyDict_Size(self.data) == table.n_fields
 
 
-cdef object own_copy(object rng, Scope scope):
+cdef object own_copy(object rng, Scope scope, tuple path):
     """The copy of a caller's generator that an activation draws from, visit after visit."""
     if scope is None or scope.bare:
         return isolate(rng, {})
@@ -357,7 +357,11 @@ cdef object own_copy(object rng, Scope scope):
     if found is None:
         while scope.parent is not None:
             scope = scope.parent
-        scope.add_copy(rng)
+        if path is None:
+            scope.add_copy(rng)
+        else:
+            # The places below the outermost mux; a state finds the source by them.
+            scope.add_late(rng, path[len(scope.path)::2])
         found = scope.find(id(rng))
     return found
 

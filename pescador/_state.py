@@ -115,8 +115,10 @@ class Loader:
         """Refuse a stream that is made otherwise than the one that was saved."""
         if isinstance(now, dict) and isinstance(before, dict):
             for field in sorted(now.keys() | before.keys()):
-                if self.strict or field not in ("weights", "n_streams"):
-                    self.compare(f"{what}, {field}", now.get(field), before.get(field))
+                here, there = now.get(field), before.get(field)
+                grows = field == "n_streams" and here is not None and here >= (there or 0)
+                if self.strict or not (grows or field == "weights"):
+                    self.compare(f"{what}, {field}", here, there)
         elif now != before:
             raise StateError(f"the state does not fit: {what} is {now!r}, and was {before!r}")
 

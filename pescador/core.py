@@ -249,7 +249,11 @@ class Streamer(Generic[T]):
             yield from _core.Bounded(active.stream_, max_iter, not active.__pescador_shared__)
 
     def open(
-        self, max_iter: float | None = None, *, state: dict[str, Any] | None = None
+        self,
+        max_iter: float | None = None,
+        *,
+        state: dict[str, Any] | None = None,
+        strict: bool = True,
     ) -> "Stream[T]":
         """Open the stream: an iteration that can be held, saved and restored.
 
@@ -260,6 +264,8 @@ class Streamer(Generic[T]):
             where the stream that it was taken of would have ended.
         state : dict or None
             Where to go on, as ``Stream.state_dict()`` has returned it.
+        strict : bool
+            False lets a state be of other weights, and of fewer streams at the end of a pool.
 
         Returns
         -------
@@ -287,7 +293,7 @@ class Streamer(Generic[T]):
 
         stream = Stream(self, max_iter)
         if state is not None:
-            stream.load_state_dict(state)
+            stream.load_state_dict(state, strict=strict)
         return stream
 
     def cycle(self, max_iter: float | None = None) -> Generator[T, None, None]:

@@ -46,28 +46,32 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
     True
     """
 
-    def __init__(self, streamer: Any, max_iter: float | None = None) -> None:
+    def __init__(
+        self, streamer: Any, max_iter: float | None = None, *, run: _core.Run | None = None
+    ) -> None:
         if streamer.is_activated_copy:
             raise PescadorError(f"{streamer!r} is an activated copy; open the original")
         self._streamer = streamer
         self._max_iter = max_iter
+        self._run = run
         _core.as_bound(max_iter)
-        self._final: dict[str, Any] | None = None
-        self._warned = False
 
     def _start(self) -> Any:
         """Start the iteration, at the first item; return its iterator."""
         tree = self._streamer
-        self._run = _core.Run(True)
-        if hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
+        if self._run is not None:
+            pass
+        elif hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
             self._run, tree = tree.__pescador_run__(True), tree.streamer
+        else:
+            self._run = _core.Run(True)
         node = _core.open_visit(tree, _core.root_scope(self._run), {})
         self._streamer.active_count_ += 1
         return node.bounded(self._max_iter)
 
     def _seed(self) -> list[Any] | None:
         """Return what the run is seeded with."""
-        sequence = self._run.sequence
+        sequence = None if self._run is None else self._run.sequence
         return None if sequence is None else [sequence.entropy, list(sequence.spawn_key)]
 
     def _stop(self) -> None:
