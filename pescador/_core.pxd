@@ -77,6 +77,7 @@ cdef class Opener:
 cdef Scope bare_scope(Scope scope)
 cpdef Scope root_scope(run, path=*)
 cpdef dict attributes_of(object streamer)
+cpdef str place_of(path)
 cdef object visits_of(Scope scope)
 cdef int set_visits(Scope scope, state) except -1
 cdef object hooked_copy(object streamer, Scope scope, dict copies)

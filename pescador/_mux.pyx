@@ -28,8 +28,8 @@ from libc.stdint cimport int64_t
 from pescador._choice cimport Categorical, Pool, choose, pick_by_sums
 from pescador._core cimport (
     EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, as_bound,
-    attributes_of, bare_scope, ends_empty, fuse, hooked_copy, is_plain, plain_fields, root_scope,
-    set_visits, start, visits_of,
+    attributes_of, bare_scope, ends_empty, fuse, hooked_copy, is_plain, place_of, plain_fields,
+    root_scope, set_visits, start, visits_of,
 )
 from pescador._native.bounds cimport AT
 from pescador._native.iterators cimport next_item, steal
@@ -229,11 +229,15 @@ cdef class Engine(Compiled):
 
     # ---- the state of an open stream
 
+    cdef str name(self):
+        """What to call it in an error."""
+        return f"{place_of(self.path)}{self.mux!r}"
+
     cpdef dict save(self, saver):
         cdef Py_ssize_t slot
         cdef list streams = []
         if self.torn:
-            saver.refuse(repr(self.mux), "it was interrupted while it chose a stream")
+            saver.refuse(self.name(), "it was interrupted while it chose a stream")
         for slot in range(self.k):
             stream = self.streams[slot]
             if self.which[slot] < 0 or stream is None:
@@ -248,8 +252,10 @@ cdef class Engine(Compiled):
             "visits": visits_of(self.scope),
             "turn": self.turn if self.failed or self.resumes else -1,
             "generators": self.scope.save_generators(),
-            "hooked": {str(place): saver.attributes(attributes_of(copied), repr(streamer))
-                       for streamer, copied, place in self.copies.values()},
+            "hooked": {str(place): saver.attributes(
+                attributes_of(copied), f"{place_of(self.path)}streamers[{place}]: {streamer!r}")
+                       for streamer, copied, place in self.copies.values()
+                       if self.member(place) is streamer},
         }
         if self.draws() and self.rng is np.random:
             saver.uses_global_state()
@@ -259,6 +265,10 @@ cdef class Engine(Compiled):
     cdef bint draws(self):
         """Whether it draws from its generator at all."""
         return False
+
+    cdef object member(self, Py_ssize_t place):
+        """The streamer at a place, if it is the same each time that it is started."""
+        return self.pool[place]
 
     cdef int save_choice(self, dict state, saver) except -1:
         """Add what decides which stream is next."""
@@ -270,13 +280,13 @@ cdef class Engine(Compiled):
         self.table[:] = state["slots"]
         self.turn = state["turn"]
         self.resumes = self.turn >= 0
-        self.scope.restore_generators(state["generators"], loader, repr(self.mux))
+        self.scope.restore_generators(state["generators"], loader, self.name())
         set_visits(self.scope, state["visits"])
         self.restore_choice(state, loader)
         for place, attributes in state["hooked"].items():
             self.inner.place = int(place)
             loader.set_attributes(
-                hooked_copy(self.pool[int(place)], self.inner, self.copies), attributes)
+                hooked_copy(self.member(int(place)), self.inner, self.copies), attributes)
         for slot, saved in enumerate(state["streams"]):
             self.streams[slot] = None
             if saved is not None:
@@ -857,6 +867,9 @@ cdef class ChainEngine(Engine):
             self.vacate(0)
         return NULL
 
+    cdef object member(self, Py_ssize_t place):
+        return None if self.is_made else self.streamers[place]
+
     cdef int save_choice(self, dict state, saver) except -1:
         state["passes"] = self.inner.number
         state["passed"] = self.passed
@@ -884,7 +897,7 @@ cdef class ChainEngine(Engine):
         for _ in range(n):
             item = next_item(self.source)
             if item is NULL:
-                raise loader.error(repr(self.mux), f"it has no streamer {state['passed']} any more")
+                raise loader.error(self.name(), f"it has no streamer {state['passed']} any more")
             self.pool[0] = as_streamer(steal(item))
         self.passed = state["passed"]
         return 0

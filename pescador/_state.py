@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._core import place_of
+from ._core import attributes_of, place_of
 from .exceptions import StateError
 
 __all__ = ["FORMAT", "Loader", "Saver", "digest"]
@@ -133,7 +133,9 @@ class Loader:
         return copy.deepcopy(value)
 
     def set_attributes(self, streamer: Any, fields: dict[str, Any]) -> None:
-        """Set what hooks have set when the state was taken."""
+        """Have the attributes that hooks may change be as they were when the state was taken."""
+        for name in attributes_of(streamer).keys() - fields.keys():
+            delattr(streamer, name)
         for name, value in fields.items():
             if isinstance(value, dict) and "__random_state__" in value:
                 getattr(streamer, name).set_state(value["__random_state__"])
