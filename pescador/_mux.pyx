@@ -257,14 +257,11 @@ cdef class Engine(Compiled):
                        for streamer, copied, place in self.copies.values()
                        if self.member(place) is streamer},
         }
-        if self.draws() and self.rng is np.random:
+        if not self.scope.run.is_seeded:
+            # Streams that are not open yet may draw from it, as muxes and sources.
             saver.uses_global_state()
         self.save_choice(state, saver)
         return state
-
-    cdef bint draws(self):
-        """Whether it draws from its generator at all."""
-        return False
 
     cdef object member(self, Py_ssize_t place):
         """The streamer at a place, if it is the same each time that it is started."""
@@ -461,9 +458,6 @@ cdef class WeightedEngine(Engine):
         self.sums = Sums(k)
         self.sums.sum_up(self.w)
         self.chooser = Categorical(k)
-
-    cdef bint draws(self):
-        return True
 
     cdef int save_choice(self, dict state, saver) except -1:
         state["weights"] = self.weights.copy()
@@ -754,9 +748,6 @@ cdef class RoundRobinEngine(Engine):
         self.cycles = mux.mode != "exhaustive"
         self.permutes = mux.mode == "permuted_cycle"
         self.begin_round(False)
-
-    cdef bint draws(self):
-        return self.permutes
 
     cdef int save_choice(self, dict state, saver) except -1:
         state["following"] = np.array([self.following[i] for i in range(self.k)], np.int64)

@@ -490,6 +490,28 @@ def test_a_stream_that_draws_and_fails_is_noticed():
         stream.state_dict()
 
 
+def drawing_mux():
+    return pescador.ShuffledMux(["abc", "def"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pescador.ChainMux(["abc", drawing_mux()]),
+        lambda: pescador.ShuffledMux([drawing_mux()], random_state=0),
+        lambda: pescador.ChainMux(["ab", Streamer(pescador.transform, drawing_mux(), str)]),
+        lambda: pescador.ChainMux(["ab", pescador.sources.Rows({"x": np.arange(5)})]),
+    ],
+)
+def test_the_global_state_is_saved_before_the_mux_is_open_that_draws_from_it(make):
+    np.random.seed(1)
+    items = plain(list(make().iterate(9)))
+    np.random.seed(1)
+    state = after(make(), 0, 9)
+    np.random.seed(2)
+    assert plain(list(make().open(state=state))) == items
+
+
 # --------------------------------------------------------------------------- what a state is
 
 
