@@ -30,7 +30,6 @@ from .zmq_stream import ZMQStreamer
 __all__ = [
     "SKIP",
     "SPAWN",
-    "StateError",
     "ArgumentError",
     "BaseMux",
     "ChainMux",
@@ -41,6 +40,7 @@ __all__ = [
     "RoundRobinMux",
     "Seeded",
     "ShuffledMux",
+    "StateError",
     "StochasticMux",
     "Stream",
     "Streamer",

@@ -83,6 +83,7 @@ cdef class Opener:
 cdef Scope bare_scope(Scope scope)
 cpdef Scope root_scope(run, path=*)
 cpdef dict attributes_of(object streamer)
+cpdef str place_of(path)
 cpdef dict visits_of(Scope scope)
 cpdef int set_visits(Scope scope, dict state) except -1
 cdef object hooked_copy(object streamer, Scope scope, dict copies)

@@ -335,6 +335,14 @@ cdef class Run:
         if self.is_seeded:
             take_entropy(&self.seed, sequence)
 
+    @property
+    def recipe(self):
+        """What a state of the run is a state of: its seed, and what is drawn from it."""
+        if not self.is_seeded:
+            return None
+        return {"entropy": self.sequence.entropy, "spawn_key": tuple(self.sequence.spawn_key),
+                "states": self.governs}
+
 
 cpdef dict visits_of(Scope scope):
     """How often each place was visited, as {first, bits, n, packed}: few bits each."""
@@ -1064,7 +1072,7 @@ cdef class Leaf(Compiled):
     cdef int64_t bound                 # how many items it was asked for
     cdef int64_t given
     cdef object drawn                  # what its states were when it was closed
-    cdef bint failed                   # a step has raised; it may have drawn before
+    cdef bint is_past                  # its last step gave no item, and may have drawn for that
 
     def __iter__(self):
         return self
@@ -1080,6 +1088,7 @@ cdef class Leaf(Compiled):
         elif self.steps:
             self.steps = False
             Py_XDECREF(self.pull())
+            self.is_past = True
         raise StopIteration
 
     cdef PyObject* pull(self) except? NULL:
@@ -1089,15 +1098,18 @@ cdef class Leaf(Compiled):
         if self.inner is not None:
             return next_item(self.inner)
         if self.states is not None:
-            try:
-                return self.states.step(self.iterator)
-            except:
-                self.failed = True
-                raise
+            self.is_past = True
+            item = self.states.step(self.iterator)
+            self.is_past = item is NULL
+            return item
         if not self.watches:
             return next_item(self.iterator)
         mark(&marks)
-        item = next_item(self.iterator)
+        try:
+            item = next_item(self.iterator)
+        except BaseException:
+            self.has_drawn = self.has_drawn or has_moved(&marks)
+            raise
         if has_moved(&marks):
             self.note_drawing()
         return item
@@ -1276,7 +1288,7 @@ cdef class Leaf(Compiled):
 
     cdef object digest(self):
         """What the states were after the last item, in a few words; None where it is not known."""
-        if self.failed:
+        if self.is_past:
             return None
         return self.states.digest() if self.drawn is None else self.drawn
 
@@ -1293,7 +1305,7 @@ cdef class Leaf(Compiled):
             self.inner.restore(state["map"], loader)
             return
         if self.copied is not None:
-            loader.set_all_attributes(self.copied, state["fields"])
+            loader.set_attributes(self.copied, state["fields"])
             self.fields = attributes_of(self.copied)
             self.bound = state["bound"]
             self.start_hooked()
@@ -1455,7 +1467,7 @@ def start_iterator(source, args, kwargs):
     return iter(source(*args, **kwargs) if callable(source) and args is not None else source)
 
 
-def place_of(path):
+cpdef str place_of(path):
     """Return where in the tree a visit is, in words."""
     return "".join([f"streamers[{path[i]}], visit {path[i + 1]}: " for i in range(0, len(path), 2)])
 
@@ -1883,11 +1895,13 @@ cdef class Inner(Compiled):
     """A visit that runs under another seed than what is around it."""
 
     cdef Compiled node
+    cdef Run run
     cdef readonly tuple path
     cdef bint is_bounded_now
 
-    def __cinit__(self, Compiled node, Scope scope):
+    def __cinit__(self, Compiled node, Run run, Scope scope):
         self.node = node
+        self.run = run
         self.path = path_of_visit(scope)
 
     def __iter__(self):
@@ -1903,6 +1917,11 @@ cdef class Inner(Compiled):
         if item is NULL:
             raise StopIteration
         return steal(item)
+
+    @property
+    def recipe(self):
+        """What the state is a state of."""
+        return self.run.recipe
 
     cpdef dict save(self, saver):
         return {"bounded": bool(self.is_bounded_now), "left": self.left,

@@ -51,9 +51,9 @@ cdef inline int mark(Marks* marks) except -1:
     if legacy is NULL or <void*>legacy.bits.next_double != twister:
         return mark_slowly(marks)
     words = <Mersenne*>legacy.bits.state
-    # A generator makes all of its words anew, or none.
-    marks.numpy = <uint64_t>words.key[0] << 32 | <uint32_t>words.pos
-    marks.python = <uint64_t>python.state[0] << 32 | <uint32_t>python.index
+    # A generator makes all of its words anew, or none. The first is the same for many seeds.
+    marks.numpy = <uint64_t>words.key[1] << 32 | <uint32_t>words.pos
+    marks.python = <uint64_t>python.state[1] << 32 | <uint32_t>python.index
     marks.has_gauss = legacy.has_gauss
     marks.gauss_next = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
     return 0

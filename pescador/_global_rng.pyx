@@ -186,7 +186,7 @@ cdef int mark_slowly(Marks* marks) except -1:
         marks.numpy = zlib.crc32(state["state"]["key"].tobytes()) << 32 | state["state"]["pos"]
     marks.has_gauss = state["has_gauss"]
     words = RANDOM.getstate()[1]
-    marks.python = <uint64_t>words[0] << 32 | <uint32_t>words[624]
+    marks.python = <uint64_t>words[1] << 32 | <uint32_t>words[624]
     marks.gauss_next = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
     return 0
 

@@ -28,8 +28,8 @@ from libc.stdint cimport int64_t
 from pescador._choice cimport Categorical, Pool, choose, pick_by_sums
 from pescador._core cimport (
     EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, as_bound,
-    attributes_of, bare_scope, ends_empty, fuse, hooked_copy, is_plain, plain_fields, root_scope,
-    set_visits, start, visits_of,
+    attributes_of, bare_scope, ends_empty, fuse, hooked_copy, is_plain, place_of, plain_fields,
+    root_scope, set_visits, start, visits_of,
 )
 from pescador._native.bounds cimport AT
 from pescador._native.iterators cimport next_item, steal
@@ -231,11 +231,15 @@ cdef class Engine(Compiled):
 
     # ---- the state of an open stream
 
+    cdef str name(self):
+        """What to call it in an error."""
+        return f"{place_of(self.path)}{self.mux!r}"
+
     cpdef dict save(self, saver):
         cdef Py_ssize_t slot
         cdef list streams = []
         if self.torn:
-            saver.refuse(repr(self.mux), "it was interrupted while it chose a stream")
+            saver.refuse(self.name(), "it was interrupted while it chose a stream")
         for slot in range(self.k):
             stream = self.streams[slot]
             if self.which[slot] < 0 or stream is None:
@@ -251,17 +255,20 @@ cdef class Engine(Compiled):
             "turn": self.turn if self.failed or self.resumes else -1,
             "generators": self.scope.save_generators(),
             "late": self.scope.save_late(saver),
-            "hooked": {str(place): saver.attributes(attributes_of(copied), repr(streamer))
-                       for streamer, copied, place in self.copies.values()},
+            "hooked": {str(place): saver.attributes(
+                attributes_of(copied), f"{place_of(self.path)}streamers[{place}]: {streamer!r}")
+                       for streamer, copied, place in self.copies.values()
+                       if self.member(place) is streamer},
         }
-        if self.draws() and self.rng is np.random:
+        if not self.scope.run.is_seeded:
+            # Streams that are not open yet may draw from it, as muxes and sources.
             saver.uses_global_state()
         self.save_choice(state, saver)
         return state
 
-    cdef bint draws(self):
-        """Whether it draws from its generator at all."""
-        return False
+    cdef object member(self, Py_ssize_t place):
+        """The streamer at a place, if it is the same each time that it is started."""
+        return self.pool[place]
 
     cdef int save_choice(self, dict state, saver) except -1:
         """Add what decides which stream is next."""
@@ -277,14 +284,14 @@ cdef class Engine(Compiled):
         self.table[:k] = state["slots"]
         self.turn = state["turn"]
         self.resumes = self.turn >= 0
-        self.scope.restore_generators(state["generators"], loader, repr(self.mux))
+        self.scope.restore_generators(state["generators"], loader, self.name())
         self.scope.restore_late(state["late"], self.mux, loader)
         set_visits(self.scope, state["visits"])
         self.restore_choice(state, loader)
         for place, attributes in state["hooked"].items():
             self.inner.place = int(place)
-            loader.set_all_attributes(
-                hooked_copy(self.pool[int(place)], self.inner, self.copies), attributes)
+            loader.set_attributes(
+                hooked_copy(self.member(int(place)), self.inner, self.copies), attributes)
         for slot, saved in enumerate(state["streams"]):
             self.streams[slot] = None
             if saved is not None:
@@ -459,9 +466,6 @@ cdef class WeightedEngine(Engine):
         self.sums = Sums(k)
         self.sums.sum_up(self.w)
         self.chooser = Categorical(k)
-
-    cdef bint draws(self):
-        return True
 
     cdef int save_choice(self, dict state, saver) except -1:
         state["weights"] = self.weights.copy()
@@ -764,9 +768,6 @@ cdef class RoundRobinEngine(Engine):
         self.permutes = mux.mode == "permuted_cycle"
         self.begin_round(False)
 
-    cdef bint draws(self):
-        return self.permutes
-
     cdef int save_choice(self, dict state, saver) except -1:
         state["following"] = np.array([self.following[i] for i in range(self.k)], np.int64)
         state["alive"] = self.alive
@@ -888,6 +889,9 @@ cdef class ChainEngine(Engine):
             self.vacate(0)
         return NULL
 
+    cdef object member(self, Py_ssize_t place):
+        return None if self.is_made else self.streamers[place]
+
     cdef int save_choice(self, dict state, saver) except -1:
         state["passes"] = self.inner.number
         state["passed"] = self.passed
@@ -915,7 +919,7 @@ cdef class ChainEngine(Engine):
         for _ in range(n):
             item = next_item(self.source)
             if item is NULL:
-                raise loader.error(repr(self.mux), f"it has no streamer {state['passed']} any more")
+                raise loader.error(self.name(), f"it has no streamer {state['passed']} any more")
             self.pool[0] = as_streamer(steal(item))
         self.passed = state["passed"]
         return 0

@@ -130,14 +130,10 @@ class Loader:
         """Return a copy that whoever gets it may write to."""
         return copy.deepcopy(value)
 
-    def set_all_attributes(self, streamer: Any, fields: dict[str, Any]) -> None:
-        """Have a streamer with hooks have the attributes that it had, and no others."""
+    def set_attributes(self, streamer: Any, fields: dict[str, Any]) -> None:
+        """Have the attributes that hooks may change be as they were when the state was taken."""
         for name in attributes_of(streamer).keys() - fields.keys():
             delattr(streamer, name)
-        self.set_attributes(streamer, fields)
-
-    def set_attributes(self, streamer: Any, fields: dict[str, Any]) -> None:
-        """Set what hooks have set when the state was taken."""
         for name, value in fields.items():
             if isinstance(value, dict) and "__generator__" in value:
                 set_generator(getattr(streamer, name), value["__generator__"])

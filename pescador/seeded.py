@@ -190,7 +190,7 @@ def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
     outer = None if scope is None else scope.run
     root = _core.root_scope(seeded.__pescador_run__(outer is not None and outer.tracks))
     node = _core.open_visit(seeded.streamer, root, {})
-    return node if scope is None else _core.Inner(node, scope)
+    return node if scope is None else _core.Inner(node, root.run, scope)
 
 
 _core.register(

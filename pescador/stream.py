@@ -69,11 +69,6 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         self._streamer.active_count_ += 1
         return node.bounded(self._max_iter)
 
-    def _seed(self) -> list[Any] | None:
-        """Return what the run is seeded with."""
-        sequence = None if self._run is None else self._run.sequence
-        return None if sequence is None else [sequence.entropy, list(sequence.spawn_key)]
-
     def _stop(self) -> None:
         """Count one open iteration less."""
         self._streamer.active_count_ -= 1
@@ -111,7 +106,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             "pescador": FORMAT,
             "index": self.index,
             "ended": bool(self.has_ended),
-            "seed": self._seed(),
+            "seed": self._run.recipe,
             "tree": tree,
             "inexact": saver.refused,
         }
@@ -148,7 +143,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         try:
             node = self._root()
             loader = Loader(strict, bool(state["inexact"]))
-            loader.compare("seed", self._seed(), state["seed"])
+            loader.compare("seed", self._run.recipe, state["seed"])
             loader.restore(node, state["tree"])
         except BaseException:
             # Nobody is to go on with half of it.
