@@ -849,6 +849,10 @@ cdef class Batches(Compiled):
 
     cpdef object close_streams(self):
         self.source.close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self, None, [self.source]
     cdef inline bint has_place_for(self, PyObject* item) noexcept:
         """Whether an item is the row of a source that the columns take as it lies."""
         return (Py_TYPE(<object>item) is VISIT and (<Visit>item).table.stamp == self.stamp

@@ -30,7 +30,7 @@ cdef class Run:
 
 cdef class Scope:
     cdef readonly Run run              # that this is a part of, or None
-    cdef bint is_root                  # nothing is around it: what starts in it is no member of a pool
+    cdef bint is_root                  # what starts in it is no member of a pool
     cdef readonly Scope parent         # the activation that this one happened in, or None
     cdef object seeded                 # what a mux of a seeded run draws from that has no generator
     cdef dict seen                     # id of a mux -> it: those that were looked at for generators
@@ -48,7 +48,7 @@ cdef class Scope:
     cdef dict places                   # id of a streamer of its pool -> its place
     cdef public object slot            # of the active set, that hooks read from now
     cdef object stepped                # the iterator that hooks read from now
-    cdef dict nodes                    # id of such an iterator -> (it, the visit behind it), in a run
+    cdef dict nodes                    # id of such an iterator -> (it, its visit), in a run
 
     cdef int add_copy(self, object generator) except -1
     cdef int add_late(self, object generator, tuple places) except -1

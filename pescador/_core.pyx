@@ -257,7 +257,7 @@ cdef class Scope:
         return found[1] if found is not None and found[0] is stream else None
 
     def note(self, stream, visit, keep=()):
-        """Note the visit that an iterator of the hooks reads from; `keep` are those still in use."""
+        """Note the visit that an iterator of the hooks reads from; `keep` are those in use."""
         if self.nodes is None or len(self.nodes) > 2 * len(keep) + 64:
             kept = [] if self.nodes is None else [self.nodes.get(id(one)) for one in keep]
             self.nodes = {id(entry[0]): entry for entry in kept if entry is not None}
@@ -627,7 +627,8 @@ cdef object isolate_mutable(object value, object memo):
         result = bytearray(value)
     elif kind is RandomState or kind is Generator or kind in BIT_GENERATORS:
         result = copy_generator(value, memo)
-        if type(memo) is Memo and (<Memo>memo).generators is not None and kind not in BIT_GENERATORS:
+        if (type(memo) is Memo and (<Memo>memo).generators is not None
+                and kind not in BIT_GENERATORS):
             (<Memo>memo).generators.append(result)
     else:
         fields = plain_fields(value)
@@ -1018,6 +1019,10 @@ cdef class Compiled:
     cpdef object close_streams(self):
         """Close what is open; the state is still that of the last item."""
 
+    def shown(self):
+        """Return what an open stream shows of it: streamer, items given or None, what is below."""
+        return self, None, []
+
 
 cdef class Opener:
     """What a streamer that is no mux is started from, visit after visit."""
@@ -1031,15 +1036,16 @@ cdef class Opener:
 cdef object SPAWN = None
 
 
-def register_spawn(mark):
+def register_spawn(spawn):
     """Note what stands for the random generator of a visit among the arguments of a function."""
     global SPAWN
-    SPAWN = mark
+    SPAWN = spawn
 
 
 # Iterators that can be set to a place: those of types that cannot change but by iterating.
 cdef frozenset INDEXED = frozenset(
-    type(iter(value)) for value in ([], (), "", "\u20ac", b"", bytearray(), range(1), range(1 << 70)))
+    type(iter(value))
+    for value in ([], (), "", "\u20ac", b"", bytearray(), range(1), range(1 << 70)))
 
 # To iterate over these runs no code that could draw.
 cdef frozenset WITHOUT_CODE = frozenset(
@@ -1371,6 +1377,10 @@ cdef class Leaf(Compiled):
         if self.states is not None and self.iterator is not None and self.inner is None:
             self.close_streams()
 
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self.streamer, self.given, [] if self.inner is None else self.inner.shown()[2]
+
     @property
     def recipe(self):
         """What the state is a state of."""
@@ -1459,7 +1469,8 @@ cpdef dict attributes_of(object streamer):
 
 cdef fresh_sequence():
     """A seed from the global state, which governs what has none of its own."""
-    return np.random.SeedSequence([int(word) for word in np.random.randint(0, 1 << 32, 4, np.uint64)])
+    words = np.random.randint(0, 1 << 32, 4, np.uint64)
+    return np.random.SeedSequence([int(word) for word in words])
 
 
 def start_iterator(source, args, kwargs):
@@ -1504,7 +1515,7 @@ cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
 
 
 cdef Leaf leaf_over(object iterable, Scope scope):
-    """A visit to an iterable that is no streamer, or to an activated copy of one, which is shared."""
+    """A visit to an iterable that is no streamer, or to an activated copy, which is shared."""
     cdef Leaf leaf = Leaf.__new__(Leaf)
     if not (hasattr(type(iterable), "__iter__") or hasattr(type(iterable), "__getitem__")):
         raise ArgumentError(f"stream={iterable!r} must be an iterable, such as a Streamer")
@@ -1843,7 +1854,7 @@ cdef class Reader:
             if self.node is None:
                 self._root()
             item = next_item(self.node)
-        except:
+        except BaseException:
             self.end()
             raise
         finally:
@@ -1937,3 +1948,7 @@ cdef class Inner(Compiled):
 
     cpdef object close_streams(self):
         self.node.close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self.node.shown()

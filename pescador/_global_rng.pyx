@@ -2,8 +2,10 @@
 
 Both are Mersenne Twisters. A visit that is seeded has states of its own; while its code runs, they
 are in the place of the caller's. Copying memory does that in a fraction of a microsecond. Where the
-states lie in the objects that hold them is private to NumPy and Python: it is looked for once, tried
-out, and where it is not as expected, their public functions are called instead.
+states lie in memory is private to NumPy and Python: it is looked for once and tried out, and where
+it is not as expected, their public functions are called instead.
+
+docs/inside/states.rst explains it.
 """
 
 import os
@@ -198,7 +200,7 @@ cdef Twisters outermost                # the caller's, as they were last
 
 
 cdef inline Twisters* place_for_callers(Twisters* nested) except NULL:
-    """Where the states that are in place now are to be kept; nobody else exchanges them until then."""
+    """Where to keep the states that are in place now, until they are put back."""
     if acquire() == 1:
         return &outermost
     # A visit's own code runs another.
@@ -281,7 +283,7 @@ cdef class GlobalStates:
                 torch = sys.modules["torch"]
                 self.callers_torch = torch.get_rng_state()
                 torch.set_rng_state(self.torch)
-        except:
+        except BaseException:
             release()
             raise
         return 0

@@ -64,6 +64,10 @@ cdef class Mapped(Compiled):
     cpdef object close_streams(self):
         self.source.close_streams()
 
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self, None, [self.source]
+
 
 cdef class Tuples(Mapped):
     """The values of `keys`, in order, of each item."""
@@ -81,7 +85,7 @@ cdef class Tuples(Mapped):
         item = steal(pointer)
         try:
             result = tuple(select(item, self.keys, self.position))
-        except:
+        except BaseException:
             self.failed = item
             raise
         self.position += 1
@@ -118,7 +122,7 @@ cdef class InputsOutputs(Mapped):
         try:
             x = select(item, self.inputs, self.position) if self.inputs else None
             y = select(item, self.outputs, self.position) if self.outputs else None
-        except:
+        except BaseException:
             self.failed = item
             raise
         self.position += 1

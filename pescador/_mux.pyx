@@ -277,7 +277,7 @@ cdef class Engine(Compiled):
     cpdef object restore(self, dict state, loader):
         cdef Py_ssize_t k = len(state["which"])
         if k > self.k or (k < self.k and loader.strict):
-            raise loader.error(repr(self.mux), f"it has {self.k} streams open, and had {k} when its "
+            raise loader.error(self.name(), f"it has {self.k} streams open, and had {k} when its "
                                "state was taken; streams may only be added, at the end")
         self.left = state["left"]
         self.indices[:k] = state["which"]
@@ -324,6 +324,10 @@ cdef class Engine(Compiled):
         for stream in self.streams:
             if isinstance(stream, Compiled):
                 (<Compiled>stream).close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self.mux, None, [stream for stream in self.streams if isinstance(stream, Compiled)]
 
     @property
     def path(self):

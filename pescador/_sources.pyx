@@ -576,6 +576,10 @@ cdef class Visit(Compiled):
         if "block" in state:
             self.read_rows(state["block"].copy())
 
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self.plan.source, None, []
+
     @property
     def recipe(self):
         """What the state is a state of."""

@@ -291,7 +291,7 @@ class Streamer(Generic[T]):
         """
         from .stream import Stream
 
-        stream = Stream(self, max_iter)
+        stream: Stream[T] = Stream(self, max_iter)
         if state is not None:
             stream.load_state_dict(state, strict=strict)
         return stream

@@ -1,6 +1,7 @@
 """`Seeded`: everything that a tree of streamers draws, from one seed."""
 
 import copy
+import importlib
 from collections.abc import Generator, Iterable
 from typing import Any, Self, TypeVar
 
@@ -150,12 +151,12 @@ class Seeded(Streamer[T]):
 
     def __pescador_run__(self, tracks: bool) -> _core.Run:
         """Return a new run under this seed."""
-        seed = self.seed
-        entropy, key = seed, ()
-        if isinstance(seed, np.random.SeedSequence):
-            entropy, key = seed.entropy, seed.spawn_key
+        entropy: Any = self.seed
+        key: tuple[int, ...] = ()
+        if isinstance(self.seed, np.random.SeedSequence):
+            entropy, key = self.seed.entropy, self.seed.spawn_key
         if "torch" in self.states:
-            import torch  # noqa: F401
+            importlib.import_module("torch")
         sequence = np.random.SeedSequence(entropy, spawn_key=(*key, self.epoch, self.rank))
         return _core.Run(tracks, sequence, self.states)
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from . import _core
+from . import _core, _repr
 from ._state import FORMAT, Loader, Saver
 from .exceptions import ArgumentError, PescadorError, StateError
 
@@ -53,7 +53,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             raise PescadorError(f"{streamer!r} is an activated copy; open the original")
         self._streamer = streamer
         self._max_iter = max_iter
-        self._run = run
+        self._run: Any = run
         _core.as_bound(max_iter)
 
     def _start(self) -> Any:
@@ -170,3 +170,22 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _tree(self) -> _repr.Node:
+        """Return what is open, and how far each is."""
+        state = "ended" if self.has_ended else "closed" if self.over else "open"
+        label = f"{state}, {self.index:,} items given"
+        node = None if not self.is_started else self._root()
+        return _repr.Node(f"Stream: {label}", [_repr.open_tree(node, self._streamer)])
+
+    def __repr__(self) -> str:
+        return f"<Stream of {self._streamer!r}, {self.index:,} items given>"
+
+    def __str__(self) -> str:
+        return _repr.text(self._tree())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self) if cycle else str(self))
+
+    def _repr_html_(self) -> str:
+        return _repr.as_html(self._tree())

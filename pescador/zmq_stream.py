@@ -286,9 +286,7 @@ class ZMQStreamer(Streamer[T]):
         _core.around(self)
         yield from self.__pescador_items__(self.streamer, max_iter)
 
-    def __pescador_items__(
-        self, streamer: Any, max_iter: float | None
-    ) -> Generator[T, None, None]:
+    def __pescador_items__(self, streamer: Any, max_iter: float | None) -> Generator[T, None, None]:
         """Return what a worker sends that runs a streamer."""
         _core.as_bound(max_iter)
         _check(self)
@@ -303,8 +301,9 @@ class ZMQStreamer(Streamer[T]):
 
 def _open(streamer: ZMQStreamer[Any], scope: _core.Scope | None) -> RemoteStream | None:
     """Return a visit in a run; others call the hooks."""
-    in_run = scope is not None and scope.run is not None
-    return RemoteStream(streamer, scope) if in_run and _core.is_stock(streamer) else None
+    if scope is None or scope.run is None or not _core.is_stock(streamer):
+        return None
+    return RemoteStream(streamer, scope)
 
 
 _core.register(

@@ -106,7 +106,7 @@ class RemoteStream(_core.Compiled):
     def __init__(self, streamer: Any, scope: _core.Scope) -> None:
         self.streamer = streamer
         self.path = _core.states_of_visit(scope, only_path=True)
-        run = scope.run
+        run: Any = scope.run
         sequence = run.sequence
         if sequence is not None:
             key = (*sequence.spawn_key, *self.path)
@@ -115,6 +115,7 @@ class RemoteStream(_core.Compiled):
         self.items: Generator[Any, None, None] | None = None
         self.report: bytes | None = None
         self.since = 0
+        self.given = 0
 
     def __iter__(self) -> "RemoteStream":
         return self
@@ -127,6 +128,7 @@ class RemoteStream(_core.Compiled):
             item = next(self.items)
             if _KEY not in item:
                 self.since += 1
+                self.given += 1
                 self.left -= 1
                 return item
             self.report = item[_KEY].tobytes()
@@ -138,6 +140,7 @@ class RemoteStream(_core.Compiled):
         return f"{type(self.streamer).__module__}.{type(self.streamer).__qualname__}"
 
     def save(self, saver: Saver) -> dict[str, Any]:
+        """Return where the iteration is, in plain values."""
         state: Any = self.work.state
         if self.report is not None:
             state, _ = pickle.loads(self.report)
@@ -146,18 +149,26 @@ class RemoteStream(_core.Compiled):
             state = None
         return {
             "left": self.left,
+            "given": self.given,
             "worker": state,
             "since": self.since + (self.work.skip if self.report is None else 0),
         }
 
     def restore(self, state: dict[str, Any], loader: Loader) -> None:
-        self.left = state["left"]
+        """Go on from where another iteration of the same streamer was."""
+        self.left, self.given = state["left"], state["given"]
         self.work.state, self.work.skip = state["worker"], state["since"]
 
     def replay_cost(self) -> int:
+        """Return how many samples restoring would make again."""
         cost = 0 if self.report is None else pickle.loads(self.report)[1]
         return self.since + int(cost)
 
     def close_streams(self) -> None:
+        """Close what is open."""
         if self.items is not None:
             self.items.close()
+
+    def shown(self) -> tuple[Any, int, list[Any]]:
+        """Return what an open stream shows of it."""
+        return self.streamer, self.given, []

@@ -160,8 +160,7 @@ def _open(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine | None
 
 
 def _hooked(mux: "BaseMux[Any]", scope: _core.Scope) -> HookedStream | None:
-    """Return an activation of a mux with hooks that can be saved, unless it iterates in its own way.
-    """
+    """Return an activation that can be saved, unless a mux iterates in a way of its own."""
     return HookedStream(mux, scope) if type(mux).iterate is BaseMux.iterate else None
 
 

@@ -1,8 +1,7 @@
 """A mux whose hooks are called, in an open stream: its loop, and its state.
 
-What hooks keep, they keep in attributes of the activated copy. All that are plain values are part of
-the state; the iterators in ``streams_`` are saved as the visits to streamers of the pool that they
-are.
+What hooks keep, they keep in attributes of the activated copy: those are part of the state. The
+iterators in ``streams_`` are saved as the visits to streamers of the pool that they are.
 """
 
 from collections.abc import Generator
@@ -51,7 +50,7 @@ class HookedStream(_core.Compiled):
         self.active = self._call(mux.__enter__)
         self.scope = _core.hook_scope(self.active, scope, self.path)
         self.due: int | None = None
-        self.loop: Generator[Any, None, None] | None = None
+        self.loop: Any = None
         self.failed = False
 
     def _call(self, function: Any, *args: Any) -> Any:
@@ -81,6 +80,7 @@ class HookedStream(_core.Compiled):
         return recipe
 
     def save(self, saver: Saver) -> dict[str, Any]:
+        """Return where the iteration is, in plain values."""
         active, name = self.active, repr(self.mux)
         counts = np.array(active.stream_counts_)
         due = self.due
@@ -109,7 +109,7 @@ class HookedStream(_core.Compiled):
         """Return the place, the bound, the number of the visit and the state of a stream."""
         if stream is None:
             return None
-        visit = self.scope.visit_of(stream)
+        visit: Any = self.scope.visit_of(stream)
         if visit is not None:
             *_, place, number = visit.path
             return [place, None, number, saver.save(visit)]
@@ -125,12 +125,13 @@ class HookedStream(_core.Compiled):
         return [place, values.get("max_iter"), None, None]
 
     def restore(self, state: dict[str, Any], loader: Loader) -> None:
+        """Go on from where another iteration of the same streamer was."""
         active = self.active
         self.left, self.due = state["left"], state["due"]
         loader.set_attributes(active, state["fields"])
         _core.set_visits(self.scope, state["visits"])
         if state["chain"] is not None:
-            self._restore_chain(*state["chain"], loader)
+            self._restore_chain(loader, *state["chain"])
         active.streams_ = [
             None if saved is None else self._restored(loader, *saved) for saved in state["streams"]
         ]
@@ -153,7 +154,7 @@ class HookedStream(_core.Compiled):
         self.scope.note(stream, visit, self.active.streams_)
         return stream
 
-    def _restore_chain(self, place: int, gave: bool, loader: Loader) -> None:
+    def _restore_chain(self, loader: Loader, place: int, gave: bool) -> None:
         """Have a chain be at the streamer of this place."""
         active = self.active
         active.stream_generator_ = active.chain_streamer_.iterate()
@@ -164,14 +165,21 @@ class HookedStream(_core.Compiled):
         active.__pescador_started__ = (_mux.as_streamer(streamer), place, gave)
 
     def replay_cost(self) -> int:
+        """Return how many samples restoring would make again."""
         visits = [self.scope.visit_of(stream) for stream in self.active.streams_]
         return sum(visit.replay_cost() for visit in visits if visit is not None)
 
     def close_streams(self) -> None:
+        """Close what is open."""
         for stream in self.active.streams_ or ():
             visit = self.scope.visit_of(stream)
             if visit is not None:
                 visit.close_streams()
+
+    def shown(self) -> tuple[Any, None, list[Any]]:
+        """Return what an open stream shows of it."""
+        visits = [self.scope.visit_of(stream) for stream in self.active.streams_ or ()]
+        return self.mux, None, [visit for visit in visits if visit is not None]
 
 
 def _items(visit: Any) -> Generator[Any, None, None]:
