@@ -46,14 +46,13 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
     True
     """
 
-    def __init__(
-        self, streamer: Any, max_iter: float | None = None, *, run: _core.Run | None = None
-    ) -> None:
+    def __init__(self, streamer: Any, max_iter: float | None = None) -> None:
         if streamer.is_activated_copy:
             raise PescadorError(f"{streamer!r} is an activated copy; open the original")
         self._streamer = streamer
         self._max_iter = max_iter
-        self._run: Any = run
+        # The run that it is, if not one of its own.
+        self._run: Any = None
         _core.as_bound(max_iter)
 
     def _start(self) -> Any:

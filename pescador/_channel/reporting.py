@@ -61,7 +61,8 @@ class Reporting:
         from ..stream import Stream
 
         run = _core.Run(self.tracks, self.sequence, self.governs)
-        stream: Any = Stream(self.streamer, max_iter, run=run)
+        stream: Any = Stream(self.streamer, max_iter)
+        stream._run = run
         if self.state is not None:
             stream.load_state_dict(self.state)
             for _ in range(self.skip):
