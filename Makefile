@@ -34,7 +34,8 @@ test-checked: $(CHECKED)/done $(PEERS)/done
 		tests/test_core.py tests/test_mux.py tests/test_activation.py tests/test_snapshots.py \
 		tests/test_rng_scopes.py tests/test_maps.py tests/test_batches.py tests/test_rng.py \
 		tests/test_choice.py tests/test_leaks.py tests/test_frozen.py \
-		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py tests/parity/test_exactness.py
+		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py \
+		tests/test_stream.py tests/test_seeded.py tests/test_global_rng.py tests/parity/test_exactness.py
 
 # A stub says what Python code uses of a compiled module; stubtest holds it to the module. Classes
 # that only compiled code uses are left out of stubs.
@@ -50,10 +51,10 @@ lint: $(VENV)/dev
 test-all: $(PEERS)/done
 	$(PYTHON) tests/on_every_python.py
 
-# More random trees of muxes against the reference releases: make parity N=100000
+# More random trees, against the reference releases and saved and restored: make parity N=100000
 N ?= 20000
 parity: $(VENV)/dev $(PEERS)/done
-	PARITY_TREES=$(N) $(BIN)/pytest tests/parity/test_samples.py
+	PARITY_TREES=$(N) $(BIN)/pytest tests/parity/test_samples.py tests/test_states.py
 
 # Millions of items and 200 GB from a worker, and hundreds of streams broken at random moments: a
 # few minutes. Part of it: make soak SOAK="--small 0 --large 0 --faults 5000 --seed 1"
@@ -65,7 +66,8 @@ test-debug: $(VENV)/dev $(PEERS)/done
 	PYTHONMALLOC=debug $(BIN)/pytest -q $(BESIDE) tests/test_core.py tests/test_mux.py tests/test_maps.py \
 		tests/test_activation.py tests/test_snapshots.py tests/test_rng_scopes.py tests/test_batches.py \
 		tests/test_rng.py tests/test_choice.py tests/test_leaks.py \
-		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py tests/test_stores.py \
+		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py \
+		tests/test_stream.py tests/test_seeded.py tests/test_global_rng.py tests/test_stores.py \
 		tests/test_npy.py tests/test_formats.py tests/test_chunks.py tests/test_workers.py
 
 # Side by side with the reference release and others (bench/README.md): under ten minutes, and an hour.

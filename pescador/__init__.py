@@ -19,13 +19,17 @@ except ImportError as error:
 from . import core, exceptions, maps, mux, sources, util, zmq_stream
 from .batches import batches
 from .core import Streamer, streamable
-from .exceptions import ArgumentError, DataError, PescadorError, PescadorWarning
-from .maps import buffer_stream, cache, keras_tuples, tuples
+from .exceptions import ArgumentError, DataError, PescadorError, PescadorWarning, StateError
+from .maps import SKIP, buffer_stream, cache, keras_tuples, transform, tuples
 from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
+from .seeded import SPAWN, Seeded
+from .stream import Stream
 from .version import version as __version__
 from .zmq_stream import ZMQStreamer
 
 __all__ = [
+    "SKIP",
+    "SPAWN",
     "ArgumentError",
     "BaseMux",
     "ChainMux",
@@ -34,8 +38,11 @@ __all__ = [
     "PescadorError",
     "PescadorWarning",
     "RoundRobinMux",
+    "Seeded",
     "ShuffledMux",
+    "StateError",
     "StochasticMux",
+    "Stream",
     "Streamer",
     "ZMQStreamer",
     "__version__",
@@ -49,6 +56,7 @@ __all__ = [
     "mux",
     "sources",
     "streamable",
+    "transform",
     "tuples",
     "util",
     "zmq_stream",

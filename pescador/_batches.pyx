@@ -29,7 +29,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memmove
 
-from pescador._core cimport fuse
+from pescador._core cimport Compiled, fuse
 from pescador._maps cimport not_a_mapping, raised_stop_iteration, type_name
 from pescador._native.arrays cimport array_at, new_array, pescador_resize
 from pescador._native.bounds cimport AT
@@ -604,8 +604,19 @@ cdef class Column(Rows):
 
     cdef int hand_over(self) except -1:
         """Give up the plan: the values so far are to be joined by NumPy, with those that follow."""
+        self.held = self.values()
+        self.changes += 1
+        self.expected = NULL
+        self.array = None
+        self.memory = None
+        return 0
+
+    cdef list values(self):
+        """The values so far, one by one; arrays are views of the batch."""
         cdef Py_ssize_t i, start = 0
         cdef list held = []
+        if self.held is not None:
+            return self.held
         if self.allocator is None:
             self.resize(self.count)
         rows = self.part(0, self.count)
@@ -623,12 +634,7 @@ cdef class Column(Rows):
         else:
             for i in range(self.n):
                 held.append(rows[i, ...])
-        self.held = held
-        self.changes += 1
-        self.expected = NULL
-        self.array = None
-        self.memory = None
-        return 0
+        return held
 
     cdef object end(self, Py_ssize_t first):
         """Return the array of the batch, whose first item is item `first` of the stream."""
@@ -695,7 +701,7 @@ cdef inline void copy(char* to, cnp.ndarray value, size_t n, bint past_cache) no
     Py_DECREF(value)
 
 
-cdef class Batches:
+cdef class Batches(Compiled):
     """The items of a source, `size` at a time, as one {key: array}.
 
     Parameters
@@ -725,6 +731,7 @@ cdef class Batches:
     cdef bint is_stale                 # items were added in the usual way since
     cdef int64_t changes               # of the columns and their plans, when `stamp` was given
     cdef int64_t stamp                 # what tables bear whose items all columns take
+    cdef list unfinished               # items of a batch that an error has ended
     # While each column takes rows of sources as they lie:
     cdef char** places                 # where the next row goes, of each column
     cdef Py_ssize_t n_places
@@ -762,7 +769,10 @@ cdef class Batches:
         cdef PyObject* pointer
         cdef Py_ssize_t n = 0, first = self.position
         self.room = self.n_copied = 0
+        item = None
         try:
+            if self.unfinished is not None:
+                n = self.add_unfinished()
             while n < self.size:
                 pointer = next_item(self.source)
                 if pointer is NULL:
@@ -781,8 +791,11 @@ cdef class Batches:
                 # Sources in C look for no signals. Items may be large, so this is not seldom.
                 if n % 64 == 0:
                     PyErr_CheckSignals()
-        except StopIteration as error:
-            raise raised_stop_iteration(self.position) from error
+        except BaseException as error:
+            self.keep_unfinished(n, first, item)
+            if isinstance(error, StopIteration):
+                raise raised_stop_iteration(self.position) from error
+            raise
         self.count_copied()
         if n < self.size and (n == 0 or not self.partial):
             raise StopIteration
@@ -791,6 +804,55 @@ cdef class Batches:
             result[(<Column>column).key] = (<Column>column).end(first)
         return result
 
+    cdef int keep_unfinished(self, Py_ssize_t n, Py_ssize_t first, object item) except -1:
+        """Keep the items of a batch that cannot be completed, for the state of an open stream."""
+        cdef list values = []
+        if not isinstance(self.source, Compiled):
+            return 0
+        self.count_copied()
+        for column in self.columns if n else ():
+            values.append((<Column>column).values())
+        self.unfinished = [{(<Column>column).key: values[j][i]
+                            for j, column in enumerate(self.columns)} for i in range(n)]
+        if item is not None:
+            self.unfinished.append((<Visit>item).item() if type(item) is Visit else item)
+        self.position = first
+        return 0
+
+    cdef Py_ssize_t add_unfinished(self) except -1:
+        """Begin with the items of a batch that an error has ended; return how many."""
+        cdef list items = self.unfinished
+        self.unfinished = None
+        self.is_stale = True
+        for item in items:
+            if item is items[0]:
+                self.began = None
+                self.begin(item)
+            self.add(item)
+            self.position += 1
+        return len(items)
+
+    cpdef dict save(self, saver):
+        return {
+            "position": self.position,
+            "unfinished": saver.plain(self.unfinished, "an item of an unfinished batch"),
+            "stream": saver.save(self.source),
+        }
+
+    cpdef object restore(self, dict state, loader):
+        self.position = state["position"]
+        self.unfinished = state["unfinished"] or None
+        loader.restore(self.source, state["stream"])
+
+    cpdef object replay_cost(self):
+        return self.source.replay_cost()
+
+    cpdef object close_streams(self):
+        self.source.close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self, None, [self.source]
     cdef inline bint has_place_for(self, PyObject* item) noexcept:
         """Whether an item is the row of a source that the columns take as it lies."""
         return (Py_TYPE(<object>item) is VISIT and (<Visit>item).table.stamp == self.stamp

@@ -107,6 +107,7 @@ cdef class Pool:
     cdef double v                      # the probability of each, before the events of the journal
     cdef Event* journal
     cdef Py_ssize_t length, room       # events in it; how many there is memory for
+    cdef Py_ssize_t longest            # with so many it is replayed
     cdef Py_ssize_t n_replayed         # events that the nodes know of ...
     cdef Py_ssize_t n_present          # ... and how many streams can be picked after those
     cdef double* candidates            # what v may be after those

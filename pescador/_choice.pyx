@@ -223,6 +223,7 @@ cdef class Pool:
 
     def __cinit__(self, Py_ssize_t n):
         self.n = self.m = self.n_present = n
+        self.longest = n + MAX_JOURNAL
         self.v = 1.0 / n
 
     def __dealloc__(self):
@@ -317,7 +318,7 @@ cdef class Pool:
         """Add an event to the journal."""
         cdef Py_ssize_t room
         cdef Event* journal
-        if self.length >= self.n + MAX_JOURNAL:
+        if self.length >= self.longest:
             self.replay()
         if self.length == self.room:
             room = 2 * self.room + 16
@@ -540,6 +541,34 @@ cdef class Pool:
                 rank -= self.counts[word]
             step //= 2
         return 64 * word + pescador_nth_bit(self.bits[AT(word, self.n_words)], <int>rank)
+
+    def save(self):
+        """Return the probability of each stream that can be picked, and which cannot."""
+        self.replay()
+        bits = None
+        missing = np.zeros(0, np.int64)
+        if self.m < self.n:
+            bits = np.unpackbits(
+                np.asarray(<uint64_t[:self.n_words]>self.bits).view(np.uint8), bitorder="little")
+            missing = np.flatnonzero(bits[:self.n] == 0)
+        # As places, or as a bit for each stream: whatever is shorter.
+        if 64 * len(missing) > self.n:
+            missing = np.packbits(bits, bitorder="little")
+        return {"n": self.n, "share": self.v, "missing": missing}
+
+    def restore(self, dict state):
+        """Have such a probability, and such streams that cannot be picked; none was picked yet."""
+        missing = state["missing"]
+        if missing.dtype == np.uint8:
+            missing = np.flatnonzero(np.unpackbits(missing, bitorder="little")[:state["n"]] == 0)
+        for i in missing:
+            self.set(i, False)
+        while self.n_replayed < self.length:
+            self.apply(self.journal[self.n_replayed].stream)
+            self.n_replayed += 1
+        self.n_replayed = self.length = 0
+        # Those that were added since are as likely as the others.
+        self.v = state["share"] if self.n == state["n"] else 1.0 / max(self.m, 1)
 
     @property
     def distribution(self):

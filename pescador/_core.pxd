@@ -3,6 +3,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
+from pescador._global_rng cimport GlobalStates
+from pescador._native.seeds cimport Seed
 from pescador._snapshots cimport Snapshots
 
 
@@ -16,30 +18,58 @@ cdef enum Ending:
     ENDS_ITSELF                        # it was told its bound and counts for itself
 
 
+cdef class Run:
+    # One iteration of a tree of streamers that can be saved, or draws from one seed, or both.
+    cdef readonly bint tracks          # whether states can be taken
+    cdef readonly bint is_seeded
+    cdef Seed seed                     # what the keys of visits are appended to
+    cdef readonly object sequence      # the same as NumPy has it, with the key of the root
+    cdef readonly tuple governs        # the global states that are each visit's own
+    cdef readonly bint has_drawn       # a stream has drawn from those that are not
+
+
 cdef class Scope:
+    cdef readonly Run run              # that this is a part of, or None
+    cdef bint is_root                  # what starts in it is no member of a pool
     cdef readonly Scope parent         # the activation that this one happened in, or None
+    cdef object seeded                 # what a mux of a seeded run draws from that has no generator
     cdef dict seen                     # id of a mux -> it: those that were looked at for generators
     cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
+    cdef list late                     # (generator, places) of those that were copied at a visit
     cdef list drawn_from               # shared generators that a mux here or further out draws from
     cdef Snapshots snapshots           # of large arrays; the outermost scope's
     cdef bint bare                     # it has a path and nothing else
-    cdef tuple path                    # (place, number of the visit) of each level, from the root
+    cdef readonly tuple path           # (place, number of the visit) of each level, from the root
     cdef Py_ssize_t place              # in the pool: of the streamer that is started now
     cdef int64_t number                # of the visit to it, where the mux knows; else -1
     cdef int64_t* visits               # how many there were to each place below `n_visits`
     cdef Py_ssize_t n_visits
     cdef object mux                    # whose hooks are called here; None where an engine runs
     cdef dict places                   # id of a streamer of its pool -> its place
+    cdef public object slot            # of the active set, that hooks read from now
+    cdef object stepped                # the iterator that hooks read from now
+    cdef dict nodes                    # id of such an iterator -> (it, its visit), in a run
 
     cdef int add_copy(self, object generator) except -1
+    cdef int add_late(self, object generator, tuple places) except -1
     cpdef object find(self, object key)
     cdef int64_t count(self) except -1
+    cdef int make_room(self, Py_ssize_t n) except -1
 
 
 cdef class Compiled:
     # An iterator that compiled code reads from: the engine of a mux, or a visit to a source.
-    cdef int64_t left                  # how many samples it may give yet
+    cdef public int64_t left           # how many samples it may give yet
     cdef bint fused                    # it gives visits, which know where their row lies, not items
+    cdef bint runs_code                # it is a map that calls a function of the user's
+    cdef bint draws_globally           # it draws from np.random, unless it is given another
+
+    cpdef dict save(self, saver)
+    cpdef object restore(self, dict state, loader)
+    cpdef object replay_cost(self)
+    cpdef object take_rng(self, rng)
+    cdef int take_states(self, GlobalStates states, Run run) except -1
+    cpdef object close_streams(self)
 
 
 cdef class Opener:
@@ -51,6 +81,18 @@ cdef class Opener:
 
 
 cdef Scope bare_scope(Scope scope)
+cpdef Scope root_scope(run, path=*)
+cpdef dict attributes_of(object streamer)
+cpdef str place_of(path)
+cpdef dict visits_of(Scope scope)
+cpdef int set_visits(Scope scope, dict state) except -1
+cdef object hooked_copy(object streamer, Scope scope, dict copies)
+cdef tuple path_of_visit(Scope scope)
+cdef Seed seed_of_visit(Run run, tuple path) except *
+cdef object seeded_random_state(Run run, tuple path)
+cpdef Compiled open_visit(object streamer, Scope scope, dict copies)
+cpdef object state_of_generator(object generator)
+cpdef object set_generator(object generator, object state)
 cdef bint fuse(object stream) noexcept
 cdef bint is_plain(object streamer) noexcept
 cdef dict plain_fields(object streamer)

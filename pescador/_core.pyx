@@ -13,6 +13,7 @@ import fractions
 import io
 import math
 import numbers
+import operator
 import pathlib
 import re
 import types
@@ -21,8 +22,9 @@ import uuid
 import numpy as np
 
 from pescador import _empty, _rng
-from pescador.exceptions import ArgumentError
+from pescador.exceptions import ArgumentError, PescadorError
 
+cimport cython
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
@@ -31,11 +33,14 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM
 from cpython.type cimport PyType_Check
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
+from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark, seeded_states
 from pescador._native.dicts cimport pescador_field
 from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
+from pescador._native.seeds cimport Seed, seed_key, seed_words
 from pescador._rng cimport Mersenne, mersenne_of
+from pescador._seeds cimport take_entropy
 from pescador._snapshots cimport (
     Snapshots, copy_array, is_large, is_plain_array, view_of_constant,
 )
@@ -119,7 +124,8 @@ cdef class Scope:
         self.number = -1
         self.path = ()
         if parent is not None:
-            self.path = parent.path + (parent.place, parent.count())
+            self.run = parent.run
+            self.path = path_of_visit(parent)
             if parent.bare:
                 parent = None
         self.parent = parent
@@ -142,6 +148,8 @@ cdef class Scope:
             self.add_copy(own)
             if own in shared:
                 self.drawn_from.append(own)
+        elif self.run is not None and self.run.is_seeded:
+            self.seeded = seeded_random_state(self.run, self.path)
 
     def __dealloc__(self):
         PyMem_Free(self.visits)
@@ -151,12 +159,18 @@ cdef class Scope:
 
     cdef int64_t count(self) except -1:
         """The number of this visit to the streamer that is started now; a start counts once."""
-        cdef Py_ssize_t more, i
-        cdef int64_t* visits
         if self.number >= 0:
             return self.number
-        if self.place >= self.n_visits:
-            more = self.place + self.n_visits // 2 + 8
+        self.make_room(self.place + 1)
+        self.visits[self.place] += 1
+        return self.visits[self.place] - 1
+
+    cdef int make_room(self, Py_ssize_t n) except -1:
+        """Have a count of visits for each of n places."""
+        cdef Py_ssize_t more, i
+        cdef int64_t* visits
+        if n > self.n_visits:
+            more = n + self.n_visits // 2 + 7
             visits = <int64_t*>PyMem_Realloc(self.visits, more * sizeof(int64_t))
             if visits is NULL:
                 raise MemoryError()
@@ -164,8 +178,49 @@ cdef class Scope:
                 visits[i] = 0
             self.visits = visits
             self.n_visits = more
-        self.visits[self.place] += 1
-        return self.visits[self.place] - 1
+        return 0
+
+    def save_generators(self):
+        """Return the states of the copies, in the order in which they were made."""
+        return [state_of_generator(copied) for copied in self.early_copies()]
+
+    def early_copies(self):
+        """Return the generators that were copied when the activation began."""
+        late = {id(generator) for generator, _ in self.late or ()}
+        return ([] if self.seeded is None else [self.seeded]) + [
+            copied for key, (_, copied) in self.copies.items() if key not in late]
+
+    def save_late(self, saver):
+        """Return the places of sources whose generators were copied later, and their states."""
+        return [[list(places), state_of_generator(self.find(id(generator)))]
+                for generator, places in self.late or ()]
+
+    def restore_late(self, states, mux, loader):
+        """Copy the generators of the sources at these places, as their visits would."""
+        for places, state in states:
+            generator = generator_at(mux, places)
+            if generator is None:
+                raise loader.error(repr(mux), f"there is no source with a random generator at the "
+                                   f"places {places} any more")
+            self.add_late(generator, tuple(places))
+            set_generator(self.find(id(generator)), state)
+
+    cdef int add_late(self, object generator, tuple places) except -1:
+        """Have a copy stand for the generator of a source, from its first visit on."""
+        self.add_copy(generator)
+        if self.late is None:
+            self.late = []
+        self.late.append((generator, places))
+        return 0
+
+    def restore_generators(self, states, loader, name):
+        """Have the copies go on from such states."""
+        copies = self.early_copies()
+        if len(copies) != len(states):
+            raise loader.error(name, f"its tree has {len(copies)} random generators, and had "
+                               f"{len(states)} when its state was taken")
+        for copied, state in zip(copies, states):
+            set_generator(copied, state)
 
     cdef int add_copy(self, object generator) except -1:
         """Have a copy stand for a generator here: of its copy further out, if there is one."""
@@ -190,10 +245,36 @@ cdef class Scope:
         global pescador_around
         cdef PyObject* before = pescador_around
         pescador_around = <PyObject*>self
+        self.stepped = stream
         try:
             return next(stream)
         finally:
             pescador_around = before
+
+    def visit_of(self, stream):
+        """Return the visit that an iterator of the hooks reads from; None before its first item."""
+        found = None if self.nodes is None else self.nodes.get(id(stream))
+        return found[1] if found is not None and found[0] is stream else None
+
+    def note(self, stream, visit, keep=()):
+        """Note the visit that an iterator of the hooks reads from; `keep` are those in use."""
+        if self.nodes is None or len(self.nodes) > 2 * len(keep) + 64:
+            kept = [] if self.nodes is None else [self.nodes.get(id(one)) for one in keep]
+            self.nodes = {id(entry[0]): entry for entry in kept if entry is not None}
+        self.nodes[id(stream)] = (stream, visit)
+
+    def place_of(self, streamer):
+        """Return the place of a streamer in the pool of the hooks; None for another."""
+        # A chain makes its streamers as it goes.
+        if self.places is not None and id(streamer) in self.places:
+            return self.places[id(streamer)]
+        started = self.mux.__dict__.get("__pescador_started__")
+        return started[1] if started is not None and started[0] is streamer else None
+
+    def at(self, Py_ssize_t place, int64_t number=-1):
+        """Have what is started next be at this place, and its visit have this number."""
+        self.place = place
+        self.number = number
 
     cpdef object find(self, object key):
         """Return the copy of the generator of this id, here or further out; or None."""
@@ -212,20 +293,137 @@ cdef Scope bare_scope(Scope scope):
     It is for streams that share no generator with the mux.
     """
     cdef Scope bare = Scope(None, None, [], {})
-    bare.path = () if scope is None else scope.path
+    bare.path = ()
     bare.bare = True
+    if scope is not None:
+        bare.path = scope.path
+        bare.run = scope.run
     return bare
 
 
-def hook_scope(mux, Scope scope=None):
+cdef tuple path_of_visit(Scope scope):
+    """The path of what is started now in a scope."""
+    return scope.path if scope.is_root else scope.path + (scope.place, scope.count())
+
+
+cdef Seed seed_of_visit(Run run, tuple path) except *:
+    """The seed of a visit in a seeded run."""
+    cdef Seed seed = run.seed
+    for number in path:
+        seed_key(&seed, number)
+    return seed
+
+
+cdef class Run:
+    """One iteration of a tree of streamers that can be saved, or draws from one seed, or both.
+
+    Parameters
+    ----------
+    tracks : bool
+        Whether states can be taken.
+    sequence : SeedSequence or None
+        The seed of the root: those of visits append their paths to its ``spawn_key``.
+    governs : tuple of str
+        The global states that are each visit's own while its code runs.
+    """
+
+    def __cinit__(self, bint tracks, sequence=None, tuple governs=()):
+        self.tracks = tracks
+        self.sequence = sequence
+        self.governs = governs
+        self.is_seeded = sequence is not None
+        if self.is_seeded:
+            take_entropy(&self.seed, sequence)
+
+    @property
+    def recipe(self):
+        """What a state of the run is a state of: its seed, and what is drawn from it."""
+        if not self.is_seeded:
+            return None
+        return {"entropy": self.sequence.entropy, "spawn_key": tuple(self.sequence.spawn_key),
+                "states": self.governs}
+
+
+cpdef dict visits_of(Scope scope):
+    """How often each place was visited, as {first, bits, n, packed}: few bits each."""
+    cdef Py_ssize_t i, n = scope.n_visits, at = 0
+    cdef int64_t least = INT64_MAX, most = 0, value
+    cdef int bits = 0, j
+    while n > 0 and scope.visits[n - 1] == 0:
+        n -= 1
+    for i in range(n):
+        least = min(least, scope.visits[i])
+        most = max(most, scope.visits[i])
+    if n == 0:
+        return {"n": 0, "least": 0, "bits": 0, "packed": b""}
+    while (most - least) >> bits:
+        bits += 1
+    packed = bytearray((n * bits + 7) // 8)
+    cdef unsigned char[::1] view = packed
+    if bits:
+        for i in range(n):
+            value = scope.visits[i] - least
+            for j in range(bits):
+                if (value >> j) & 1:
+                    view[at // 8] |= 1 << (at % 8)
+                at += 1
+    return {"n": n, "least": least, "bits": bits, "packed": bytes(packed)}
+
+
+cpdef int set_visits(Scope scope, dict state) except -1:
+    """Have as many visits noted as such a state says."""
+    cdef Py_ssize_t i, n = state["n"], at = 0
+    cdef int64_t least = state["least"]
+    cdef int bits = state["bits"], j
+    cdef const unsigned char[:] view = state["packed"]
+    scope.make_room(n)
+    for i in range(scope.n_visits):
+        scope.visits[i] = 0
+    for i in range(n):
+        scope.visits[i] = least
+        for j in range(bits):
+            scope.visits[i] += <int64_t>((view[at // 8] >> (at % 8)) & 1) << j
+            at += 1
+    return 0
+
+
+cpdef Scope root_scope(run, path=()):
+    """Return the scope that the root of a run starts in."""
+    cdef Scope root = bare_scope(None)
+    root.run = run
+    root.is_root = True
+    root.path = path
+    return root
+
+
+def hook_scope(mux, Scope scope=None, path=None):
     """Return the scope of the loop over the hooks of an activated mux, which began in `scope`."""
-    cdef Scope here = bare_scope(None)
+    cdef Scope here = bare_scope(scope)
     if scope is not None:
-        here.path = scope.path + (scope.place, scope.count())
+        here.path = path_of_visit(scope) if path is None else path
     here.mux = mux
     if type(mux.streamers) is list:
         here.places = {id(streamer): i for i, streamer in enumerate(mux.streamers)}
     return here
+
+
+def note_started(Scope scope, visit):
+    """Note a visit that hooks have started in a scope, if states may be asked for."""
+    if scope is not None and scope.mux is not None and scope.run is not None and scope.run.tracks:
+        scope.note(scope.stepped, visit, scope.mux.streams_)
+    return visit
+
+
+def states_of_visit(Scope scope, *, bint only_path=False):
+    """Return the global states of a visit in a seeded run, None in others, and its path."""
+    cdef tuple path = path_of_visit(scope)
+    cdef Seed seed
+    if only_path:
+        return path
+    if not scope.run.is_seeded:
+        return None, path
+    seed = seed_of_visit(scope.run, path)
+    return seeded_states(&seed, ("numpy", "random")), path
 
 
 cpdef Scope around(streamer):
@@ -234,13 +432,9 @@ cpdef Scope around(streamer):
     if scope is not None or pescador_around is NULL:
         return scope
     scope = <Scope>pescador_around
-    place = scope.places.get(id(streamer)) if scope.places is not None else None
+    place = scope.place_of(streamer)
     if place is None:
-        # A chain makes its streamers as it goes.
-        started = scope.mux.__dict__.get("__pescador_started__")
-        if started is None or started[0] is not streamer:
-            return None
-        place = started[1]
+        return None
     scope.place = place
     return scope
 
@@ -254,10 +448,13 @@ cdef class Memo(dict):
 
     cdef Scope scope
     cdef bint again
+    cdef list generators               # copies that were made, where a run keeps track of them
 
     def __init__(self, Scope scope, bint again):
         self.scope = scope
         self.again = again
+        if scope is not None and scope.run is not None and scope.run.tracks:
+            self.generators = []
 
     def get(self, key, default=None):
         """Return the copy of the object of this id."""
@@ -266,6 +463,8 @@ cdef class Memo(dict):
             if found is None:
                 return default
             self[key] = isolate(found, {}) if self.again else found
+            if self.generators is not None:
+                self.generators.append(self[key])
         return self[key]
 
 
@@ -428,6 +627,9 @@ cdef object isolate_mutable(object value, object memo):
         result = bytearray(value)
     elif kind is RandomState or kind is Generator or kind in BIT_GENERATORS:
         result = copy_generator(value, memo)
+        if (type(memo) is Memo and (<Memo>memo).generators is not None
+                and kind not in BIT_GENERATORS):
+            (<Memo>memo).generators.append(result)
     else:
         fields = plain_fields(value)
         if fields is not None:
@@ -503,6 +705,7 @@ cdef object copy_or_share(object value, object memo):
     if type(memo) is Memo:
         trial = Memo((<Memo>memo).scope, (<Memo>memo).again)
         trial.update(memo)
+        (<Memo>trial).generators = (<Memo>memo).generators
     else:
         trial = copy.copy(memo)
     try:
@@ -599,7 +802,7 @@ cdef class Family:
     """A class whose behaviour the compiled code stands for."""
 
     cdef tuple hooks                   # ((name, what it is on that class), ...)
-    cdef object opener                 # see register
+    cdef object opener, hooked         # see register
 
 
 cdef dict families = {}                # class -> Family
@@ -611,19 +814,21 @@ cdef Py_ssize_t n_plain_fields = 0     # how many attributes its instances have
 cdef object plain_iter = None          # its __iter__, which maps call
 
 
-def register(cls, names, *, model=None, opener=None):
+def register(cls, names, *, model=None, opener=None, hooked=None):
     """Note the hooks of a class whose behaviour the compiled code stands for.
 
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
     With `model`, an instance: those of exactly its class that have as many attributes start
     without any Python frame of pescador's.
     ``opener(streamer, scope)`` returns the compiled iterator of one activation, or None if the
-    hooks are to be called.
+    hooks are to be called. In a run, ``hooked(streamer, scope)`` returns an iterator that calls
+    them and can be saved, or None if it has none either.
     """
     global plain_streamer, plain_iter, n_plain_fields
     cdef Family family = Family()
     family.hooks = tuple([(name, getattr(cls, name)) for name in names])
     family.opener = opener
+    family.hooked = hooked
     families[cls] = family
     if model is not None:
         plain_streamer = cls
@@ -715,10 +920,12 @@ cdef dict plain_fields(object streamer):
     return fields
 
 
-cdef object activate(dict fields, Scope scope, Ending* ending):
+cdef object activate(object streamer, dict fields, Scope scope, Ending* ending):
     """The iterator of one activation of a plain Streamer."""
     cdef Py_ssize_t position = 0
     cdef PyObject* stream
+    if scope is not None and scope.run is not None:
+        return leaf_of(streamer, fields, scope, ending)
     source = pescador_field(fields, &position, "streamer")
     args = pescador_field(fields, &position, "args")
     kwargs = pescador_field(fields, &position, "kwargs")
@@ -747,10 +954,17 @@ cdef object stopped_start():
     return RuntimeError("a stream raised StopIteration when it was started")
 
 
+cdef object new_memo(Scope scope, bint again):
+    """A memo for copying what a stream starts from in a scope."""
+    if scope is None or (scope.bare and scope.run is None):
+        return {}
+    return Memo(scope, again)
+
+
 cdef object activate_any(object source, object args, object kwargs, Scope scope, Ending* ending):
     ending[0] = STEP_ONCE_MORE
     if kwargs or not (is_immutable(source) and is_immutable(args)):
-        memo = {} if scope is None or scope.bare else Memo(scope, again=True)
+        memo = new_memo(scope, again=True)
         source = isolate(source, memo)
         if callable(source):
             if type(source) is Function and source in maps:
@@ -758,6 +972,8 @@ cdef object activate_any(object source, object args, object kwargs, Scope scope,
             else:
                 args = isolate(args, memo)
                 kwargs = isolate(kwargs, memo)
+                if asks_for_generator(kwargs):
+                    give_generator(kwargs, np.random.default_rng(fresh_sequence()))
         if SHARED in memo:
             ending[0] = STOP
     return iter(source(*args, **kwargs) if callable(source) else source)
@@ -766,13 +982,46 @@ cdef object activate_any(object source, object args, object kwargs, Scope scope,
 cdef class Compiled:
     """An iterator that compiled code reads from without a Python frame in between."""
 
-    def __cinit__(self, *args):
+    def __cinit__(self, *args, **kwargs):
         self.left = UNBOUNDED
 
     def bounded(self, max_iter):
         """Return the iterator, which ends after `max_iter` samples from now on."""
         self.left = as_bound(max_iter)
         return self
+
+    @property
+    def is_bounded(self):
+        """Whether there is a bound to how many samples it may give."""
+        return self.left != UNBOUNDED
+
+    # What an open stream asks of each iterator in its tree.
+
+    cpdef dict save(self, saver):
+        """Return where the iteration is, in plain values; `saver` is told what cannot be saved."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved")
+
+    cpdef object restore(self, dict state, loader):
+        """Go on from where another iteration of the same streamer was; nothing was read yet."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be restored")
+
+    cpdef object replay_cost(self):
+        """How many samples would have to be made again to restore the state that there is."""
+        return 0
+
+    cpdef object take_rng(self, rng):
+        """Draw from this generator in the place of np.random."""
+
+    cdef int take_states(self, GlobalStates states, Run run) except -1:
+        """Run the user's code under these states; without, have the run notice whether it draws."""
+        return 0
+
+    cpdef object close_streams(self):
+        """Close what is open; the state is still that of the last item."""
+
+    def shown(self):
+        """Return what an open stream shows of it: streamer, items given or None, what is below."""
+        return self, None, []
 
 
 cdef class Opener:
@@ -781,6 +1030,548 @@ cdef class Opener:
     cdef Compiled open(self, Scope scope):
         """One activation."""
         raise NotImplementedError
+
+
+# What is given to streams in the place of a random generator, to have that of their visit.
+cdef object SPAWN = None
+
+
+def register_spawn(spawn):
+    """Note what stands for the random generator of a visit among the arguments of a function."""
+    global SPAWN
+    SPAWN = spawn
+
+
+# Iterators that can be set to a place: those of types that cannot change but by iterating.
+cdef frozenset INDEXED = frozenset(
+    type(iter(value))
+    for value in ([], (), "", "\u20ac", b"", bytearray(), range(1), range(1 << 70)))
+
+# To iterate over these runs no code that could draw.
+cdef frozenset WITHOUT_CODE = frozenset(
+    {list, tuple, str, bytes, bytearray, range, dict, set, frozenset, np.ndarray})
+
+# Iterators that go over what they hold and do nothing else: to go on, they step quickly.
+cdef frozenset STEPPED = frozenset(
+    type(iter(value)) for value in ({}, {}.values(), {}.items(), set(), np.empty(0)))
+
+
+@cython.final
+cdef class Leaf(Compiled):
+    """A visit to a streamer that is no mux, in a run: its items, and how many it has given."""
+
+    cdef Scope scope                   # in which it started
+    cdef Py_ssize_t place              # in the pool there
+    cdef int64_t number                # of this visit
+    cdef object streamer               # the recipe
+    cdef object iterator
+    cdef Compiled inner                # the iterator, if it is a map of ours
+    cdef GlobalStates states           # in place while its code runs, where they are governed
+    cdef bint watches                  # whether drawing from the global states is noticed
+    cdef bint has_drawn                # it did
+    cdef bint is_shared                # it reads from what other activations read, too
+    cdef bint steps                    # at its bound, the source is asked once more
+    cdef list generators               # random generators that it was given, copies of the recipe's
+    cdef list at_start                 # their states when it started
+    cdef object copied                 # of a streamer with hooks: what it is iterated on
+    cdef object fields                 # its attributes when this visit started
+    cdef int64_t bound                 # how many items it was asked for
+    cdef int64_t given
+    cdef object drawn                  # what its states were when it was closed
+    cdef bint is_past                  # its last step gave no item, and may have drawn for that
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef PyObject* item
+        if self.left > 0:
+            item = self.pull()
+            if item is not NULL:
+                self.left -= 1
+                self.given += 1
+                return steal(item)
+        elif self.steps:
+            self.steps = False
+            Py_XDECREF(self.pull())
+            self.is_past = True
+        raise StopIteration
+
+    cdef PyObject* pull(self) except? NULL:
+        """The next item, or NULL."""
+        cdef Marks marks
+        cdef PyObject* item
+        if self.inner is not None:
+            return next_item(self.inner)
+        if self.states is not None:
+            self.is_past = True
+            item = self.states.step(self.iterator)
+            self.is_past = item is NULL
+            return item
+        if not self.watches:
+            return next_item(self.iterator)
+        mark(&marks)
+        try:
+            item = next_item(self.iterator)
+        except BaseException:
+            self.has_drawn = self.has_drawn or has_moved(&marks)
+            raise
+        if has_moved(&marks):
+            self.note_drawing()
+        return item
+
+    cdef int note_drawing(self) except -1:
+        self.has_drawn = True
+        self.scope.run.has_drawn = True
+        if self.scope.run.is_seeded:
+            raise PescadorError(
+                f"{self.name()} has drawn from the global random state, which its Seeded does not "
+                "govern: leave `states` at its default, or draw from the generator that "
+                "pescador.SPAWN stands for")
+        return 0
+
+    cdef int begin(self, object streamer, object source, object args, object kwargs,
+                   Scope scope) except -1:
+        """Start the visit: copy what it starts from, and call the function."""
+        self.take(streamer, scope)
+        make = maps.get(source) if type(source) is Function else None
+        if (make is None and type(source) is Function and type(args) is tuple
+                and all_simple(<tuple>args) and type(kwargs) is dict and not <dict>kwargs):
+            # As most are: nothing to isolate.
+            self.govern(scope)
+            return self.start(source, args)
+        memo = new_memo(scope, again=True)
+        stream, rest, named = split_stream(args, kwargs)
+        if make is not None and stream is not MISSING:
+            make = make(*isolate(rest, memo), **isolate(named, memo))
+            # A map adds nothing to the path: its stream is the same visit.
+            number = scope.number
+            if not scope.is_root:
+                scope.number = self.number
+            try:
+                self.inner = make(open_visit(stream, scope, {}))
+            finally:
+                scope.number = number
+            self.iterator = self.inner
+            self.take_generators(memo)
+            if self.inner.runs_code:
+                self.govern(scope)
+                self.inner.take_states(self.states, scope.run)
+            if scope.run.is_seeded and self.inner.draws_globally:
+                self.inner.take_rng(seeded_random_state(scope.run, self.path))
+        else:
+            if type(source) not in WITHOUT_CODE:
+                self.govern(scope)
+            source = isolate(source, memo)
+            if callable(source) and args is not None:
+                args, kwargs = isolate(args, memo), isolate(kwargs, memo)
+                if asks_for_generator(kwargs):
+                    self.spawn(kwargs, memo)
+            self.take_generators(memo)
+            self.start(start_iterator, (source, args, kwargs))
+        self.is_shared = SHARED in memo
+        self.steps = not self.is_shared
+        return 0
+
+    cdef int take(self, object streamer, Scope scope) except -1:
+        """Note which visit this is."""
+        self.streamer = streamer
+        self.scope = scope
+        self.steps = True
+        if not scope.is_root:
+            self.place = scope.place
+            self.number = scope.count()
+        return 0
+
+    @property
+    def path(self):
+        """Which visit this is."""
+        if self.scope.is_root:
+            return self.scope.path
+        return self.scope.path + (self.place, self.number)
+
+    cdef int govern(self, Scope scope) except -1:
+        """Have its code draw from states of its own, or have it noticed."""
+        cdef Seed seed
+        cdef Run run = scope.run
+        if run.is_seeded and run.governs:
+            seed = seed_of_visit(run, self.path)
+            self.states = seeded_states(&seed, run.governs)
+        else:
+            self.watches = run.tracks or run.is_seeded
+        return 0
+
+    cdef int start(self, object function, tuple args) except -1:
+        """Have a function return the iterator."""
+        cdef Marks marks
+        cdef PyObject* stream
+        if self.states is not None:
+            self.iterator = iter(self.states.call(function, args))
+            return 0
+        mark(&marks)
+        stream = pescador_stream(function, args)
+        self.iterator = failed_start() if stream is NULL else steal(stream)
+        if self.watches and has_moved(&marks):
+            self.note_drawing()
+        return 0
+
+    cdef int start_hooked(self) except -1:
+        """Iterate over a copy whose hooks are to be called."""
+        cdef Scope here
+        if (<Family?>family_of(type(self.copied))).opener is not None:
+            # What the hooks start is in this visit, and is not saved by itself.
+            here = bare_scope(self.scope)
+            here.path = self.path
+            here.is_root = True
+            if self.scope.run.is_seeded:
+                here.run = Run(False, self.scope.run.sequence, self.scope.run.governs)
+            else:
+                here.run = None
+            self.copied.__dict__["__pescador_around__"] = here
+        self.start(iterate_hooked, (self.copied, None if self.bound == UNBOUNDED else self.bound))
+        return 0
+
+    cdef int spawn(self, dict kwargs, object memo) except -1:
+        """Give the function the random generator of this visit, and no global states."""
+        cdef Run run = self.scope.run
+        if run.is_seeded:
+            sequence = run.sequence
+            sequence = np.random.SeedSequence(
+                sequence.entropy, spawn_key=(*sequence.spawn_key, *self.path))
+            self.states = None
+            self.watches = True
+        else:
+            sequence = fresh_sequence()
+        generator = np.random.default_rng(sequence)
+        give_generator(kwargs, generator)
+        if not run.is_seeded and type(memo) is Memo:
+            (<Memo>memo).generators.append(generator)
+        return 0
+
+    cdef int take_generators(self, object memo) except -1:
+        if type(memo) is Memo and (<Memo>memo).generators:
+            self.generators = (<Memo>memo).generators
+            self.at_start = [state_of_generator(generator) for generator in self.generators]
+        return 0
+
+    cdef str name(self):
+        """What to call it in an error."""
+        return f"{place_of(self.path)}{self.streamer!r}"
+
+    cdef bint has_own_state(self) except -1:
+        """Whether the iterator can tell where it is, and be told."""
+        return hasattr(self.iterator, "state_dict") and hasattr(self.iterator, "load_state_dict")
+
+    cdef bint is_replayed(self) except -1:
+        """Whether its items have to be made again to get where it is."""
+        return not (self.inner is not None or type(self.iterator) in INDEXED
+                    or type(self.iterator) in STEPPED or self.has_own_state())
+
+    cpdef dict save(self, saver):
+        cdef dict state = {"given": self.given, "left": self.left, "steps": self.steps}
+        cdef bint replayed = self.is_replayed()
+        if self.is_shared and not (self.inner is not None):
+            saver.refuse(self.name(), "it reads from a generator object or an open file, which "
+                         "nobody can read again: give Streamer a generator function or a list")
+        if self.has_drawn:
+            saver.refuse(self.name(), "it draws from the global random state of np.random or "
+                         "random, which nobody else can repeat: iterate over pescador.Seeded(...), "
+                         "or have it draw from a generator among its arguments")
+        if self.inner is not None:
+            state["map"] = self.inner.save(saver)
+        elif self.has_own_state():
+            state["position"] = saver.plain(
+                self.iterator.state_dict(), f"the state_dict() of {self.name()}")
+        if self.copied is not None:
+            state["fields"] = saver.attributes(self.fields, self.name())
+            state["bound"] = self.bound
+        if self.generators is not None:
+            state["generators"] = self.at_start if replayed else [
+                state_of_generator(generator) for generator in self.generators]
+        if self.states is not None:
+            state["states"] = self.digest() if replayed else self.states.as_plain()
+        return state
+
+    cdef object digest(self):
+        """What the states were after the last item, in a few words; None where it is not known."""
+        if self.is_past:
+            return None
+        return self.states.digest() if self.drawn is None else self.drawn
+
+    cpdef object restore(self, dict state, loader):
+        cdef int64_t given = state["given"]
+        cdef PyObject* item
+        self.left = state["left"]
+        self.steps = state["steps"]
+        if self.inner is not None:
+            self.set_generators(state, loader)
+            self.given = given
+            if "states" in state:
+                self.states.take_plain(state["states"])
+            self.inner.restore(state["map"], loader)
+            return
+        if self.copied is not None:
+            loader.set_attributes(self.copied, state["fields"])
+            self.fields = attributes_of(self.copied)
+            self.bound = state["bound"]
+            self.start_hooked()
+        self.set_generators(state, loader)
+        if "position" in state:
+            self.iterator.load_state_dict(loader.own(state["position"]))
+        elif type(self.iterator) in INDEXED:
+            if given > operator.length_hint(self.iterator):
+                raise loader.error(self.name(), f"it has given {given} items when its state was "
+                                   f"taken, and has only {operator.length_hint(self.iterator)} now")
+            self.iterator.__setstate__(given)
+        else:
+            while self.given < given:
+                item = self.pull()
+                if item is NULL:
+                    raise loader.error(self.name(), f"it has given {given} items when its state "
+                                       f"was taken, and has only {self.given} now")
+                Py_XDECREF(item)
+                self.given += 1
+                if self.given % 1024 == 0:
+                    PyErr_CheckSignals()
+            if self.has_drawn and not loader.is_inexact:
+                raise loader.error(self.name(), "it draws from the global random state now, and "
+                                   "did not when its state was taken")
+        self.given = given
+        if self.states is not None:
+            if not self.is_replayed():
+                self.states.take_plain(state["states"])
+            elif state["states"] is not None and self.states.digest() != state["states"]:
+                raise loader.error(self.name(), "it has drawn other random numbers up to here than "
+                                   "when its state was taken")
+
+    cdef int set_generators(self, dict state, loader) except -1:
+        """Have the generators that it was given be where they were."""
+        saved = state.get("generators", [])
+        if len(saved) != len(self.generators or ()):
+            raise loader.error(self.name(), f"it is given {len(self.generators or ())} random "
+                               f"generators, and was given {len(saved)} when its state was taken")
+        for generator, before in zip(self.generators or (), saved):
+            set_generator(generator, before)
+        if saved:
+            self.at_start = saved
+        return 0
+
+    cpdef object replay_cost(self):
+        if self.inner is not None:
+            return self.inner.replay_cost()
+        return self.given if self.is_replayed() else 0
+
+    cpdef object close_streams(self):
+        if self.inner is not None:
+            self.inner.close_streams()
+        elif not self.is_shared and hasattr(self.iterator, "close"):
+            if self.states is None:
+                self.iterator.close()
+            else:
+                if self.drawn is None:
+                    self.drawn = self.states.digest()
+                self.states.call(self.iterator.close, ())
+
+    def __del__(self):
+        # The code that a generator runs when it is closed may draw, too.
+        if self.states is not None and self.iterator is not None and self.inner is None:
+            self.close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self.streamer, self.given, [] if self.inner is None else self.inner.shown()[2]
+
+    @property
+    def recipe(self):
+        """What the state is a state of."""
+        return name_of(self.streamer)
+
+
+cdef bint asks_for_generator(object kwargs) except -1:
+    """Whether a function is to be given the random generator of its visit."""
+    if type(kwargs) is not dict:
+        return False
+    for value in (<dict>kwargs).values():
+        if value is SPAWN:
+            return SPAWN is not None
+    return False
+
+
+cdef int give_generator(dict kwargs, object generator) except -1:
+    for name, value in list(kwargs.items()):
+        if value is SPAWN:
+            kwargs[name] = generator
+    return 0
+
+
+cdef tuple split_stream(object args, object kwargs):
+    """The first argument of a map, which is its stream, and the others by place and by name."""
+    if type(args) is tuple and args:
+        return (<tuple>args)[0], (<tuple>args)[1:], kwargs
+    if type(kwargs) is dict and "stream" in <dict>kwargs:
+        return (<dict>kwargs)["stream"], args, {
+            name: value for name, value in (<dict>kwargs).items() if name != "stream"}
+    return MISSING, args, kwargs
+
+
+cdef object seeded_random_state(Run run, tuple path):
+    """What a mux without a generator of its own draws from, in a seeded run."""
+    cdef Seed seed = seed_of_visit(run, path)
+    cdef uint32_t[8] words
+    seed_words(&seed, words)
+    return RandomState([words[0], words[1], words[2], words[3]])
+
+
+cdef object generator_at(object streamer, places):
+    """The random generator of the source at some places in a tree; None where there is none."""
+    for place in places:
+        pool = getattr(stream_of(streamer), "streamers", None)
+        if type(pool) is not list or not place < len(pool):
+            return None
+        streamer = (<list>pool)[<Py_ssize_t>place]
+    source = stream_of(streamer)
+    if not hasattr(source, "random_state"):
+        return None
+    source._visit(None)
+    return source._plan.rng
+
+
+cdef object stream_of(object streamer):
+    """The stream below the maps of a streamer."""
+    while type(streamer) is plain_streamer and streamer.streamer in maps:
+        streamer = split_stream(streamer.args, streamer.kwargs)[0]
+    return streamer
+
+
+def name_of(streamer):
+    """Return what a streamer is, by its class and the name of its function."""
+    kind = type(streamer)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    source = getattr(streamer, "streamer", None)
+    if isinstance(source, (types.FunctionType, types.BuiltinFunctionType, type)):
+        return f"{name} of {source.__qualname__}"
+    return name if source is None else f"{name} of {type(source).__qualname__}"
+
+
+# Attributes of a streamer that are no state of its hooks.
+cdef frozenset RECIPE = frozenset({
+    "streamer", "args", "kwargs", "stream_", "active_count_", "streamers", "streams_",
+    "stream_generator_", "chain_streamer_",
+})
+
+
+cpdef dict attributes_of(object streamer):
+    """The attributes that hooks may have changed, by name; lists and the like are copied."""
+    return {name: isolate(value, {}) for name, value in streamer.__dict__.items()
+            if name not in RECIPE and not name.startswith("__pescador_")
+            and type(value) is not types.ModuleType}
+
+
+cdef fresh_sequence():
+    """A seed from the global state, which governs what has none of its own."""
+    words = np.random.randint(0, 1 << 32, 4, np.uint64)
+    return np.random.SeedSequence([int(word) for word in words])
+
+
+def start_iterator(source, args, kwargs):
+    """Return the iterator over an iterable, or over what a generator function returns."""
+    return iter(source(*args, **kwargs) if callable(source) and args is not None else source)
+
+
+cpdef str place_of(path):
+    """Return where in the tree a visit is, in words."""
+    return "".join([f"streamers[{path[i]}], visit {path[i + 1]}: " for i in range(0, len(path), 2)])
+
+
+cpdef object state_of_generator(object generator):
+    """The state of a RandomState or Generator, in plain values."""
+    if isinstance(generator, RandomState):
+        return generator.get_state(legacy=False)
+    return generator.bit_generator.state
+
+
+cpdef object set_generator(object generator, object state):
+    """Have a RandomState or Generator go on from a state."""
+    if isinstance(generator, RandomState):
+        generator.set_state(state)
+    else:
+        generator.bit_generator.state = state
+
+
+cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
+    """Start one visit to a streamer, or to another iterable, in a run."""
+    cdef Ending ending = STOP
+    Py_EnterRecursiveCall(" while starting a stream of a stream")
+    try:
+        fields = plain_fields(streamer)
+        if fields is not None and fields["stream_"] is None:
+            return leaf_of(streamer, fields, scope, &ending)
+        if family_of(type(streamer)) is None or streamer.is_activated_copy:
+            return leaf_over(streamer, scope)
+        stream = opened(streamer, scope)
+        return hooked_visit(streamer, UNBOUNDED, scope, copies) if stream is None else stream
+    finally:
+        Py_LeaveRecursiveCall()
+
+
+cdef Leaf leaf_over(object iterable, Scope scope):
+    """A visit to an iterable that is no streamer, or to an activated copy, which is shared."""
+    cdef Leaf leaf = Leaf.__new__(Leaf)
+    if not (hasattr(type(iterable), "__iter__") or hasattr(type(iterable), "__getitem__")):
+        raise ArgumentError(f"stream={iterable!r} must be an iterable, such as a Streamer")
+    if family_of(type(iterable)) is None:
+        leaf.begin(iterable, iterable, None, None, scope)
+        return leaf
+    leaf.take(iterable, scope)
+    leaf.govern(scope)
+    leaf.start(iter, (iterable,))
+    leaf.is_shared = True
+    return leaf
+
+
+cdef Compiled hooked_visit(object streamer, int64_t bound, Scope scope, dict copies):
+    """A visit to a streamer that overrides hooks."""
+    cdef Leaf leaf = Leaf.__new__(Leaf)
+    cdef Compiled node
+    cdef Family family = family_of(type(streamer))
+    copied = hooked_copy(streamer, scope, copies)
+    if family.hooked is not None:
+        node = family.hooked(copied, scope)
+        if node is not None:
+            node.left = bound
+            return node
+    leaf.take(streamer, scope)
+    leaf.govern(scope)
+    leaf.copied = copied
+    leaf.bound = bound
+    leaf.fields = attributes_of(leaf.copied)
+    leaf.start_hooked()
+    return leaf
+
+
+cdef object hooked_copy(object streamer, Scope scope, dict copies):
+    """The copy of a streamer with hooks that an activation of the mux around it works on."""
+    if id(streamer) not in copies:
+        # The generators that it shares with us are to be our copies. It copies them again.
+        copies[id(streamer)] = (streamer, isolate(streamer, new_memo(scope, again=False)),
+                                scope.place)
+    return copies[id(streamer)][1]
+
+
+def iterate_hooked(streamer, bound):
+    """What a streamer with hooks gives, as a mux asks for it."""
+    return iter(streamer.iterate() if bound is None else streamer.iterate(max_iter=bound))
+
+
+cdef object leaf_of(object streamer, dict fields, Scope scope, Ending* ending):
+    """A visit to a plain Streamer, in a run."""
+    cdef Leaf leaf = Leaf.__new__(Leaf)
+    try:
+        leaf.begin(streamer, fields["streamer"], fields["args"], fields["kwargs"], scope)
+    except StopIteration as error:
+        raise stopped_start() from error
+    ending[0] = STOP if leaf.is_shared else STEP_ONCE_MORE
+    return leaf
 
 
 cdef bint fuse(object stream) noexcept:
@@ -801,34 +1592,32 @@ def activated(streamer, max_iter):
     cdef Ending ending = STEP_ONCE_MORE
     if fields is None or fields["stream_"] is not None:
         return None
-    source = activate(fields, scope, &ending)
+    source = activate(streamer, fields, scope, &ending)
+    if scope is not None and scope.run is not None:
+        return note_started(scope, (<Leaf>source).bounded(max_iter))
     return Bounded(source, max_iter, ending == STEP_ONCE_MORE)
 
 
 # Functions that do nothing with their first argument, `stream`, but iterate over it.
-cdef set maps = set()
+cdef dict maps = {}                    # function -> (items, *args, **kwargs) -> Compiled
 
 
-def register_map(function):
+def register_map(function, make):
     """Note a generator function that iterates over its first argument and does nothing else to it.
 
     A streamer that it is given need not be copied for it: the iteration isolates by itself.
+    ``make(items, *args, **kwargs)`` returns the compiled iterator that it reads from.
     """
-    maps.add(function)
+    maps[function] = make
 
 
 cdef tuple isolate_for_map(object args, object kwargs, Scope scope, object memo):
     """The arguments of a map, of which a stream of ours is not copied but activated."""
-    opened = None
-    if type(args) is tuple and args:
-        opened = open_stream((<tuple>args)[0], scope, memo)
+    stream, rest, named = split_stream(args, kwargs)
+    if stream is not MISSING:
+        opened = open_stream(stream, scope, memo)
         if opened is not None:
-            return (opened, *isolate((<tuple>args)[1:], memo)), isolate(kwargs, memo)
-    elif type(kwargs) is dict and "stream" in <dict>kwargs:
-        opened = open_stream((<dict>kwargs)["stream"], scope, memo)
-        if opened is not None:
-            rest = {name: value for name, value in (<dict>kwargs).items() if name != "stream"}
-            return args, {"stream": opened, **isolate(rest, memo)}
+            return (opened, *isolate(rest, memo)), isolate(named, memo)
     return isolate(args, memo), isolate(kwargs, memo)
 
 
@@ -842,7 +1631,7 @@ cdef object open_stream(object stream, Scope scope, object memo):
     try:
         fields = plain_fields(stream)
         if fields is not None:
-            source = activate(fields, scope, &ending)
+            source = activate(stream, fields, scope, &ending)
         else:
             source = opened(stream, scope)
             if source is not None and reads_shared(stream):
@@ -862,7 +1651,7 @@ cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, d
     """
     cdef dict fields = plain_fields(streamer)
     if fields is not None:
-        return activate(fields, scope, ending)
+        return activate(streamer, fields, scope, ending)
     try:
         return start_any(streamer, bound, scope, ending, copies)
     except StopIteration as error:
@@ -876,20 +1665,16 @@ cdef object start_any(object streamer, int64_t bound, Scope scope, Ending* endin
         ending[0] = STOP
         return stream
     ending[0] = ENDS_ITSELF
-    if id(streamer) not in copies:
-        # The generators that it shares with us are to be our copies. It copies them again.
-        memo = {} if scope is None or scope.bare else Memo(scope, again=False)
-        copies[id(streamer)] = (streamer, isolate(streamer, memo))
-    streamer = copies[id(streamer)][1]
+    if scope is not None and scope.run is not None:
+        return hooked_visit(streamer, bound, scope, copies)
+    streamer = hooked_copy(streamer, scope, copies)
     if scope is not None and (<Family?>family_of(type(streamer))).opener is not None:
         # It starts with the next call, which asks for it.
         here = bare_scope(scope)
         here.place = scope.place
         here.number = scope.count()
         streamer.__dict__["__pescador_around__"] = here
-    if bound == UNBOUNDED:
-        return iter(streamer.iterate())
-    return iter(streamer.iterate(max_iter=bound))
+    return iterate_hooked(streamer, None if bound == UNBOUNDED else bound)
 
 
 # -------------------------------------------------------------------------------- iteration
@@ -1042,3 +1827,128 @@ cdef class Cycle:
             raise StopIteration
         self.left -= 1
         return steal(item)
+
+
+cdef class Reader:
+    """What an open stream is read through; `pescador.Stream` says how it starts and stops."""
+
+    cdef Compiled node
+    cdef readonly int64_t index        # items given
+    cdef readonly bint running
+    cdef readonly bint is_started      # an item was asked for
+    cdef readonly bint over            # it has ended, has failed or was closed
+    cdef readonly bint has_ended       # there is no item after the last one
+    cdef bint counted                  # the streamer counts it as an open iteration
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef PyObject* item
+        if self.running:
+            raise ValueError("stream already executing")
+        if self.over:
+            raise StopIteration
+        self.is_started = self.running = True
+        try:
+            if self.node is None:
+                self._root()
+            item = next_item(self.node)
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            self.running = False
+        if item is NULL:
+            # At a bound, a state may be given another.
+            self.has_ended = self.node.left > 0
+            self.end()
+            raise StopIteration
+        self.index += 1
+        # list(stream) is a loop in C.
+        if self.index % 1024 == 0:
+            PyErr_CheckSignals()
+        return steal(item)
+
+    def __del__(self):
+        self.end()
+
+    def _root(self):
+        """Return the iterator of the root; start it if need be."""
+        if self.node is None:
+            self.node = self._start()
+            self.counted = True
+        return self.node
+
+    def _resume(self, int64_t index, bint has_ended):
+        """Have given so many items already."""
+        self.index = index
+        self.over = self.has_ended = has_ended
+
+    cdef int end(self) except -1:
+        self.over = True
+        if self.counted:
+            self.counted = False
+            self._stop()
+        return 0
+
+    def close(self):
+        """End the iteration and close what is open; the state is still that of the last item."""
+        if self.running:
+            raise ValueError("stream already executing")
+        if not self.over:
+            self.end()
+        if self.node is not None:
+            self.node.close_streams()
+
+
+cdef class Inner(Compiled):
+    """A visit that runs under another seed than what is around it."""
+
+    cdef Compiled node
+    cdef Run run
+    cdef readonly tuple path
+    cdef bint is_bounded_now
+
+    def __cinit__(self, Compiled node, Run run, Scope scope):
+        self.node = node
+        self.run = run
+        self.path = path_of_visit(scope)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef PyObject* item
+        if not self.is_bounded_now:
+            self.is_bounded_now = True
+            if self.left != UNBOUNDED:
+                self.node.left = self.left
+        item = next_item(self.node)
+        if item is NULL:
+            raise StopIteration
+        return steal(item)
+
+    @property
+    def recipe(self):
+        """What the state is a state of."""
+        return self.run.recipe
+
+    cpdef dict save(self, saver):
+        return {"bounded": bool(self.is_bounded_now), "left": self.left,
+                "stream": saver.save(self.node)}
+
+    cpdef object restore(self, dict state, loader):
+        self.is_bounded_now = state["bounded"]
+        self.left = state["left"]
+        loader.restore(self.node, state["stream"])
+
+    cpdef object replay_cost(self):
+        return self.node.replay_cost()
+
+    cpdef object close_streams(self):
+        self.node.close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self.node.shown()

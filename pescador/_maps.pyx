@@ -7,8 +7,12 @@ import numpy as np
 
 from pescador.exceptions import DataError
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
 
+from pescador._core cimport Compiled, Run, set_generator, state_of_generator
+from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark
 from pescador._native.iterators cimport next_item, steal
 from pescador._rng cimport Uniform, as_index, draw, draw_below, is_known
 
@@ -27,26 +31,63 @@ cdef object raised_stop_iteration(Py_ssize_t position):
     return RuntimeError(f"item {position} of the stream raised StopIteration")
 
 
-cdef class Tuples:
-    """The values of `keys`, in order, of each item."""
+cdef class Mapped(Compiled):
+    """What is made of the items of a source, one by one."""
 
     cdef object source
+    cdef Py_ssize_t position           # of the next item of the source
+    cdef object failed                 # an item that was taken from the source and not given on
+
+    def __iter__(self):
+        return self
+
+    cdef PyObject* take(self) except? NULL:
+        """The next item of the source, or NULL; the one that failed before is tried again."""
+        if self.failed is not None:
+            item, self.failed = self.failed, None
+            Py_INCREF(item)
+            return <PyObject*>item
+        return next_item(self.source)
+
+    cpdef dict save(self, saver):
+        return {"position": self.position, "stream": saver.save(self.source),
+                "failed": saver.plain(self.failed, "an item that could not be mapped")}
+
+    cpdef object restore(self, dict state, loader):
+        self.position = state["position"]
+        self.failed = state["failed"]
+        loader.restore(self.source, state["stream"])
+
+    cpdef object replay_cost(self):
+        return self.source.replay_cost()
+
+    cpdef object close_streams(self):
+        self.source.close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self, None, [self.source]
+
+
+cdef class Tuples(Mapped):
+    """The values of `keys`, in order, of each item."""
+
     cdef tuple keys
-    cdef Py_ssize_t position
 
     def __cinit__(self, source, tuple keys):
         self.source = iter(source)
         self.keys = keys
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
-        cdef PyObject* pointer = next_item(self.source)
+        cdef PyObject* pointer = self.take()
         if pointer is NULL:
             raise StopIteration
         item = steal(pointer)
-        result = tuple(select(item, self.keys, self.position))
+        try:
+            result = tuple(select(item, self.keys, self.position))
+        except BaseException:
+            self.failed = item
+            raise
         self.position += 1
         return result
 
@@ -60,13 +101,11 @@ cdef list select(object item, tuple keys, Py_ssize_t position):
         raise raised_stop_iteration(position) from error
 
 
-cdef class InputsOutputs:
+cdef class InputsOutputs(Mapped):
     """Pairs (x, y) of each item; `inputs` and `outputs` are a key, a tuple of keys or None."""
 
-    cdef object source
     cdef tuple inputs, outputs
     cdef bint one_input, one_output
-    cdef Py_ssize_t position
 
     def __cinit__(self, source, inputs, outputs):
         self.source = iter(source)
@@ -75,21 +114,79 @@ cdef class InputsOutputs:
         self.inputs = (inputs,) if self.one_input else inputs
         self.outputs = (outputs,) if self.one_output else outputs
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
-        cdef PyObject* pointer = next_item(self.source)
+        cdef PyObject* pointer = self.take()
         if pointer is NULL:
             raise StopIteration
         item = steal(pointer)
-        x = select(item, self.inputs, self.position) if self.inputs else None
-        y = select(item, self.outputs, self.position) if self.outputs else None
+        try:
+            x = select(item, self.inputs, self.position) if self.inputs else None
+            y = select(item, self.outputs, self.position) if self.outputs else None
+        except BaseException:
+            self.failed = item
+            raise
         self.position += 1
         return x[0] if self.one_input else x, y[0] if self.one_output else y
 
 
-cdef class Cached:
+cdef class Transformed(Mapped):
+    """What a function returns for each item, but for `skip`."""
+
+    cdef object function, skip
+    cdef GlobalStates states           # in place while the function runs, where they are governed
+    cdef Run run                       # that notices whether it draws, where they are not
+    cdef bint has_drawn
+
+    def __cinit__(self, source, function, skip):
+        self.source = iter(source)
+        self.function = function
+        self.skip = skip
+        self.runs_code = True
+
+    cdef int take_states(self, GlobalStates states, Run run) except -1:
+        self.states = states
+        self.run = run
+        return 0
+
+    cpdef dict save(self, saver):
+        if self.has_drawn:
+            saver.refuse(f"transform by {self.function!r}", "it draws from the global random state "
+                         "of np.random or random: iterate over pescador.Seeded(...)")
+        return Mapped.save(self, saver)
+
+    cdef object apply(self, object item):
+        cdef Marks marks
+        if self.states is not None:
+            return self.states.call(self.function, (item,))
+        if self.run is None:
+            return self.function(item)
+        mark(&marks)
+        result = self.function(item)
+        if has_moved(&marks):
+            self.has_drawn = self.run.has_drawn = True
+        return result
+
+    def __next__(self):
+        cdef PyObject* pointer
+        while True:
+            pointer = self.take()
+            if pointer is NULL:
+                raise StopIteration
+            item = steal(pointer)
+            try:
+                result = self.apply(item)
+            except BaseException as error:
+                self.failed = item
+                if isinstance(error, StopIteration):
+                    raise raised_stop_iteration(self.position) from error
+                raise
+            self.position += 1
+            if result is not self.skip:
+                return result
+            PyErr_CheckSignals()
+
+
+cdef class Cached(Mapped):
     """A new item with probability `prob`, else one of the `size` items that are kept.
 
     Parameters
@@ -99,18 +196,26 @@ cdef class Cached:
         are kept, and then a uniform draw decides whether a new one replaces it.
     """
 
-    cdef object source
     cdef Py_ssize_t size
     cdef double prob
+    cdef object rng
     cdef Uniform uniform               # what draws, for np.random and RandomState; else None
     cdef object pick, toss             # the generator's methods, where its bits are not NumPy's own
     cdef list kept
+    cdef Py_ssize_t due                # the place that a new item was drawn for, and -1 for none
 
     def __cinit__(self, source, Py_ssize_t size, double prob, rng):
         self.source = iter(source)
         self.size = size
         self.prob = prob
         self.kept = []
+        self.due = -1
+        self.draws_globally = rng is np.random
+        self.take_rng(rng)
+
+    cpdef object take_rng(self, rng):
+        self.rng = rng
+        self.uniform = None
         if rng is np.random or type(rng) is np.random.RandomState:
             # A cache draws from the caller's own generator, not from a copy.
             self.uniform = Uniform(rng, shared=True)
@@ -119,8 +224,22 @@ cdef class Cached:
         else:
             self.pick, self.toss = rng.randint, rng.rand
 
-    def __iter__(self):
-        return self
+    cpdef dict save(self, saver):
+        cdef dict state = Mapped.save(self, saver)
+        state["kept"] = [saver.plain(item, "an item in the cache") for item in self.kept]
+        state["due"] = self.due
+        if self.rng is np.random:
+            saver.uses_global_state()
+        else:
+            state["rng"] = state_of_generator(self.rng)
+        return state
+
+    cpdef object restore(self, dict state, loader):
+        Mapped.restore(self, state, loader)
+        self.kept = list(state["kept"])
+        self.due = state["due"]
+        if "rng" in state:
+            set_generator(self.rng, state["rng"])
 
     def __next__(self):
         cdef PyObject* item
@@ -133,15 +252,20 @@ cdef class Cached:
             result = steal(item)
             self.kept.append(result)
             return result
-        if self.uniform is not None and is_known(self.uniform):
+        if self.due >= 0:
+            i = self.due
+            toss = 0.0
+        elif self.uniform is not None and is_known(self.uniform):
             i = draw_below(self.uniform, self.size)
             toss = draw(self.uniform)
         else:
             i = as_index(self.pick(0, self.size), self.size, self.pick)
             toss = self.toss()
         if toss <= self.prob:
+            self.due = i
             item = next_item(self.source)
             if item is NULL:
                 raise StopIteration
             self.kept[i] = steal(item)
+            self.due = -1
         return self.kept[i]

@@ -28,7 +28,8 @@ from libc.stdint cimport int64_t
 from pescador._choice cimport Categorical, Pool, choose, pick_by_sums
 from pescador._core cimport (
     EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, as_bound,
-    bare_scope, ends_empty, fuse, is_plain, plain_fields, start,
+    attributes_of, bare_scope, ends_empty, fuse, hooked_copy, is_plain, place_of, plain_fields,
+    root_scope, set_visits, start, visits_of,
 )
 from pescador._native.bounds cimport AT
 from pescador._native.iterators cimport next_item, steal
@@ -40,6 +41,8 @@ cdef enum:
     # A chooser is set anew, by a pass over the weights, when these are expected to last for
     # as many draws: this, and a sixteenth of the number of slots.
     LASTING_DRAWS = 16
+    # Changes of a pool that are carried out together, where states may be asked for.
+    TRACKED_JOURNAL = 1 << 12
 
 
 cdef struct Slot:
@@ -163,6 +166,12 @@ cdef class Engine(Compiled):
     cdef dict copies                   # id of a streamer with hooks -> its copy, see _core.start
     cdef Py_ssize_t passed             # of a chain, how many streamers came before this one
     cdef bint running
+    # For the state of an open stream.
+    cdef object known_recipe           # what a state of it is a state of
+    cdef Py_ssize_t turn               # the slot that the next sample is to come from
+    cdef bint failed                   # pulling from it has raised; the next state starts there
+    cdef bint resumes                  # the next sample comes from `turn`, as a state says
+    cdef bint torn                     # it was interrupted while it chose a stream
     cdef public bint is_shown          # an activated copy shows it, and may go on after an error
 
     def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
@@ -201,8 +210,9 @@ cdef class Engine(Compiled):
             item = self.advance()
             failed = False
         finally:
+            self.failed = failed
             # Whoever keeps the error keeps the engine, by way of the traceback.
-            if failed and not self.is_shown:
+            if failed and not (self.is_shown or self.is_tracked()):
                 self.left = 0
                 self.let_go()
             self.running = False
@@ -214,6 +224,122 @@ cdef class Engine(Compiled):
     cdef PyObject* advance(self) except? NULL:
         """The next sample of the mux, or NULL when it is over."""
         raise NotImplementedError
+
+    cdef bint is_tracked(self):
+        """Whether states may be asked for, after an error as well."""
+        return self.scope.run is not None and self.scope.run.tracks
+
+    # ---- the state of an open stream
+
+    cdef str name(self):
+        """What to call it in an error."""
+        return f"{place_of(self.path)}{self.mux!r}"
+
+    cpdef dict save(self, saver):
+        cdef Py_ssize_t slot
+        cdef list streams = []
+        if self.torn:
+            saver.refuse(self.name(), "it was interrupted while it chose a stream")
+        for slot in range(self.k):
+            stream = self.streams[slot]
+            if self.which[slot] < 0 or stream is None:
+                streams.append(None)
+            else:
+                streams.append(saver.save_visit(stream))
+        state = {
+            "left": self.left,
+            "which": self.indices.copy(),
+            "slots": self.table.copy(),
+            "streams": streams,
+            "visits": visits_of(self.scope),
+            "turn": self.turn if self.failed or self.resumes else -1,
+            "generators": self.scope.save_generators(),
+            "late": self.scope.save_late(saver),
+            "hooked": {str(place): saver.attributes(
+                attributes_of(copied), f"{place_of(self.path)}streamers[{place}]: {streamer!r}")
+                       for streamer, copied, place in self.copies.values()
+                       if self.member(place) is streamer},
+        }
+        if not self.scope.run.is_seeded:
+            # Streams that are not open yet may draw from it, as muxes and sources.
+            saver.uses_global_state()
+        self.save_choice(state, saver)
+        return state
+
+    cdef object member(self, Py_ssize_t place):
+        """The streamer at a place, if it is the same each time that it is started."""
+        return self.pool[place]
+
+    cdef int save_choice(self, dict state, saver) except -1:
+        """Add what decides which stream is next."""
+        return 0
+
+    cpdef object restore(self, dict state, loader):
+        cdef Py_ssize_t k = len(state["which"])
+        if k > self.k or (k < self.k and loader.strict):
+            raise loader.error(self.name(), f"it has {self.k} streams open, and had {k} when its "
+                               "state was taken; streams may only be added, at the end")
+        self.left = state["left"]
+        self.indices[:k] = state["which"]
+        self.table[:k] = state["slots"]
+        self.turn = state["turn"]
+        self.resumes = self.turn >= 0
+        self.scope.restore_generators(state["generators"], loader, self.name())
+        self.scope.restore_late(state["late"], self.mux, loader)
+        set_visits(self.scope, state["visits"])
+        self.restore_choice(state, loader)
+        for place, attributes in state["hooked"].items():
+            self.inner.place = int(place)
+            loader.set_attributes(
+                hooked_copy(self.member(int(place)), self.inner, self.copies), attributes)
+        for slot, saved in enumerate(state["streams"]):
+            self.streams[slot] = None
+            if saved is not None:
+                self.restore_stream(slot, saved[0], saved[1], loader)
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        return 0
+
+    cdef Py_ssize_t resumed(self) noexcept:
+        """The slot that was drawn already when the state was taken."""
+        self.resumes = False
+        return self.turn
+
+    cdef int restore_stream(self, Py_ssize_t slot, number, dict state, loader) except -1:
+        """Start the stream of a slot as the visit that it was, and have it go on from there."""
+        cdef int64_t before = self.inner.number
+        self.inner.number = number
+        try:
+            self.begin(slot)
+        finally:
+            self.inner.number = before
+        loader.restore(self.streams[slot], state)
+        return 0
+
+    cpdef object replay_cost(self):
+        return sum([stream.replay_cost() for stream in self.streams
+                    if isinstance(stream, Compiled)])
+
+    cpdef object close_streams(self):
+        for stream in self.streams:
+            if isinstance(stream, Compiled):
+                (<Compiled>stream).close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self.mux, None, [stream for stream in self.streams if isinstance(stream, Compiled)]
+
+    @property
+    def path(self):
+        """Which visit this is."""
+        return self.scope.path
+
+    @property
+    def recipe(self):
+        """What the state is a state of."""
+        if self.known_recipe is None:
+            self.known_recipe = self.mux.__pescador_recipe__()
+        return self.known_recipe
 
     cdef int let_go(self) except -1:
         """Drop all streams; there will be no other sample."""
@@ -278,6 +404,8 @@ cdef class Engine(Compiled):
 
     @property
     def rng(self):
+        if self.scope.seeded is not None:
+            return self.scope.seeded
         found = self.scope.find(id(self.mux.rng))
         return self.mux.rng if found is None else found
 
@@ -342,6 +470,21 @@ cdef class WeightedEngine(Engine):
         self.sums = Sums(k)
         self.sums.sum_up(self.w)
         self.chooser = Categorical(k)
+
+    cdef int save_choice(self, dict state, saver) except -1:
+        state["weights"] = self.weights.copy()
+        return 0
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        cdef Py_ssize_t slot
+        self.weights[:len(state["weights"])] = state["weights"]
+        if not loader.strict:
+            # A slot of weight 0 is out.
+            for slot in range(len(state["weights"])):
+                if self.w[slot] != 0.0 and self.which[slot] >= 0:
+                    self.w[slot] = self.mux.weights[self.which[slot]]
+        self.take_weights()
+        return 0
 
     cdef void take_weights(self) noexcept:
         """Note that all weights were set, and are expected to stay a while."""
@@ -410,7 +553,10 @@ cdef class ShuffledEngine(WeightedEngine):
         cdef Py_ssize_t slot
         cdef PyObject* item
         while self.norm > 0.0:
-            slot = self.next_slot()
+            if self.resumes:
+                slot = self.resumed()
+            else:
+                slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
                 return item
@@ -458,6 +604,9 @@ cdef class StochasticEngine(WeightedEngine):
         self.prefetches = self.n >= MANY_STREAMERS and k <= MANY_SLOTS
         self.picked[:] = [-1, -1]
         self.available = Pool(self.n)
+        if self.is_tracked():
+            # A state is to be taken soon after it is asked for.
+            self.available.longest = min(self.available.longest, TRACKED_JOURNAL)
         self.valid = np.ones(self.n, dtype=np.uint8)
         self.is_valid = <unsigned char*>cnp.PyArray_DATA(self.valid)
         self.n_valid = self.n
@@ -494,7 +643,10 @@ cdef class StochasticEngine(WeightedEngine):
         cdef Py_ssize_t slot
         cdef PyObject* item
         while self.n_valid > 0 and self.norm > 0.0:
-            slot = self.next_slot()
+            if self.resumes:
+                slot = self.resumed()
+            else:
+                slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
                 return item
@@ -503,9 +655,32 @@ cdef class StochasticEngine(WeightedEngine):
             self.replace(slot)
         return NULL
 
+    cdef int save_choice(self, dict state, saver) except -1:
+        WeightedEngine.save_choice(self, state, saver)
+        state["pool"] = self.available.save()
+        state["pruned"] = np.flatnonzero(self.valid == 0)
+        return 0
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        WeightedEngine.restore_choice(self, state, loader)
+        cdef Py_ssize_t longest = self.available.longest
+        self.available = Pool(self.n)
+        self.available.longest = longest
+        self.available.restore(state["pool"])
+        self.valid[:] = 1
+        self.valid[state["pruned"]] = 0
+        self.n_valid = self.n - len(state["pruned"])
+        return 0
+
     cdef int replace(self, Py_ssize_t slot) except -1:
         """Retire the stream of a slot and bring another in, if any is left."""
         cdef Py_ssize_t i = self.which[slot]
+        self.torn = True
+        self.bring_in(slot, i)
+        self.torn = False
+        return 0
+
+    cdef int bring_in(self, Py_ssize_t slot, Py_ssize_t i) except -1:
         if self.prune and self.slots[slot].count == 0:
             self.available.set(i, False)
             self.n_valid -= self.is_valid[AT(i, self.n)]
@@ -578,6 +753,7 @@ cdef class RoundRobinEngine(Engine):
     cdef bint cycles, permutes
     cdef Py_ssize_t* following         # n: the next slot that is not exhausted, round and round
     cdef Py_ssize_t at, before
+    cdef Py_ssize_t turn_before        # `before`, when `turn` was chosen
     cdef Py_ssize_t alive
     cdef int empty                     # rounds in a row that gave nothing
 
@@ -595,6 +771,35 @@ cdef class RoundRobinEngine(Engine):
         self.cycles = mux.mode != "exhaustive"
         self.permutes = mux.mode == "permuted_cycle"
         self.begin_round(False)
+
+    cdef int save_choice(self, dict state, saver) except -1:
+        state["following"] = np.array([self.following[i] for i in range(self.k)], np.int64)
+        state["alive"] = self.alive
+        # A stream that has failed is tried again.
+        state["at"] = self.turn if self.failed else self.at
+        state["before"] = self.turn_before if self.failed else self.before
+        return 0
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        cdef Py_ssize_t i
+        cdef Py_ssize_t n = len(state["following"])
+        for i in range(n):
+            self.following[i] = state["following"][i]
+        self.alive = state["alive"]
+        self.at = state["at"]
+        self.before = state["before"]
+        # Those that were added since come last in this round.
+        for i in range(n, self.k):
+            self.which[i] = i
+            self.slots[i].count = 0
+            self.slots[i].bound = UNBOUNDED
+            self.following[i] = self.at if self.alive else i
+            self.following[self.before if self.alive else i] = i
+            if not self.alive:
+                self.at = i
+            self.before = i
+            self.alive += 1
+        return 0
 
     cdef int begin_round(self, bint permute) except -1:
         order = np.arange(self.k)
@@ -619,8 +824,8 @@ cdef class RoundRobinEngine(Engine):
         cdef PyObject* item
         while self.alive > 0:
             # Move on first: a stream that fails has had its turn.
-            slot = self.at
-            before = self.before
+            slot = self.turn = self.at
+            before = self.turn_before = self.before
             self.at = self.following[AT(slot, self.k)]
             self.before = slot
             item = self.pull(slot)
@@ -661,6 +866,7 @@ cdef class ChainEngine(Engine):
     cdef bint ended                    # the last pass was begun
     cdef bint gave                     # whether an ended stream of this pass gave a sample
     cdef int empty                     # passes in a row that gave nothing
+    cdef Scope maker                   # what the function of streamers runs in
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         self.streamers = mux.streamers
@@ -672,6 +878,9 @@ cdef class ChainEngine(Engine):
         if self.is_made:
             # What a function makes is new: it holds originals, not copies of ours.
             self.inner = bare_scope(self.scope)
+            self.maker = self.scope
+            if self.scope.run is not None:
+                self.maker = root_scope(self.scope.run, self.scope.path)
         self.passed = self.inner.number = -1
 
     cdef PyObject* advance(self) except? NULL:
@@ -684,15 +893,59 @@ cdef class ChainEngine(Engine):
             self.vacate(0)
         return NULL
 
+    cdef object member(self, Py_ssize_t place):
+        return None if self.is_made else self.streamers[place]
+
+    cdef int save_choice(self, dict state, saver) except -1:
+        state["passes"] = self.inner.number
+        state["passed"] = self.passed
+        state["in_pass"] = self.source is not None
+        state["ended"] = bool(self.ended)
+        state["gave"] = bool(self.gave)
+        state["maker"] = saver.save(self.source) if isinstance(self.source, Compiled) else None
+        return 0
+
+    cdef int restore_choice(self, dict state, loader) except -1:
+        cdef PyObject* item
+        cdef Py_ssize_t n = state["passed"] + 1
+        self.inner.number = state["passes"]
+        self.ended = state["ended"]
+        self.gave = state["gave"]
+        self.passed = -1
+        if not state["in_pass"]:
+            return 0
+        self.begin_pass()
+        if state["maker"] is not None:
+            # The last of those that it has made is in the slot: it is made once more.
+            maker = state["maker"]
+            loader.restore(self.source, {**maker, "given": maker["given"] - 1})
+            n = 1
+        for _ in range(n):
+            item = next_item(self.source)
+            if item is NULL:
+                raise loader.error(self.name(), f"it has no streamer {state['passed']} any more")
+            self.pool[0] = as_streamer(steal(item))
+        self.passed = state["passed"]
+        return 0
+
     cdef int let_go(self) except -1:
         self.source = None
         self.pool[0] = None
         return Engine.let_go(self)
 
+    cdef int begin_pass(self) except -1:
+        """Have `source` iterate over the streamers."""
+        cdef Ending ending = STOP
+        if self.is_made:
+            self.source = start(
+                as_streamer(self.streamers), UNBOUNDED, self.maker, &ending, {})
+        else:
+            self.source = iter(self.streamers)
+        return 0
+
     cdef int next_streamer(self) except -1:
         """Put the next streamer in the slot, which is vacant; False when there is none."""
         cdef PyObject* item
-        cdef Ending ending = STOP
         while True:
             PyErr_CheckSignals()
             if self.source is None:
@@ -701,11 +954,7 @@ cdef class ChainEngine(Engine):
                 self.ended = not self.cycles
                 self.passed = -1
                 self.inner.number += 1
-                if self.is_made:
-                    self.source = start(as_streamer(self.streamers), UNBOUNDED, self.scope, &ending,
-                                        {})
-                else:
-                    self.source = iter(self.streamers)
+                self.begin_pass()
             item = next_item(self.source)
             if item is NULL:
                 self.source = None

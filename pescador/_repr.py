@@ -353,6 +353,18 @@ def tree(streamer: Any) -> Node:
     return best
 
 
+def open_tree(visit: Any, streamer: Any) -> Node:
+    """Return a tree of what is open in an open stream; of its streamer, where nothing is."""
+    if visit is None:
+        return tree(streamer)
+    what, given, below = visit.shown()
+    label = line(what) + ("" if given is None else f", {given:,} items given")
+    children = [open_tree(one, None) for one in below[:_EACH]]
+    if len(below) > _EACH:
+        children.append(Node(f"and {len(below) - _EACH:,} more", []))
+    return Node(label, children)
+
+
 def text(node: Node, indent: str = "") -> str:
     """Return a tree as indented lines."""
     below = [text(child, f"{indent}    ") for child in node.children]

@@ -86,7 +86,7 @@ cdef class Plan(Opener):
     cdef Order order
     cdef bint is_seeded
     cdef Seed seed
-    cdef object rng                    # where it is not seeded
+    cdef readonly object rng           # where it is not seeded
     cdef Table table                   # of the last visit, where the data lie in memory
     # Where they are in a file that is kept: a weak reference to the table, and what tells whether
     # the file has changed.
@@ -111,6 +111,9 @@ cdef class Visit(Compiled):
     cdef int64_t ahead                 # the next row then
     cdef int64_t done                  # rows drawn, where each is drawn once
     cdef Permutation order
+    cdef uint64_t key                  # what it was made from
+    cdef bint begun
+    cdef readonly tuple path           # which visit this is, in a run
     cdef int64_t row                   # of the present sample
 
     # Of the block that was read, where a store is no memory:
@@ -127,6 +130,7 @@ cdef class Visit(Compiled):
     cdef void look_ahead_in(self, Table table) noexcept
     cdef bint advance(self) except -1
     cdef int read_block(self) except -1
+    cdef int read_rows(self, object drawn) except -1
     cdef int end(self) except -1
     cdef object value(self, Py_ssize_t i)
     cdef dict item(self)

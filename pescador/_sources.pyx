@@ -25,6 +25,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint64_t
 
+from pescador._core cimport Run, path_of_visit, seed_of_visit
 from pescador._native.arrays cimport array_at, new_array
 from pescador._native.bounds cimport AT
 from pescador._native.seeds cimport (
@@ -276,26 +277,31 @@ cdef class Plan:
     cdef Visit visit(self, Scope scope):
         cdef Visit visit = Visit.__new__(Visit)
         cdef Seed seed
+        cdef Run run = None if scope is None else scope.run
         visit.plan = self
+        if self.is_seeded or run is not None:
+            visit.path = () if scope is None else path_of_visit(scope)
         if self.order == SEQUENTIAL:
             return visit
+        rng = self.rng
         if self.is_seeded:
             visit.bits = OWN
             seed = self.seed
-            if scope is not None:
-                for number in scope.path:
-                    seed_key(&seed, number)
-                seed_key(&seed, scope.place)
-                seed_key(&seed, scope.count())
+            for number in visit.path:
+                seed_key(&seed, number)
             pcg_start(&visit.pcg, &seed)
             return visit
-        rng = self.rng
+        if rng is np.random and run is not None and run.is_seeded:
+            visit.bits = OWN
+            seed = seed_of_visit(run, visit.path)
+            pcg_start(&visit.pcg, &seed)
+            return visit
         if rng is np.random:
             visit.bits = MASKED
             visit.owner = np.random.get_bit_generator()
             visit.lock = visit.owner.lock
         else:
-            rng = own_copy(rng, scope)
+            rng = own_copy(rng, scope, visit.path)
             visit.bits = MASKED if isinstance(rng, RandomState) else SCALED
             visit.owner = rng._bit_generator if visit.bits == MASKED else rng.bit_generator
         visit.words = <bitgen_t*>PyCapsule_GetPointer(visit.owner.capsule, "BitGenerator")
@@ -343,7 +349,7 @@ cdef class Plan:
         return self.source.keys is not None or PyDict_Size(self.data) == table.n_fields
 
 
-cdef object own_copy(object rng, Scope scope):
+cdef object own_copy(object rng, Scope scope, tuple path):
     """The copy of a caller's generator that an activation draws from, visit after visit."""
     if scope is None or scope.bare:
         return isolate(rng, {})
@@ -351,7 +357,11 @@ cdef object own_copy(object rng, Scope scope):
     if found is None:
         while scope.parent is not None:
             scope = scope.parent
-        scope.add_copy(rng)
+        if path is None:
+            scope.add_copy(rng)
+        else:
+            # The places below the outermost mux; a state finds the source by them.
+            scope.add_late(rng, path[len(scope.path)::2])
         found = scope.find(id(rng))
     return found
 
@@ -392,8 +402,10 @@ cdef class Visit(Compiled):
             # Bound by bound, as anybody could draw it.
             key = self.below(1 << 32)
             key |= <uint64_t>self.below(1 << 32) << 32
+            self.key = key
             permute(&self.order, table.n, key)
         self.table = table
+        self.begun = True
         if table.n == 0:
             self.left = 0
         elif self.plan.order == RANDOM and self.bits == OWN and not table.reads:
@@ -475,17 +487,25 @@ cdef class Visit(Compiled):
         """Draw as many rows as are read together, and read them."""
         cdef Table table = self.table
         cdef int64_t n = min(self.left, table.block), i
-        cdef Field* field
         if self.plan.order != RANDOM:
             n = min(n, table.n - self.done)
         self.at = self.n_block = 0
         if n == 0:
             return 0
-        self.drawn = np.empty(n, np.int64)
-        self.rows = <int64_t*>cnp.PyArray_DATA(self.drawn)
+        drawn = np.empty(n, np.int64)
+        self.rows = <int64_t*>cnp.PyArray_DATA(drawn)
         for i in range(n):
             self.rows[i] = self.draw()
-        if n == 1:
+        return self.read_rows(drawn)
+
+    cdef int read_rows(self, object drawn) except -1:
+        """Read the rows of a block."""
+        cdef Table table = self.table
+        cdef Py_ssize_t i
+        cdef Field* field
+        self.drawn = drawn
+        self.rows = <int64_t*>cnp.PyArray_DATA(drawn)
+        if len(drawn) == 1:
             unique, self.places = self.drawn, np.zeros(1, np.int64)
         else:
             unique, self.places = np.unique(self.drawn, return_inverse=True)
@@ -508,8 +528,63 @@ cdef class Visit(Compiled):
                     f"dtype {reader.dtype}, and gave {block!r:.200}")
             table.arrays[i] = block
             table.lay_out(field, block)
-        self.n_block = n
+        self.n_block = len(drawn)
         return 0
+
+    # ---- the state of an open stream
+
+    cpdef dict save(self, saver):
+        cdef dict state = {"left": self.left, "begun": bool(self.begun), "done": self.done,
+                           "n": -1 if self.table is None else self.table.n}
+        if self.plan.order == SHUFFLED:
+            state["key"] = self.key
+        if self.looks_ahead:
+            state["ahead"] = self.ahead
+        if self.n_block > self.at:
+            state["block"] = self.drawn[self.at:].copy()
+        if self.plan.order == SEQUENTIAL:
+            pass
+        elif self.bits == OWN:
+            state["pcg"] = [self.pcg.high, self.pcg.low, self.pcg.half, self.pcg.has_half]
+        elif self.plan.rng is np.random:
+            saver.uses_global_state()
+        else:
+            state["bits"] = self.owner.state
+        return state
+
+    cpdef object restore(self, dict state, loader):
+        cdef Table table
+        self.left = state["left"]
+        self.begun = state["begun"]
+        self.done = state["done"]
+        if "pcg" in state:
+            self.pcg.high, self.pcg.low, self.pcg.half, self.pcg.has_half = state["pcg"]
+        if "bits" in state:
+            self.owner.state = state["bits"]
+        if state["n"] < 0:
+            return
+        table = self.table = self.plan.table_for(self)
+        if table.n != state["n"]:
+            raise loader.error(repr(self.plan.source), f"it has {table.n} items, and had "
+                               f"{state['n']} when its state was taken")
+        if "key" in state:
+            self.key = state["key"]
+            permute(&self.order, table.n, self.key)
+        if "ahead" in state:
+            self.looks_ahead = True
+            self.ahead = state["ahead"]
+        if "block" in state:
+            self.read_rows(state["block"].copy())
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self.plan.source, None, []
+
+    @property
+    def recipe(self):
+        """What the state is a state of."""
+        kind = type(self.plan.source)
+        return f"{kind.__module__}.{kind.__qualname__}, {self.plan.source.order}"
 
     cdef object value(self, Py_ssize_t i):
         """The item of field i."""

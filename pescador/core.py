@@ -22,10 +22,13 @@ import operator
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from types import FunctionType, TracebackType
-from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, cast
 
 from . import _core, _repr
 from .exceptions import ArgumentError, PescadorError
+
+if TYPE_CHECKING:
+    from .stream import Stream
 
 __all__ = ["Streamer", "streamable"]
 
@@ -244,6 +247,54 @@ class Streamer(Generic[T]):
             return
         with self as active:
             yield from _core.Bounded(active.stream_, max_iter, not active.__pescador_shared__)
+
+    def open(
+        self,
+        max_iter: float | None = None,
+        *,
+        state: dict[str, Any] | None = None,
+        strict: bool = True,
+    ) -> "Stream[T]":
+        """Open the stream: an iteration that can be held, saved and restored.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many items to give at most, from now on. None goes on to the end; with a state, to
+            where the stream that it was taken of would have ended.
+        state : dict or None
+            Where to go on, as ``Stream.state_dict()`` has returned it.
+        strict : bool
+            False lets a state be of other weights, and of fewer streams at the end of a pool.
+
+        Returns
+        -------
+        stream : Stream
+            An iterator over the items that `iterate` yields, and a context manager.
+
+        Raises
+        ------
+        ArgumentError
+            If `max_iter` is negative, NaN or not a number.
+        PescadorError
+            If this is an activated copy, or the state does not fit.
+
+        Examples
+        --------
+        >>> streamer = Streamer(range(5))
+        >>> with streamer.open() as stream:
+        ...     next(stream), next(stream)
+        ...     state = stream.state_dict()
+        (0, 1)
+        >>> list(streamer.open(state=state))
+        [2, 3, 4]
+        """
+        from .stream import Stream
+
+        stream: Stream[T] = Stream(self, max_iter)
+        if state is not None:
+            stream.load_state_dict(state, strict=strict)
+        return stream
 
     def cycle(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream again and again.

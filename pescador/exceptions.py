@@ -15,3 +15,7 @@ class DataError(PescadorError):
 
 class PescadorWarning(UserWarning):
     """What works, but hardly as it was meant: a mux that nearly always visits an empty stream."""
+
+
+class StateError(PescadorError):
+    """The state of a stream cannot be taken exactly, or does not fit what it is to restore."""

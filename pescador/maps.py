@@ -18,7 +18,7 @@ from .exceptions import DataError as DataError
 from .exceptions import PescadorError as PescadorError
 from .util import Seed, get_rng
 
-__all__ = ["buffer_stream", "cache", "keras_tuples", "tuples"]
+__all__ = ["SKIP", "buffer_stream", "cache", "keras_tuples", "transform", "tuples"]
 
 T = TypeVar("T")
 #: Where the arrays of batches come from: ``(shape, dtype) -> ndarray``.
@@ -124,6 +124,20 @@ def buffer_stream(
     [2 3] [4 9]
     [4] [16]
     """
+    opened, join = _opened(stream), _joining(buffer_size, partial, axis, reuse, allocator)
+    del stream  # see _opened
+    with opened as items:
+        yield from join(items)
+
+
+def _joining(
+    buffer_size: float,
+    partial: bool = False,
+    axis: int | None = None,
+    reuse: bool = True,
+    allocator: Allocator | None = None,
+) -> Callable[[Iterable[Any]], _batches.Batches]:
+    """Check the arguments of `buffer_stream`; return what turns items into batches."""
     if isinstance(buffer_size, float) and buffer_size.is_integer():
         # A quotient, such as 1024 / 16, is a float.
         buffer_size = int(buffer_size)
@@ -134,12 +148,9 @@ def buffer_stream(
         raise ArgumentError(
             f"allocator={allocator!r} must be None or a callable (shape, dtype) -> ndarray"
         )
-    opened = _opened(stream)
-    del stream  # see _opened
-    with opened as items:
-        yield from _batches.Batches(
-            items, size, partial, axis, reuse=bool(reuse), allocator=allocator
-        )
+    return lambda items: _batches.Batches(
+        items, size, partial, axis, reuse=bool(reuse), allocator=allocator
+    )
 
 
 def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None, None]:
@@ -171,12 +182,17 @@ def tuples(stream: Iterable[Any], *keys: Any) -> Generator[tuple[Any, ...], None
     >>> list(tuples([{"x": 1, "y": 2}, {"x": 3, "y": 4}], "y", "x"))
     [(2, 1), (4, 3)]
     """
-    if not keys:
-        raise ArgumentError("keys=() is empty; tuples needs at least one key")
-    opened = _opened(stream)
+    opened, select = _opened(stream), _selecting(*keys)
     del stream  # see _opened
     with opened as items:
-        yield from _maps.Tuples(items, keys)
+        yield from select(items)
+
+
+def _selecting(*keys: Any) -> Callable[[Iterable[Any]], _maps.Tuples]:
+    """Check the arguments of `tuples`; return what turns items into tuples."""
+    if not keys:
+        raise ArgumentError("keys=() is empty; tuples needs at least one key")
+    return lambda items: _maps.Tuples(items, keys)
 
 
 def keras_tuples(
@@ -213,15 +229,22 @@ def keras_tuples(
     >>> next(keras_tuples([{"X": 1, "Y": 2}], inputs="X", outputs=["Y"]))
     (1, [2])
     """
+    opened, pair = _opened(stream), _pairing(inputs, outputs)
+    del stream  # see _opened
+    with opened as items:
+        yield from pair(items)
+
+
+def _pairing(
+    inputs: str | Iterable[Any] | None = None, outputs: str | Iterable[Any] | None = None
+) -> Callable[[Iterable[Any]], _maps.InputsOutputs]:
+    """Check the arguments of `keras_tuples`; return what turns items into pairs."""
     x, y = as_keys("inputs", inputs), as_keys("outputs", outputs)
     if x is None and y is None:
         raise ArgumentError(
             f"inputs={inputs!r} and outputs={outputs!r} name no key; keras_tuples needs one"
         )
-    opened = _opened(stream)
-    del stream  # see _opened
-    with opened as items:
-        yield from _maps.InputsOutputs(items, x, y)
+    return lambda items: _maps.InputsOutputs(items, x, y)
 
 
 def cache(
@@ -261,15 +284,86 @@ def cache(
     >>> list(cache(range(6), 2, prob=0.5, random_state=0))
     [0, 1, 0, 0, 1, 1, 2, 2, 3, 1, 4, 5, 5, 4]
     """
+    opened, mix = _opened(stream), _caching(n_cache, prob, random_state)
+    del stream  # see _opened
+    with opened as items:
+        yield from mix(items)
+
+
+def _caching(
+    n_cache: int, prob: float = 0.5, random_state: Seed = None
+) -> Callable[[Iterable[T]], "_maps.Cached[T]"]:
+    """Check the arguments of `cache`; return what mixes items with those seen before."""
     size = as_count("n_cache", n_cache)
     if not (is_number(prob) and 0 < prob <= 1):
         raise ArgumentError(f"prob={prob!r} must be a number above 0 and at most 1")
     rng = get_rng(random_state)
-    opened = _opened(stream)
+    return lambda items: _maps.Cached(items, size, prob, rng)
+
+
+class _Skip:
+    """The mark that `transform` drops an item by."""
+
+    def __repr__(self) -> str:
+        return "pescador.SKIP"
+
+    def __reduce__(self) -> str:
+        return "SKIP"
+
+
+#: What the function of `transform` returns to drop an item.
+SKIP = _Skip()
+
+
+def transform(stream: Iterable[T], function: Callable[[T], Any]) -> Generator[Any, None, None]:
+    """Apply a function to each item of a stream.
+
+    Parameters
+    ----------
+    stream : iterable
+        Where the items come from.
+    function : callable
+        It is given an item, and returns another, or `pescador.SKIP` to drop it.
+
+    Yields
+    ------
+    item : object
+        What `function` returns.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is invalid.
+
+    Notes
+    -----
+    A generator function of one's own can do as much. Of this one it is known that an item that
+    comes out depends on one item that went in and nothing else: the state of an open stream is
+    that of its source, however long the run has been.
+
+    Examples
+    --------
+    >>> list(transform(range(6), lambda i: SKIP if i % 2 else i * i))
+    [0, 4, 16]
+    """
+    opened, apply = _opened(stream), _applying(function)
     del stream  # see _opened
     with opened as items:
-        yield from _maps.Cached(items, size, prob, rng)
+        yield from apply(items)
 
 
-for _function in (buffer_stream, tuples, keras_tuples, cache):
-    _core.register_map(_function)
+def _applying(function: Callable[[T], Any]) -> Callable[[Iterable[T]], _maps.Transformed]:
+    """Check the argument of `transform`; return what applies it to items."""
+    if not callable(function):
+        raise ArgumentError(f"function={function!r} must be a function of an item")
+    return lambda items: _maps.Transformed(items, function, SKIP)
+
+
+for _function, _make in (
+    (buffer_stream, _joining),
+    (tuples, _selecting),
+    (keras_tuples, _pairing),
+    (cache, _caching),
+    (transform, _applying),
+):
+    _core.register_map(_function, _make)

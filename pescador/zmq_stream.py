@@ -23,6 +23,7 @@ import zmq
 from . import _core
 from ._channel import process
 from ._channel.consumer import Channel
+from ._channel.reporting import RemoteStream
 from ._channel.schema import encode, receive
 from ._channel.signals import Guard
 from ._checks import as_bool, as_choice, as_count, check_seconds
@@ -282,12 +283,31 @@ class ZMQStreamer(Streamer[T]):
         PescadorError, DataError, Exception
             See the class.
         """
+        _core.around(self)
+        yield from self.__pescador_items__(self.streamer, max_iter)
+
+    def __pescador_items__(self, streamer: Any, max_iter: float | None) -> Generator[T, None, None]:
+        """Return what a worker sends that runs a streamer."""
         _core.as_bound(max_iter)
         _check(self)
-        channel = Channel(self, max_iter)
+        channel = Channel(self, streamer, max_iter)
         with (
             _core.Opened(self, iter(())),
             Guard(channel.begin, channel.wait_for_end, channel.end),
         ):
             while channel.wait():
                 yield from channel.items()
+
+
+def _open(streamer: ZMQStreamer[Any], scope: _core.Scope | None) -> RemoteStream | None:
+    """Return a visit in a run; others call the hooks."""
+    if scope is None or scope.run is None or not _core.is_stock(streamer):
+        return None
+    return RemoteStream(streamer, scope)
+
+
+_core.register(
+    ZMQStreamer,
+    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    opener=_open,
+)

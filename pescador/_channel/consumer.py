@@ -65,12 +65,15 @@ class Channel:
     ----------
     streamer : ZMQStreamer
         Whose worker it is.
+    work : callable
+        What the worker runs: ``work(max_iter=...)`` returns its items.
     max_iter : number or None
         How many items the worker is asked for.
     """
 
-    def __init__(self, streamer: Any, max_iter: float | None) -> None:
+    def __init__(self, streamer: Any, work: Any, max_iter: float | None) -> None:
         self.streamer = streamer
+        self.work = work
         self.max_iter = max_iter
         self.owner = os.getpid()
         self.pipe: Connection | None = None
@@ -101,7 +104,7 @@ class Channel:
             method,
             work,
             (
-                process.Parcel(streamer.streamer, self.memory, random_states.for_next_worker()),
+                process.Parcel(self.work, self.memory, random_states.for_next_worker()),
                 self.max_iter,
                 max_bytes,
                 worker_end,

@@ -100,18 +100,27 @@ pescador_seed_key(pescador_seed *seed, uint64_t number)
     }
 }
 
-/* SeedSequence.generate_state(4, np.uint64) */
+/* SeedSequence.generate_state(8) */
 static inline void
-pescador_seed_state(const pescador_seed *seed, uint64_t state[4])
+pescador_seed_words(const pescador_seed *seed, uint32_t words[8])
 {
-    uint32_t words[8], factor = 0x8b51f9ddu;
+    uint32_t value, factor = 0x8b51f9ddu;
     int i;
     for (i = 0; i < 8; i++) {
-        uint32_t value = seed->pool[i % 4] ^ factor;
+        value = seed->pool[i % 4] ^ factor;
         factor *= 0x58f38dedu;
         value *= factor;
         words[i] = value ^ (value >> 16);
     }
+}
+
+/* SeedSequence.generate_state(4, np.uint64) */
+static inline void
+pescador_seed_state(const pescador_seed *seed, uint64_t state[4])
+{
+    uint32_t words[8];
+    int i;
+    pescador_seed_words(seed, words);
     for (i = 0; i < 4; i++) {
         state[i] = words[2 * i] | (uint64_t)words[2 * i + 1] << 32;
     }

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core, _mux, _rng
+from .._state import digest
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed, get_rng
+from .hooked import HookedStream, hook_loop
 
 T = TypeVar("T")
 
@@ -157,9 +159,14 @@ def _open(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine | None
     return _engine(mux, parent) if _is_compiled(mux) else None
 
 
+def _hooked(mux: "BaseMux[Any]", scope: _core.Scope) -> HookedStream | None:
+    """Return an activation that can be saved, unless a mux iterates in a way of its own."""
+    return HookedStream(mux, scope) if type(mux).iterate is BaseMux.iterate else None
+
+
 def register(cls: type["BaseMux[Any]"], *more: str) -> None:
     """Note the hooks of a class of muxes: those of all, and `more` that only this one has."""
-    _core.register(cls, (*_HOOKS, *more), opener=_open)
+    _core.register(cls, (*_HOOKS, *more), opener=_open, hooked=_hooked)
 
 
 class BaseMux(Streamer[T]):
@@ -285,8 +292,12 @@ class BaseMux(Streamer[T]):
         scope = _core.around(self)
         if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            with _core.Opened(self, _engine(self, scope).bounded(max_iter)) as samples:
+            engine = _core.note_started(scope, _engine(self, scope).bounded(max_iter))
+            with _core.Opened(self, engine) as samples:
                 yield from samples
+            return
+        if scope is not None and scope.run is not None and not self.is_activated_copy:
+            yield from _core.note_started(scope, HookedStream(self, scope).bounded(max_iter))
             return
         with self as active:
             try:
@@ -294,17 +305,7 @@ class BaseMux(Streamer[T]):
                     yield from _core.Bounded(active.__pescador_engine__, max_iter, False)
                     return
                 scope = _core.hook_scope(active, scope)
-                bound = _core.as_bound(max_iter)
-                given = 0
-                while given < bound and active._streamers_available():
-                    slot = active._next_sample_index()
-                    try:
-                        yield scope.next(active.streams_[slot])
-                        given += 1
-                        active.stream_counts_[slot] += 1
-                    except StopIteration:
-                        active._on_stream_exhausted(slot)
-                        active._replace_stream(slot)
+                yield from hook_loop(active, scope, _core.as_bound(max_iter))
             finally:
                 if active is not self:
                     for name in (
@@ -352,6 +353,19 @@ class BaseMux(Streamer[T]):
 
     def __pescador_new_engine__(self, scope: _core.Scope) -> _mux.Engine:
         raise NotImplementedError
+
+    def __pescador_recipe__(self) -> dict[str, Any]:
+        """Return what a state of this mux is a state of: what would have it draw otherwise."""
+        recipe: dict[str, Any] = {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
+        for name in ("mode", "n_active", "rate", "dist", "prune_empty_streams"):
+            if name in self.__dict__:
+                recipe[name] = self.__dict__[name]
+        if isinstance(self.streamers, Sized):
+            recipe["n_streams"] = len(self.streamers)
+        weights = getattr(self, "weights", None)
+        if weights is not None:
+            recipe["weights"] = digest(np.asarray(weights, np.float64))
+        return recipe
 
     def __pescador_pool__(self, streamers: Any) -> Any:
         """Return what is to be the pool of a mux that is given these."""

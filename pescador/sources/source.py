@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .. import _sources
 from .._checks import as_bool, as_choice, as_distinct_keys
-from .._core import Opened, Scope, around, is_stock, isolate
+from .._core import Opened, Scope, around, is_stock, isolate, note_started
 from .._core import register as register_hooks
 from ..core import Streamer
 from ..exceptions import ArgumentError
@@ -129,7 +129,7 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
         if self.is_activated_copy or type(self)._activate is not Source._activate:
             yield from super().iterate(max_iter)
             return
-        with Opened(self, self._visit(scope).bounded(max_iter)) as items:
+        with Opened(self, note_started(scope, self._visit(scope).bounded(max_iter))) as items:
             yield from items
 
     def _activate(self) -> None:

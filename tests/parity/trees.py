@@ -87,17 +87,27 @@ class Context:
 
     module: object
     states: list = field(default_factory=list)
+    more: object = None
     ids: itertools.count = field(default_factory=itertools.count)
 
 
-def build(description, module, seeds=(11, 12)):
-    """Build a tree for a release of pescador."""
-    return _build(description, Context(module, [np.random.RandomState(s) for s in seeds]))
+def build(description, module, seeds=(11, 12), more=None):
+    """Build a tree for a release of pescador.
+
+    ``more(description, i, context)`` builds what is of no kind that all releases have, or returns
+    None.
+    """
+    states = [np.random.RandomState(s) for s in seeds]
+    return build_node(description, Context(module, states, more))
 
 
-def _build(description, context):
+def build_node(description, context):
+    """Build a part of a tree."""
     kind, *rest = description
     i = next(context.ids)
+    built = None if context.more is None else context.more(description, i, context)
+    if built is not None:
+        return built
     Streamer = context.module.Streamer
     if kind == "forever":
         return Streamer(forever, i)
@@ -115,9 +125,9 @@ def _build(description, context):
         return Streamer(borrowing, i, context.states[rest[0]])
     if kind == "wrapped":
         child, max_iter = rest
-        return Streamer(_build(child, context), max_iter)
+        return Streamer(build_node(child, context), max_iter)
     children, options, seed = rest
-    streamers = [_build(child, context) for child in children]
+    streamers = [build_node(child, context) for child in children]
     options = dict(options) | {"random_state": _seed(seed, context)}
     if options.get("weights") is not None:
         options["weights"] = np.array(options["weights"])
@@ -180,10 +190,10 @@ def weights_for(children, draw, zeros):
 
 
 @st.composite
-def pools(draw, depth, sizes):
+def pools(draw, depth, sizes, leaves):
     """The children of a mux: many of one kind, or a few of any."""
     if depth > 1:
-        return tuple(draw(st.lists(nodes(depth - 1), min_size=1, max_size=4)))
+        return tuple(draw(st.lists(nodes(depth - 1, leaves), min_size=1, max_size=4)))
     n = draw(sizes)
     if n > 12:
         return (draw(leaves.filter(lambda leaf: leaf != ("finite", 0))),) * n
@@ -191,11 +201,11 @@ def pools(draw, depth, sizes):
 
 
 @st.composite
-def muxes(draw, depth=1, top=True, legacy=False):
+def muxes(draw, depth=1, top=True, legacy=False, leaves=leaves):
     """A mux over leaves, or over muxes `depth` - 1 deep."""
     large = st.sampled_from([20, 130, 500, 2000] if top and depth == 1 else [15])
     sizes = st.one_of(st.integers(1, 8), st.integers(1, 8), st.integers(1, 8), large)
-    children = draw(pools(depth, sizes))
+    children = draw(pools(depth, sizes, leaves))
     n = len(children)
     kind = draw(
         st.sampled_from(
@@ -236,11 +246,11 @@ def muxes(draw, depth=1, top=True, legacy=False):
 
 
 @st.composite
-def nodes(draw, depth):
+def nodes(draw, depth, leaves=leaves):
     """A child of a mux: a leaf, another mux, or a bounded mux in a streamer."""
     if depth == 0 or draw(st.integers(0, 3)) == 0:
         return draw(leaves)
-    mux = draw(muxes(depth, top=False))
+    mux = draw(muxes(depth, top=False, leaves=leaves))
     if draw(st.integers(0, 5)) == 0:
         return "wrapped", mux, draw(st.integers(1, 10))
     return mux

@@ -1,0 +1,141 @@
+"""The state of an open stream: what is saved of it, and how it is found to fit.
+
+A state is made of numbers, strings, bytes, lists, tuples, dicts and NumPy arrays, so that
+``pickle``, ``torch.save`` and ``copy.deepcopy`` take it. Each iterator in the tree of an open
+stream saves its part (`save`), and beside it what kind of streamer it belongs to (its *recipe*).
+"""
+
+import copy
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from ._core import attributes_of, place_of, set_generator, state_of_generator
+from .exceptions import StateError
+
+__all__ = ["FORMAT", "Loader", "Saver", "digest"]
+
+#: The version of the format that states are written in.
+FORMAT = 1
+
+_SCALARS = (type(None), bool, int, float, complex, str, bytes, np.bool_, np.number)
+
+
+def digest(array: Any) -> str:
+    """Return a short name of the contents of an array."""
+    array = np.ascontiguousarray(array)
+    return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
+
+
+class Saver:
+    """What the iterators of an open stream tell while they save their state.
+
+    Attributes
+    ----------
+    refused : list of str
+        What cannot be restored exactly, each with its place and what to do.
+    needs_global_state : bool
+        Whether anything draws from the global state of ``np.random``.
+    """
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        self.needs_global_state = False
+
+    def save(self, node: Any) -> dict[str, Any]:
+        """Return the state of one iterator, with its recipe."""
+        state: dict[str, Any] = {"kind": type(node).__name__}
+        recipe = getattr(node, "recipe", None)
+        if recipe is not None:
+            state["recipe"] = recipe
+        state.update(node.save(self))
+        return state
+
+    def save_visit(self, node: Any) -> list[Any]:
+        """Return the number of the visit that an iterator is, and its state."""
+        return [node.path[-1], self.save(node)]
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Note that something cannot be restored exactly."""
+        self.refused.append(f"{name}: {reason}")
+
+    def uses_global_state(self) -> None:
+        """Note that something draws from the global state of ``np.random``."""
+        self.needs_global_state = True
+
+    def plain(self, value: Any, name: str) -> Any:
+        """Return a copy of a plain value; refuse others."""
+        if isinstance(value, _SCALARS):
+            return value
+        if isinstance(value, np.random.RandomState | np.random.Generator):
+            return {"__generator__": state_of_generator(value)}
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            return np.array(value, order="K")
+        if type(value) in (list, tuple):
+            return type(value)(self.plain(item, name) for item in value)
+        if type(value) is dict:
+            return {self.plain(key, name): self.plain(item, name) for key, item in value.items()}
+        self.refuse(
+            name,
+            f"it is, or holds, an object of type {type(value).__qualname__}; a state is made of "
+            "numbers, strings, bytes, lists, tuples, dicts and NumPy arrays",
+        )
+        return None
+
+    def attributes(self, fields: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the attributes of a streamer with hooks, which may be part of its state."""
+        return {key: self.plain(value, f"{name}, attribute {key}") for key, value in fields.items()}
+
+
+class Loader:
+    """What a state is restored with.
+
+    Parameters
+    ----------
+    strict : bool
+        Whether weights must be the same, and no streams may have been added.
+    is_inexact : bool
+        Whether the state was taken although not all could be saved exactly.
+    """
+
+    def __init__(self, strict: bool = True, is_inexact: bool = False) -> None:
+        self.strict = strict
+        self.is_inexact = is_inexact
+
+    def restore(self, node: Any, state: dict[str, Any]) -> None:
+        """Have an iterator go on from where the state says."""
+        recipe = getattr(node, "recipe", None)
+        if recipe is not None:
+            self.compare(place_of(getattr(node, "path", ())) + "streamer", recipe, state["recipe"])
+        self.compare("kind", type(node).__name__, state["kind"])
+        node.restore(state, self)
+
+    def compare(self, what: str, now: Any, before: Any) -> None:
+        """Refuse a stream that is made otherwise than the one that was saved."""
+        if isinstance(now, dict) and isinstance(before, dict):
+            for field in sorted(now.keys() | before.keys()):
+                here, there = now.get(field), before.get(field)
+                grows = field == "n_streams" and here is not None and here >= (there or 0)
+                if self.strict or not (grows or field == "weights"):
+                    self.compare(f"{what}, {field}", here, there)
+        elif now != before:
+            raise StateError(f"the state does not fit: {what} is {now!r}, and was {before!r}")
+
+    def error(self, name: str, reason: str) -> StateError:
+        """Return an error that names the stream which cannot be restored."""
+        return StateError(f"{name}: {reason}")
+
+    def own(self, value: Any) -> Any:
+        """Return a copy that whoever gets it may write to."""
+        return copy.deepcopy(value)
+
+    def set_attributes(self, streamer: Any, fields: dict[str, Any]) -> None:
+        """Have the attributes that hooks may change be as they were when the state was taken."""
+        for name in attributes_of(streamer).keys() - fields.keys():
+            delattr(streamer, name)
+        for name, value in fields.items():
+            if isinstance(value, dict) and "__generator__" in value:
+                set_generator(getattr(streamer, name), value["__generator__"])
+            else:
+                setattr(streamer, name, copy.deepcopy(value))

@@ -1,0 +1,201 @@
+"""`Seeded`: everything that a tree of streamers draws, from one seed."""
+
+import copy
+import importlib
+from collections.abc import Generator, Iterable
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from . import _core
+from .core import Streamer
+from .exceptions import ArgumentError
+
+__all__ = ["SPAWN", "Seeded"]
+
+T = TypeVar("T")
+
+_STATES = ("numpy", "random", "torch")
+
+
+class _Spawn:
+    """The mark that stands for the random generator of a visit."""
+
+    def __repr__(self) -> str:
+        return "pescador.SPAWN"
+
+    def __reduce__(self) -> str:
+        return "SPAWN"
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "_Spawn":
+        return self
+
+
+#: Given to a generator function as its keyword argument ``rng``: each visit gets a
+#: ``np.random.Generator`` of its own.
+SPAWN = _Spawn()
+_core.register_spawn(SPAWN)
+
+
+def _as_number(name: str, value: Any) -> int:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0:
+        return int(value)
+    raise ArgumentError(f"{name}={value!r} must be a whole number, 0 or more")
+
+
+class Seeded(Streamer[T]):
+    """A streamer under which everything draws from one seed.
+
+    Each visit, which is one activation of a stream by a mux, has a seed of its own: that of
+    ``np.random.SeedSequence(seed, spawn_key=(epoch, rank, *path))``. The path has two numbers for
+    each mux on the way from the root: the place of the stream in the pool, and how often it had
+    been visited before. So the same visit draws the same, in whatever process it runs and
+    whatever else runs.
+
+    * Muxes and `cache` without a ``random_state`` draw from ``RandomState(words[:4])``, where
+      ``words`` is ``sequence.generate_state(8)``; `Rows` and `Windows` without one from
+      ``Generator(PCG64(sequence))``.
+    * While the code of a stream runs, the global states of ``np.random`` and `random` are that
+      visit's own: they start as ``np.random.seed(words[:4])`` and as ``random.seed`` of the number
+      whose 32-bit digits are ``words[4:]``, the lowest first. The caller's are as they were after
+      each step.
+    * A function that is given `pescador.SPAWN` for its keyword argument ``rng`` gets
+      ``np.random.default_rng(sequence)``; nothing is exchanged for it.
+    * Seeds and generators that were given explicitly stay what they are.
+
+    Parameters
+    ----------
+    streamer : Streamer or iterable
+        The tree.
+    seed : int or SeedSequence
+        The seed of all.
+    epoch, rank : int >= 0
+        Another of either is independent. They vary the seed and divide nothing.
+    states : tuple of str
+        Which global states are governed: ``"numpy"``, ``"random"``, ``"torch"`` (that of its CPU).
+        ``()`` promises that no stream draws from the first two; one that does is an error.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is invalid.
+
+    See Also
+    --------
+    Streamer.open : iterate such that the state can be saved.
+
+    Notes
+    -----
+    The global states belong to the process: code of streams that may draw from them runs for one
+    stream at a time. Threads of the caller that draw from them meanwhile are not protected.
+
+    Two iterations are equal, and so are the passes of `cycle`: use `at` for another epoch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pescador import ShuffledMux
+    >>> def noise():
+    ...     while True:
+    ...         yield np.random.randint(100)
+    >>> mux = ShuffledMux([Streamer(noise), Streamer(noise)])
+    >>> run = Seeded(mux, 7)
+    >>> list(run(max_iter=5)) == list(run(max_iter=5))
+    True
+    >>> list(run(max_iter=5)) == list(run.at(epoch=1)(max_iter=5))
+    False
+    """
+
+    def __init__(
+        self,
+        streamer: Iterable[T],
+        seed: int | np.integer[Any] | np.random.SeedSequence,
+        *,
+        epoch: int = 0,
+        rank: int = 0,
+        states: Iterable[str] = ("numpy", "random"),
+    ) -> None:
+        self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+        self.args, self.kwargs = (), {}
+        self.active_count_ = 0
+        self.stream_ = None
+        if isinstance(seed, np.random.SeedSequence):
+            if seed.pool_size != 4:
+                raise ArgumentError(f"seed={seed!r} must have a pool_size of 4")
+        else:
+            seed = _as_number("seed", seed)
+        self.seed = seed
+        self.epoch = _as_number("epoch", epoch)
+        self.rank = _as_number("rank", rank)
+        if isinstance(states, str) or not set(states) <= set(_STATES):
+            raise ArgumentError(f"states={states!r} must be some of {_STATES}")
+        self.states = tuple(name for name in _STATES if name in set(states))
+
+    def at(self, *, epoch: int | None = None, rank: int | None = None) -> Self:
+        """Return the same tree at another epoch or rank.
+
+        Parameters
+        ----------
+        epoch, rank : int >= 0 or None
+            None leaves it as it is.
+
+        Returns
+        -------
+        seeded : Seeded
+        """
+        result = copy.copy(self)
+        result.active_count_ = 0
+        result.epoch = self.epoch if epoch is None else _as_number("epoch", epoch)
+        result.rank = self.rank if rank is None else _as_number("rank", rank)
+        return result
+
+    def __pescador_run__(self, tracks: bool) -> _core.Run:
+        """Return a new run under this seed."""
+        entropy: Any = self.seed
+        key: tuple[int, ...] = ()
+        if isinstance(self.seed, np.random.SeedSequence):
+            entropy, key = self.seed.entropy, self.seed.spawn_key
+        if "torch" in self.states:
+            importlib.import_module("torch")
+        sequence = np.random.SeedSequence(entropy, spawn_key=(*key, self.epoch, self.rank))
+        return _core.Run(tracks, sequence, self.states)
+
+    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over the stream once, to its end or for `max_iter` items.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many items to yield at most.
+
+        Yields
+        ------
+        item : object
+            What the stream gives.
+        """
+        _core.around(self)
+        items = _open(self, None).bounded(max_iter)
+        self.active_count_ += 1
+        try:
+            yield from items
+        finally:
+            items.close_streams()
+            self.active_count_ -= 1
+
+    def _activate(self) -> None:
+        self.stream_ = self.iterate()
+
+
+def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
+    """Return one visit to the tree, under its own seed whatever is around it."""
+    outer = None if scope is None else scope.run
+    root = _core.root_scope(seeded.__pescador_run__(outer is not None and outer.tracks))
+    node = _core.open_visit(seeded.streamer, root, {})
+    return node if scope is None else _core.Inner(node, root.run, scope)
+
+
+_core.register(
+    Seeded,
+    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    opener=_open,
+)

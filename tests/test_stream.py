@@ -1,0 +1,745 @@
+"""`Streamer.open`: an iteration that can be held, and what it refuses."""
+
+import copy
+import gc
+import io
+import pathlib
+import pickle
+import random
+import types
+
+import numpy as np
+import pytest
+from open_trees import Resumable, Trouble, plain, quiet
+
+import pescador
+from pescador import SPAWN, ArgumentError, PescadorError, Seeded, StateError, Stream, Streamer
+from streams import Failure, count, data, failing, forever
+
+DATA = pathlib.Path(__file__).parent / "data" / "states"
+
+
+def after(streamer, n, max_iter=None):
+    """The state of a stream that has given n items."""
+    stream = streamer.open(max_iter)
+    for _ in range(n):
+        next(stream)
+    return stream.state_dict()
+
+
+# ------------------------------------------------------------------------------- open and close
+
+
+def test_a_stream_gives_what_iterate_yields_and_counts():
+    streamer = Streamer(count, 3)
+    stream = streamer.open()
+    assert isinstance(stream, Stream)
+    assert isinstance(stream, Stream[int].__origin__)
+    assert iter(stream) is stream
+    assert stream.index == 0
+    assert next(stream) == 0
+    assert stream.index == 1
+    assert list(stream) == [1, 2]
+    assert list(stream) == []
+    assert stream.index == 3
+
+
+def test_iterate_stays_a_generator():
+    assert isinstance(Streamer(count, 3).iterate(), types.GeneratorType)
+    assert isinstance(Seeded(Streamer(count, 3), 1).iterate(), types.GeneratorType)
+
+
+def test_nothing_is_started_before_the_first_item():
+    started = []
+
+    class Source:
+        def __iter__(self):
+            started.append(1)
+            return iter("abc")
+
+    streamer = Streamer(Source())
+    stream = streamer.open()
+    assert not started
+    assert not streamer.active
+    next(stream)
+    assert started
+    assert streamer.active == 1
+
+
+@pytest.mark.parametrize("way", ["end", "bound", "close", "with", "error"])
+def test_an_open_stream_counts_as_active_until_it_is_over(way):
+    streamer = Streamer(failing, 3) if way == "error" else Streamer(count, 3)
+    stream = streamer.open(2 if way == "bound" else None)
+    next(stream)
+    assert streamer.active == 1
+    if way in ("end", "bound"):
+        list(stream)
+    elif way == "close":
+        stream.close()
+        stream.close()
+    elif way == "with":
+        with stream as entered:
+            assert entered is stream
+            next(stream)
+    else:
+        with pytest.raises(Failure):
+            list(stream)
+    assert not streamer.active
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda leaf: leaf,
+        lambda leaf: pescador.StochasticMux([leaf], 1, None),
+        lambda leaf: pescador.ShuffledMux([leaf]),
+        lambda leaf: pescador.RoundRobinMux([leaf]),
+        lambda leaf: pescador.ChainMux([leaf]),
+        lambda leaf: pescador.ChainMux([pescador.RoundRobinMux([leaf])]),
+        lambda leaf: Streamer(pescador.transform, leaf, str),
+        lambda leaf: Seeded(leaf, 1),
+        lambda leaf: pescador.RoundRobinMux([Seeded(leaf, 1)]),
+    ],
+)
+def test_close_runs_what_generators_do_at_their_end(wrap):
+    ended = []
+
+    def source():
+        try:
+            while True:
+                yield 1
+        finally:
+            ended.append(1)
+
+    with wrap(Streamer(source)).open() as stream:
+        next(stream)
+        assert not ended
+    assert ended == [1]
+
+
+def test_a_stream_that_is_dropped_is_closed():
+    ended = []
+
+    def source():
+        try:
+            while True:
+                yield 1
+        finally:
+            ended.append(1)
+
+    stream = pescador.ShuffledMux([Streamer(source)]).open()
+    next(stream)
+    del stream
+    gc.collect()
+    assert ended == [1]
+
+
+def test_after_close_the_state_is_that_of_the_last_item():
+    streamer = pescador.ShuffledMux(["abcdefgh", Streamer(count, 9)], random_state=1)
+    items = list(streamer.iterate(12))
+    with streamer.open(12) as stream:
+        assert [next(stream) for _ in range(5)] == items[:5]
+    assert list(streamer.open(state=stream.state_dict())) == items[5:]
+    unread = streamer.open(12)
+    unread.close()
+    assert list(streamer.open(state=unread.state_dict())) == items
+
+
+def test_two_streams_of_one_streamer_know_nothing_of_each_other():
+    streamer = pescador.ShuffledMux(["abc", "xyz"], random_state=3)
+    items = list(streamer.iterate(9))
+    first, second = streamer.open(9), streamer.open(9)
+    assert list(zip(first, second, strict=True)) == [(item, item) for item in items]
+    assert streamer.active == 0
+
+
+# ---------------------------------------------------------------------------------- the bound
+
+
+def test_max_iter_counts_from_this_open_and_none_is_what_was_left():
+    streamer = Streamer(range(20))
+    state = after(streamer, 3, max_iter=7)
+    assert list(streamer.open(state=state)) == [3, 4, 5, 6]
+    assert list(streamer.open(2, state=state)) == [3, 4]
+    assert list(streamer.open(9, state=state)) == list(range(3, 12))
+    assert list(streamer.open(0, state=state)) == []
+    assert list(streamer.open(state=after(streamer, 3))) == list(range(3, 20))
+
+
+@pytest.mark.parametrize("bad", [-1, float("nan"), "3"])
+def test_a_bad_max_iter_is_refused_at_once(bad):
+    with pytest.raises(ArgumentError, match="max_iter"):
+        Streamer("abc").open(bad)
+
+
+class Asked:
+    """Counts how often its iterator was asked for an item."""
+
+    times = 0
+
+    def __iter__(self):
+        return self.Iterator()
+
+    class Iterator:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            Asked.times += 1
+            return Asked.times
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+
+def test_a_state_at_the_bound_has_the_extra_step_before_it():
+    streamer = Streamer(Asked())
+    Asked.times = 0
+    list(streamer.iterate(3))
+    assert Asked.times == 4
+    Asked.times = 0
+    state = after(streamer, 3, max_iter=3)
+    assert Asked.times == 3
+    assert list(streamer.open(state=state)) == []
+    assert Asked.times == 4
+    assert next(streamer.open(1, state=state)) == 5
+
+
+def test_a_final_partial_batch_is_the_end():
+    batched = Streamer(pescador.buffer_stream, Streamer(data, 5), 2, partial=True)
+    stream = batched.open()
+    sizes = [len(next(stream)["Y"]) for _ in range(3)]
+    assert sizes == [2, 2, 1]
+    assert list(batched.open(state=stream.state_dict())) == []
+    assert list(batched.open(4, state=stream.state_dict())) == []
+
+
+# ------------------------------------------------------------------------------ wrong moments
+
+
+def test_a_state_is_loaded_before_the_first_item():
+    streamer = Streamer("abc")
+    state = after(streamer, 1)
+    stream = streamer.open()
+    next(stream)
+    with pytest.raises(PescadorError, match="before the first item"):
+        stream.load_state_dict(state)
+    assert next(stream) == "b"
+    fresh = streamer.open()
+    fresh.load_state_dict(state)
+    assert list(fresh) == ["b", "c"]
+
+
+def test_a_state_may_be_taken_before_another_is_loaded():
+    streamer = Streamer("abc")
+    stream = streamer.open()
+    stream.state_dict()
+    stream.load_state_dict(after(streamer, 1))
+    assert list(stream) == ["b", "c"]
+
+
+def test_an_activated_copy_is_not_opened():
+    with Streamer("abc") as active, pytest.raises(PescadorError, match="activated copy"):
+        active.open()
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_a_state_is_not_taken_from_inside_next(seeded):
+    def source():
+        yield 1
+        for call in (stream.state_dict, lambda: next(stream), stream.close):
+            with pytest.raises((PescadorError, ValueError), match=r"while|already"):
+                call()
+        yield 2
+
+    streamer = Seeded(Streamer(source), 1) if seeded else Streamer(source)
+    stream = streamer.open()
+    assert list(stream) == [1, 2]
+
+
+# ------------------------------------------------------------------------- states that do not fit
+
+
+@pytest.mark.parametrize("state", [None, {}, [], "state", {"index": 3}])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(ArgumentError, match="state="):
+        Streamer("abc").open().load_state_dict(state)
+
+
+def test_a_state_of_another_version_is_refused():
+    state = after(Streamer("abc"), 1)
+    with pytest.raises(StateError, match="format 99"):
+        Streamer("abc").open(state={**state, "pescador": 99})
+
+
+def stochastic(**kwargs):
+    kwargs = {"n_active": 2, "rate": 5, "random_state": 1, **kwargs}
+    return pescador.StochasticMux(kwargs.pop("streamers", ["abc", "def", "ghi"]), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: stochastic(mode="exhaustive"), "mode"),
+        (lambda: stochastic(n_active=3), "n_active"),
+        (lambda: stochastic(rate=6), "rate"),
+        (lambda: stochastic(dist="poisson"), "dist"),
+        (lambda: stochastic(prune_empty_streams=False), "prune_empty_streams"),
+        (lambda: stochastic(weights=[1, 2, 3]), "weights"),
+        (lambda: stochastic(streamers=["abc", "def"]), "n_streams"),
+        (lambda: pescador.ShuffledMux(["abc", "def", "ghi"], random_state=1), "ShuffledMux"),
+        (lambda: Streamer("abc"), "Streamer|Leaf"),
+        (lambda: Streamer(pescador.transform, stochastic(), str), "transform|Leaf"),
+        (lambda: Seeded(stochastic(), 1), "generator|Seeded|seed"),
+    ],
+)
+def test_a_recipe_that_differs_is_named(other, message):
+    state = after(stochastic(), 4)
+    with pytest.raises(StateError, match=message):
+        other().open(state=state)
+
+
+def test_what_differs_deep_in_a_tree_is_named_with_its_place():
+    def tree(mode):
+        inner = pescador.RoundRobinMux(["abc", "def"], mode=mode)
+        return pescador.ChainMux([Streamer(count, 2), inner])
+
+    state = after(tree("cycle"), 4)
+    with pytest.raises(StateError, match=r"streamers\[1\].*mode.*exhaustive.*cycle"):
+        tree("exhaustive").open(state=state)
+
+
+def test_a_stream_that_has_become_shorter_is_an_error():
+    length = [5]
+
+    def source():
+        yield from range(length[0])
+
+    mux = pescador.RoundRobinMux([Streamer(source), "abcdef"])
+    state = after(mux, 7)
+    length[0] = 2
+    with pytest.raises(StateError, match=r"streamers\[0\].*4 items.*only 2"):
+        mux.open(state=state)
+
+
+def test_a_list_that_has_become_shorter_is_an_error():
+    state = after(Streamer([1, 2, 3, 4]), 3)
+    with pytest.raises(StateError, match="3 items"):
+        Streamer([1, 2]).open(state=state)
+
+
+def test_a_source_that_has_become_shorter_is_an_error():
+    def rows(n):
+        return pescador.sources.Rows({"x": np.arange(n)}, order="sequential")
+
+    state = after(rows(9), 3)
+    with pytest.raises(StateError, match="8 items, and had 9"):
+        rows(8).open(state=state)
+
+
+def test_a_replay_that_draws_otherwise_is_an_error():
+    extra = [0]
+
+    def source():
+        while True:
+            yield np.random.rand()
+            np.random.rand(extra[0])
+
+    seeded = Seeded(pescador.RoundRobinMux([Streamer(source)]), 1)
+    state = after(seeded, 4)
+    extra[0] = 1
+    with pytest.raises(StateError, match=r"streamers\[0\].*other random numbers"):
+        seeded.open(state=state)
+
+
+def test_a_replay_that_draws_what_it_did_not_before_is_an_error():
+    draws = [False]
+
+    def source():
+        while True:
+            if draws[0]:
+                np.random.rand()
+            yield 1
+
+    state = after(Streamer(source), 4)
+    draws[0] = True
+    with pytest.raises(StateError, match="draws from the global random state now"):
+        Streamer(source).open(state=state)
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def numbers():
+    while True:
+        yield np.random.rand()
+
+
+def python_numbers():
+    while True:
+        yield random.random()
+
+
+def once(n):
+    yield from range(n)
+
+
+class Hooked(Streamer):
+    """It keeps something that is no plain value."""
+
+    def iterate(self, max_iter=None):
+        self.kept = object()
+        yield from super().iterate(max_iter)
+
+
+@pytest.fixture
+def opened_file(monkeypatch):
+    """A file to read from."""
+    with open(__file__) as file:
+        monkeypatch.setitem(globals(), "FILE", file)
+        yield
+
+
+FILE = None
+REFUSED = {
+    "a generator object": (lambda: Streamer(once(9)), "generator object or an open file"),
+    "a generator object among arguments": (
+        lambda: Streamer(pescador.transform, once(9), str),
+        "generator object or an open file",
+    ),
+    "an open file": (lambda: Streamer(FILE), "generator object or an open file"),
+    "numpy": (lambda: Streamer(numbers), "np.random or random.*pescador.Seeded"),
+    "random": (lambda: Streamer(python_numbers), "np.random or random.*pescador.Seeded"),
+}
+
+
+@pytest.mark.usefixtures("opened_file")
+@pytest.mark.parametrize("among", [False, True])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_exact_is_refused_with_its_place_and_name(name, among):
+    make, message = REFUSED[name]
+    streamer = make()
+    shown = repr(streamer)
+    if among:
+        streamer = pescador.RoundRobinMux(["abcdefgh", streamer])
+    stream = streamer.open()
+    for _ in range(4):
+        next(stream)
+    with pytest.raises(StateError, match=message) as caught:
+        stream.state_dict()
+    assert shown.split("(")[0] in str(caught.value)
+    if among:
+        assert "streamers[1]" in str(caught.value)
+    state = stream.state_dict(allow_inexact=True)
+    assert len(state["inexact"]) >= 1
+    assert state["inexact"][0] in str(caught.value)
+    assert stream.state_dict.__self__ is stream
+    # Whatever it is, the stream itself goes on.
+    next(stream)
+
+
+def test_attributes_of_hooks_that_are_not_plain_are_refused():
+    stream = pescador.RoundRobinMux(["abc", Hooked(count, 9)]).open()
+    for _ in range(2):
+        next(stream)
+    with pytest.raises(StateError, match=r"streamers\[1\].*attribute kept.*type object"):
+        stream.state_dict()
+
+
+def test_inexact_states_restore_the_rest_exactly():
+    mux = pescador.RoundRobinMux(["abcdefgh", Streamer(numbers)])
+    stream = mux.open()
+    for _ in range(4):
+        next(stream)
+    state = stream.state_dict(allow_inexact=True)
+    restored = mux.open(state=state)
+    assert [next(restored) for _ in range(4)][::2] == ["c", "d"]
+
+
+def test_an_exact_state_lists_nothing():
+    assert after(Streamer("abc"), 1)["inexact"] == []
+
+
+def test_a_function_that_draws_when_it_is_called_is_noticed():
+    class Drawing:
+        def __iter__(self):
+            np.random.rand()
+            return iter("abc")
+
+    stream = pescador.RoundRobinMux([Streamer(Drawing())]).open()
+    next(stream)
+    with pytest.raises(StateError, match="global random state"):
+        stream.state_dict()
+
+
+def test_a_stream_that_draws_and_fails_is_noticed():
+    def source():
+        yield 1
+        np.random.rand()
+        raise Failure
+
+    stream = Streamer(source).open()
+    next(stream)
+    with pytest.raises(Failure):
+        next(stream)
+    with pytest.raises(StateError, match="global random state"):
+        stream.state_dict()
+
+
+def drawing_mux():
+    return pescador.ShuffledMux(["abc", "def"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pescador.ChainMux(["abc", drawing_mux()]),
+        lambda: pescador.ShuffledMux([drawing_mux()], random_state=0),
+        lambda: pescador.ChainMux(["ab", Streamer(pescador.transform, drawing_mux(), str)]),
+        lambda: pescador.ChainMux(["ab", pescador.sources.Rows({"x": np.arange(5)})]),
+    ],
+)
+def test_the_global_state_is_saved_before_the_mux_is_open_that_draws_from_it(make):
+    np.random.seed(1)
+    items = plain(list(make().iterate(9)))
+    np.random.seed(1)
+    state = after(make(), 0, 9)
+    np.random.seed(2)
+    assert plain(list(make().open(state=state))) == items
+
+
+# --------------------------------------------------------------------------- what a state is
+
+
+def all_kinds():
+    leaves = [
+        "abc",
+        [1, 2, 3],
+        Streamer(count, 5),
+        Streamer(Resumable(1, 9)),
+        pescador.sources.Rows({"x": np.arange(9)}, random_state=1),
+        pescador.sources.Rows({"x": np.arange(9)}, order="shuffled"),
+        Streamer(numbers),
+        Streamer(pescador.cache, "defg", 2),
+        Streamer(spawned, rng=SPAWN),
+        Streamer(given, np.random.RandomState(2)),
+        pescador.StochasticMux(["ab", "cd"], 1, 2),
+        pescador.RoundRobinMux(["ab", "cd"], mode="permuted_cycle"),
+        pescador.ChainMux(["ab", "cd"], mode="cycle"),
+    ]
+    return Seeded(pescador.ShuffledMux(leaves), 7)
+
+
+def spawned(*, rng):
+    while True:
+        yield rng.integers(99)
+
+
+def given(rng):
+    while True:
+        yield rng.randint(99)
+
+
+PLAIN = (type(None), bool, int, float, str, bytes, list, tuple, dict, np.ndarray)
+
+
+def check_plain(value):
+    assert type(value) in PLAIN, type(value)
+    if isinstance(value, np.ndarray):
+        assert not value.dtype.hasobject
+    for part in (
+        value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+    ):
+        check_plain(part)
+    for key in value if type(value) is dict else ():
+        check_plain(key)
+
+
+def test_a_state_is_plain():
+    check_plain(after(all_kinds(), 50))
+
+
+@pytest.mark.parametrize("through", [pickle.dumps, copy.deepcopy, "torch"])
+def test_a_state_goes_through_pickle_deepcopy_and_torch(through):
+    state = after(all_kinds(), 50)
+    rest = plain(list(all_kinds().open(40, state=state)))
+    if through == "torch":
+        torch = pytest.importorskip("torch")
+        file = io.BytesIO()
+        torch.save(state, file)
+        state = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    else:
+        state = through(state)
+        state = pickle.loads(state) if isinstance(state, bytes) else state
+    assert plain(list(all_kinds().open(40, state=state))) == rest
+
+
+def test_the_size_of_a_state_goes_with_what_is_open():
+    def mux(mode, n=100_000):
+        return pescador.StochasticMux(
+            [Streamer(forever, i) for i in range(n)], 100, 5, mode=mode, random_state=1
+        )
+
+    for mode in ("with_replacement", "single_active", "exhaustive"):
+        state = after(mux(mode), 3000)
+        assert len(pickle.dumps(state)) < 100_000
+
+
+def test_replay_cost_is_how_many_samples_are_made_again():
+    stream = pescador.RoundRobinMux(
+        ["abcdef", Streamer(count, 9), Streamer(Resumable(1, 9))]
+    ).open()
+    assert stream.replay_cost == 0
+    for _ in range(9):
+        next(stream)
+    assert stream.replay_cost == 3
+    rows = pescador.sources.Rows({"x": np.arange(9)}).open()
+    next(rows)
+    assert rows.replay_cost == 0
+
+
+def test_states_never_refer_to_the_memory_of_batches():
+    def batched(**kwargs):
+        return Streamer(pescador.buffer_stream, Streamer(data, 40), 4, **kwargs)
+
+    expected = plain(list(batched()))
+    for before, then in (({"reuse": False}, {}), ({}, {"allocator": np.empty})):
+        state = after(batched(**before), 3)
+        assert plain(list(batched(**then).open(state=state))) == expected[3:]
+
+
+# ----------------------------------------------------------------------------- failures in maps
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda source: Streamer(pescador.buffer_stream, source, 3),
+        lambda source: Streamer(pescador.tuples, source, "X"),
+        lambda source: Streamer(pescador.keras_tuples, source, "X", "Y"),
+        lambda source: Streamer(pescador.cache, source, 2, 0.3, 1),
+        lambda source: Streamer(pescador.transform, source, lambda item: item["Y"]),
+    ],
+)
+@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt])
+def test_a_map_whose_stream_fails_loses_nothing(make, error):
+    def source():
+        for item in data(9):
+            Trouble.meet()
+            yield item
+
+    streamer = make(Streamer(source))
+    expected = plain(list(streamer))
+    for trouble in range(9):
+        Trouble.after(trouble, error)
+        stream = streamer.open()
+        given = []
+        with pytest.raises(error):
+            given.extend(map(plain, stream))
+        state = pickle.loads(pickle.dumps(stream.state_dict()))
+        assert given + plain(list(streamer.open(state=state))) == expected
+
+
+@pytest.mark.parametrize("map_", ["buffer_stream", "tuples"])
+def test_an_item_that_a_map_refuses_is_the_next_after_resuming(map_):
+    items = [{"X": np.array(i)} for i in range(4)]
+    items[2] = {"Z": np.array(2)}
+    rest = (3,) if map_ == "buffer_stream" else ("X",)
+    streamer = Streamer(getattr(pescador, map_), items, *rest)
+    stream = streamer.open()
+    with pytest.raises((KeyError, pescador.DataError)):
+        list(stream)
+    state = stream.state_dict()
+    with pytest.raises((KeyError, pescador.DataError)):
+        list(streamer.open(state=state))
+
+
+def test_a_source_that_fails_to_open_is_opened_when_it_works_again(tmp_path):
+    path = tmp_path / "x.npz"
+    mux = pescador.RoundRobinMux(["abcd", pescador.sources.Rows(path, order="sequential")])
+    stream = mux.open()
+    assert next(stream) == "a"
+    with pytest.raises((OSError, PescadorError)):
+        next(stream)
+    state = stream.state_dict()
+    np.savez(path, x=np.arange(3))
+    assert plain(list(mux.open(state=state)))[:3] == plain(
+        [{"x": np.array(0)}, "b", {"x": np.array(1)}]
+    )
+
+
+# ------------------------------------------------------------------------- hooks, and old states
+
+
+class Growing(Streamer):
+    """A streamer whose hook keeps a state in public attributes."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen = []
+        self.state = np.random.RandomState(3)
+
+    def iterate(self, max_iter=None):
+        for item in super().iterate(max_iter):
+            self.seen.append(item)
+            yield item, len(self.seen), self.state.randint(1 << 30)
+
+
+@pytest.mark.parametrize("among", [False, True])
+def test_hooks_keep_their_state_in_attributes(among):
+    def make():
+        if not among:
+            return Growing(count, 3)
+        streamers = [Growing(count, 3), Growing(count, 4)]
+        return pescador.StochasticMux(streamers, 1, 2, random_state=1)
+
+    # Without a mux around it, a streamer with hooks is not copied.
+    items = list(make().iterate(20))
+    for n in range(len(items) + 1):
+        assert list(make().open(state=after(make(), n, 20))) == items[n:]
+
+
+def old_trees():
+    """Trees whose states are kept as files; they never change, others may be added."""
+    leaves = [
+        Streamer(quiet, 1, 50),
+        Streamer(numbers),
+        Streamer(python_numbers),
+        "abcdefg",
+        Streamer(given, np.random.RandomState(2)),
+        Streamer(spawned, rng=SPAWN),
+        pescador.sources.Rows({"x": np.arange(30)}, order="shuffled"),
+        pescador.RoundRobinMux(["ab", range(5)], mode="permuted_cycle"),
+        Streamer(pescador.cache, Streamer(quiet, 2, 50), 3),
+        Streamer(Resumable(3, 9)),
+    ]
+    yield "stochastic", Seeded(pescador.StochasticMux(leaves, 4, 8), 1)
+    yield "shuffled", Seeded(pescador.ShuffledMux(leaves), 2)
+    yield "chain", Seeded(pescador.ChainMux(leaves[3:5] + leaves[6:7], mode="cycle"), 3)
+    rows = [pescador.sources.Rows({"x": np.arange(9)}, random_state=i) for i in range(4)]
+    yield "batched", Streamer(pescador.buffer_stream, pescador.ShuffledMux(rows, random_state=1), 8)
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.pickle")), ids=lambda path: path.stem)
+def test_states_of_older_versions_still_load(path):
+    for name, state, digest in pickle.loads(path.read_bytes()):
+        tree = dict(old_trees())[name]
+        assert repr(plain(list(tree.open(20, state=state)))) == digest, name
+
+
+def test_there_are_states_of_older_versions():
+    assert list(DATA.glob("*.pickle"))
+
+
+def save_states(path):
+    """Keep today's states as a file: call this when the format changes."""
+    cases = []
+    for name, tree in old_trees():
+        state = after(tree, 37)
+        cases.append((name, state, repr(plain(list(tree.open(20, state=state))))))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(cases, protocol=4))
