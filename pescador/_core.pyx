@@ -250,6 +250,8 @@ cdef class Scope:
             return next(stream)
         finally:
             pescador_around = before
+            # Who keeps an error keeps this scope, and would keep the stream.
+            self.stepped = None
 
     def visit_of(self, stream):
         """Return the visit that an iterator of the hooks reads from; None before its first item."""

@@ -292,8 +292,9 @@ class BaseMux(Streamer[T]):
         scope = _core.around(self)
         if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
-            engine = _core.note_started(scope, _engine(self, scope).bounded(max_iter))
-            with _core.Opened(self, engine) as samples:
+            with _core.Opened(
+                self, _core.note_started(scope, _engine(self, scope).bounded(max_iter))
+            ) as samples:
                 yield from samples
             return
         if scope is not None and scope.run is not None and not self.is_activated_copy:
