@@ -660,6 +660,35 @@ def test_a_fork_server_that_was_killed_is_started_again(taken):
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_children_that_threads_fork_at_the_same_time_have_arrays_of_their_own():
+    body = """
+        import threading
+        sys.setswitchinterval(1e-6)
+        def numbers():
+            for i in range(8):
+                yield {"x": np.full(2**18, i)}
+        stream = pescador.ZMQStreamer(pescador.Streamer(numbers)).iterate()
+        arrays = [next(stream)["x"] for _ in range(8)]
+        def fork():
+            for _ in range(10):
+                child = os.fork()
+                if child == 0:
+                    for array in arrays:
+                        array[:] = -1
+                    os._exit(0)
+                os.waitpid(child, 0)
+        threads = [threading.Thread(target=fork, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stream.close()
+        print(all((array == i).all() for i, array in enumerate(arrays)))
+    """
+    assert run(body).stdout == "True\n"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_ctrl_c_while_a_new_process_begins_is_for_the_consumer_alone(method):
     body = """

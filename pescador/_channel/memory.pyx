@@ -17,6 +17,7 @@ docs/inside/channel.rst explains it.
 """
 
 import os
+import threading
 import weakref
 from multiprocessing import reduction
 
@@ -36,6 +37,8 @@ from pescador._native.shared cimport (
 
 # id -> weak reference of each memory that belongs to this process, for the hooks of a fork.
 cdef dict claimed = {}
+# Held from before a fork until after it: several threads may fork.
+cdef object forking = threading.RLock()
 
 
 @cython.final
@@ -230,6 +233,7 @@ cdef list all_claimed():
 
 
 def _before_fork():
+    forking.acquire()
     for memory in all_claimed():
         (<SharedMemory>memory).before_fork()
 
@@ -237,9 +241,12 @@ def _before_fork():
 def _after_fork_in_parent():
     for memory in all_claimed():
         (<SharedMemory>memory).after_fork_in_parent()
+    forking.release()
 
 
 def _after_fork_in_child():
+    global forking
+    forking = threading.RLock()
     for memory in all_claimed():
         (<SharedMemory>memory).after_fork_in_child()
 
