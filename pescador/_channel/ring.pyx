@@ -238,11 +238,10 @@ cdef class Writer:
                 pointer = NULL if load(&self.control.stop) else next_item(iterator)
                 if pointer is NULL:
                     return "ended"
-                item = steal(pointer)
-                # A process that the iterator has forked writes nothing.
+                item = as_dict(steal(pointer))
+                # A process that the iterator or the item has forked writes nothing.
                 if self.memory.in_child:
                     return "ended"
-                item = as_dict(item)
             schema = self.find_schema(item)
             room = self.put(schema)
             if room == FULL:
