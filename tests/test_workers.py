@@ -309,15 +309,24 @@ def alarm():
     """Have a function called when an alarm rings, at random moments while others run."""
 
     def at_random(handler, rounds, longest, body):
-        signal.signal(signal.SIGALRM, handler)
+        is_set = False
+
+        def ring(*args):
+            # It may come late: another thread may get the signal, and pass it on.
+            if is_set:
+                handler(*args)
+
+        signal.signal(signal.SIGALRM, ring)
         pause = random.Random(1)
         for _ in range(rounds):
-            signal.setitimer(signal.ITIMER_REAL, pause.random() * longest + 1e-6)
             # It may ring when the body is over, too.
             with contextlib.suppress(Timeout, KeyboardInterrupt):
                 try:
+                    is_set = True
+                    signal.setitimer(signal.ITIMER_REAL, pause.random() * longest + 1e-6)
                     body()
                 finally:
+                    is_set = False
                     signal.setitimer(signal.ITIMER_REAL, 0)
 
     yield at_random
