@@ -712,7 +712,7 @@ def test_ctrl_c_while_a_new_process_begins_is_for_the_consumer_alone(method):
         def numbers():
             for i in range(3):
                 yield {"x": np.array(i)}
-        thread = threading.Thread(target=press)
+        thread = threading.Thread(target=press, daemon=True)
         thread.start()
         stream = pescador.ZMQStreamer(pescador.Streamer(numbers), start_method=sys.argv[1])
         print(len(list(stream)))
