@@ -23,6 +23,7 @@ cimport numpy as cnp
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int64_t
 
+from pescador._native.files cimport pescador_is_file, pescador_stamp, pescador_stamp_file
 from pescador._native.snapshots cimport (
     PESCADOR_MAPS, close_file, is_overwritten, new_file, new_map, unmap,
 )
@@ -98,6 +99,7 @@ cdef class Snapshot:
     """The values of an array in a file, and how they are laid out. Its maps hold it."""
 
     cdef int file                      # descriptor; -1 if there is none (any more)
+    cdef pescador_stamp stamp          # of it
     cdef size_t n_bytes
     cdef Py_ssize_t maps
     cdef int overwritten, spared       # how many maps that were looked at were written all over
@@ -116,6 +118,8 @@ cdef class Snapshot:
         self.n_bytes = cnp.PyArray_NBYTES(array)
         with nogil:
             self.file = new_file(values, self.n_bytes)
+        if self.file >= 0 and pescador_stamp_file(self.file, &self.stamp):
+            self.close()
 
     def __dealloc__(self):
         self.close()
@@ -123,14 +127,18 @@ cdef class Snapshot:
     cdef void close(self) noexcept:
         """Make no more maps; those that there are go on."""
         if self.file >= 0:
-            close_file(self.file)
+            close_file(self.file, self.is_open())
             self.file = -1
+
+    cdef bint is_open(self) noexcept:
+        """Whether the file is there; other code may have closed the descriptor."""
+        return self.file >= 0 and pescador_is_file(self.file, &self.stamp)
 
     cdef object array_like(self, array):
         """A copy of the array, over a map; None if there can be none, or it would be slower."""
         # A page that is copied when it is first written to takes several times as long as one that
         # is copied with all others.
-        if self.overwritten > self.spared:
+        if self.overwritten > self.spared or not self.is_open():
             self.close()
         if self.file < 0:
             return None

@@ -10,4 +10,5 @@ cdef class Stamp:
     cdef bytes path
     cdef pescador_stamp stamp
 
+    cpdef bint is_of(self, int file) noexcept
     cpdef bint holds(self) except -1

@@ -15,8 +15,8 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t
 
 from pescador._native.files cimport (
-    pescador_advise, pescador_map_file, pescador_read, pescador_stamp, pescador_stamp_file,
-    pescador_stamp_path, pescador_unmap_file,
+    pescador_advise, pescador_is_file, pescador_map_file, pescador_read, pescador_stamp,
+    pescador_stamp_file, pescador_stamp_path, pescador_unmap_file,
 )
 from pescador._native.threads cimport pescador_add, pescador_threaded
 
@@ -73,6 +73,10 @@ cdef class Stamp:
         return isinstance(other, Stamp) and are_equal(&self.stamp, &(<Stamp>other).stamp)
 
     __hash__ = None
+
+    cpdef bint is_of(self, int file) noexcept:
+        """Whether a descriptor is that of this file."""
+        return pescador_is_file(file, &self.stamp)
 
     cpdef bint holds(self) except -1:
         """Whether the file at the path is still this one, unchanged."""

@@ -332,6 +332,25 @@ def test_without_descriptors_arrays_are_copied():
 
 
 @linux
+def test_a_file_that_got_the_descriptor_of_a_snapshot_is_not_taken_for_it():
+    run("""
+        import tempfile
+        streams = [Streamer(forever, np.full(2**17, 7))] * 8
+        mux = pescador.StochasticMux(streams, 4, rate=1).iterate()
+        assert all((next(mux) == 7).all() for _ in range(20))
+        assert snapshots().files == 1
+        os.closerange(3, 100)
+        others = [tempfile.TemporaryFile() for _ in range(20)]
+        for other in others:
+            other.write(bytes(2**20))
+        assert all((next(mux) == 7).all() for _ in range(20))
+        mux.close()
+        for other in others:
+            other.close()
+        """)
+
+
+@linux
 def test_without_room_for_the_file_arrays_are_copied():
     run("""
         array = np.arange(2**17)

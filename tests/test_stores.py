@@ -510,6 +510,28 @@ def test_descriptors_that_are_kept_make_room_for_a_file_that_is_opened(tmp_path)
     )
 
 
+def test_a_file_that_got_the_descriptor_of_another_is_not_read_or_closed_for_it(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(9))
+    np.save(tmp_path / "b.npy", np.zeros(9, int))
+    in_new_process(
+        """
+        import os
+        from pescador.sources.stores import open_store
+        stores = [open_store(f"{folder}/a.npy", mmap=False) for _ in range(2)]
+        for store in stores:
+            store.arrays["data"].read_slice(0, 1)
+        os.closerange(3, 100)
+        others = [open(f"{folder}/b.npy", "rb") for _ in range(20)]
+        assert stores[0].arrays["data"].read_slice(0, 9).tolist() == list(range(9))
+        for store in stores:
+            store.close()
+        for other in others:
+            other.close()
+        """,
+        folder=str(tmp_path),
+    )
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_reads_and_closes_without_effect_on_its_parent(npz):
     in_new_process(

@@ -1,6 +1,7 @@
 """How worker processes start and end: in any script, whatever signals, forks and limits do."""
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -579,18 +580,22 @@ def test_a_source_that_runs_another_program_is_an_error_before_that_ends(method)
     assert "after 1 items\nended\n" in done.stdout
 
 
+@pytest.mark.parametrize("size", [3, 2**20])
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_source_opens_in_place_of_the_pipe_is_not_written_to(method, tmp_path):
+def test_what_a_source_opens_in_place_of_the_channel_is_not_written_to(method, size, tmp_path):
     def source():
         yield from data(3)
-        os.closerange(3, 100)
+        # Without what the watch on the parent waits for, the worker would end at some time.
+        parent = multiprocessing.parent_process().sentinel
+        os.closerange(3, parent)
+        os.closerange(parent + 1, 100)
         files = [open(tmp_path / str(i), "w+b") for i in range(60)]  # noqa: SIM115
-        yield from data(3)
+        for _ in range(9):
+            yield {"x": np.zeros(size)}
         del files
 
     with pytest.raises(PescadorError):
         list(ZMQStreamer(Streamer(source), start_method=method))
-    # Fewer than all, where the watch on the parent, whose descriptor is gone, was quicker.
     files = list(tmp_path.iterdir())
     assert files
     assert not any(file.stat().st_size for file in files)

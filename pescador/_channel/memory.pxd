@@ -3,6 +3,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from pescador._native.files cimport pescador_stamp
+
 
 cdef enum:
     # In bytes; places are multiples of any size of page there is.
@@ -41,7 +43,8 @@ cdef inline uint64_t round_up(uint64_t size, uint64_t unit) noexcept nogil:
 cdef class SharedMemory:
     cdef char* base
     cdef size_t size
-    cdef int descriptor
+    cdef int descriptor                # -1 if it was closed
+    cdef pescador_stamp stamp          # of its file
     cdef Control* control
     cdef uint32_t* returns             # the numbers of blocks that were given back, in a ring
     cdef readonly int64_t max_bytes
@@ -56,6 +59,7 @@ cdef class SharedMemory:
     cdef uint64_t copies_size
     cdef object __weakref__
 
+    cdef bint is_open(self) noexcept
     cdef int claim(self) except -1
     cdef Lease lease(self, uint32_t number, uint64_t start, uint64_t size)
     cdef void release(self, Lease lease) noexcept

@@ -29,6 +29,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as libc_free
 from libc.string cimport memcpy, memmove
 
+from pescador._native.files cimport pescador_is_file, pescador_stamp_file
 from pescador._native.shared cimport (
     close_descriptor, lock, page_size, private_cover, private_map, private_move,
     shared_create, shared_drop, shared_map, shared_reserve, store, unlock, unmap,
@@ -67,6 +68,9 @@ cdef class SharedMemory:
         self.descriptor = shared_create() if is_new else descriptor
         if self.descriptor < 0:
             raise OSError(errno, os.strerror(errno))
+        error = pescador_stamp_file(self.descriptor, &self.stamp)
+        if error:
+            raise OSError(error, os.strerror(error))
         self.base = shared_map(self.descriptor, self.size)
         if self.base is NULL:
             raise OSError(errno, os.strerror(errno))
@@ -91,9 +95,13 @@ cdef class SharedMemory:
 
     def close_descriptor(self):
         """Close the descriptor; the mapping stays."""
-        if self.descriptor >= 0:
+        if self.is_open():
             close_descriptor(self.descriptor)
-            self.descriptor = -1
+        self.descriptor = -1
+
+    cdef bint is_open(self) noexcept:
+        """Whether the descriptor is there; the code of a stream may have closed it."""
+        return self.descriptor >= 0 and pescador_is_file(self.descriptor, &self.stamp)
 
     cdef int claim(self) except -1:
         """Have processes that are forked from now on leave this memory to this one."""

@@ -395,8 +395,9 @@ cdef class Writer:
         if stop <= self.reserved:
             return True
         stop = min(round_up(stop, STEP), self.memory.size - HEAP_AT)
-        if shared_reserve(self.memory.descriptor, self.memory.base, HEAP_AT + self.reserved,
-                          stop - self.reserved):
+        if not self.memory.is_open() or shared_reserve(
+                self.memory.descriptor, self.memory.base, HEAP_AT + self.reserved,
+                stop - self.reserved):
             return False
         self.reserved = stop
         return True

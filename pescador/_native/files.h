@@ -134,6 +134,16 @@ pescador_read_some(int file, char *to, size_t n, int64_t at)
 }
 #endif
 
+/* Whether a descriptor still is that of the file of this stamp. Code that closes all descriptors, such
+ * as os.closerange, leaves their numbers to the next files that are opened. */
+static inline int
+pescador_is_file(int file, const pescador_stamp *stamp)
+{
+    pescador_stamp now;
+    return pescador_stamp_file(file, &now) == 0 && now.inode == stamp->inode &&
+           now.device == stamp->device;
+}
+
 /* Read n bytes, of which some are done. Return how many there were before the file ended, or -errno;
  * after -EINTR the call may be repeated. */
 static inline int64_t

@@ -8,6 +8,7 @@ cdef extern from "_native/files.h" nogil:
         bint is_regular
     int pescador_stamp_path(const char* path, pescador_stamp* stamp)
     int pescador_stamp_file(int file, pescador_stamp* stamp)
+    bint pescador_is_file(int file, const pescador_stamp* stamp)
     void* pescador_map_file(int file, size_t size)
     void pescador_unmap_file(void* address, size_t size)
     void pescador_advise(void* address, size_t size, bint at_random)

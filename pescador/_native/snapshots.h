@@ -33,10 +33,13 @@ pescador_count(Py_ssize_t *counter, Py_ssize_t by)
     return __atomic_add_fetch(counter, by, __ATOMIC_RELAXED);
 }
 
+/* A file is counted until here, whether its descriptor is still open or not. */
 static inline void
-pescador_close_file(int file)
+pescador_close_file(int file, int is_open)
 {
-    close(file);
+    if (is_open) {
+        close(file);
+    }
     pescador_count(&pescador_files, -1);
 }
 
@@ -64,7 +67,7 @@ pescador_new_file(const char *bytes, size_t n)
             done = 0;
         }
         else if (done <= 0) {
-            pescador_close_file(file);
+            pescador_close_file(file, 1);
             return -1;
         }
     }
@@ -112,7 +115,7 @@ pescador_is_overwritten(const char *map, size_t n, int file)
 #else
 
 #define PESCADOR_MAPS 0
-#define pescador_close_file(file) ((void)(file))
+#define pescador_close_file(file, is_open) ((void)(file), (void)(is_open))
 #define pescador_new_file(bytes, n) (-1)
 #define pescador_new_map(file, n, maps) NULL
 #define pescador_unmap(map, n, maps) ((void)(map))

@@ -158,7 +158,8 @@ def _close_idle(most: float) -> None:
     """Keep fewer descriptors of files that nobody reads at present."""
     while len(_idle) > most:
         with contextlib.suppress(KeyError):
-            os.close(_idle.popitem(last=False)[1])
+            file, descriptor = _idle.popitem(last=False)
+            file.release(descriptor)
 
 
 def shows_changes(stamp: Stamp) -> bool:
@@ -239,7 +240,8 @@ class File:
             If the file ends before, was replaced, or cannot be read.
         """
         descriptor = _idle.pop(self, None)
-        if descriptor is None:
+        # Other code may have closed it, and given its number to another file.
+        if descriptor is None or not self.stamp.is_of(descriptor):
             descriptor, stamp = open_regular(self.path)
             if stamp != self.stamp:
                 os.close(descriptor)
@@ -252,11 +254,16 @@ class File:
             if len(_idle) > FEW:
                 _close_idle(min(_limit("RLIMIT_NOFILE"), 1024))
 
+    def release(self, descriptor: int) -> None:
+        """Close a descriptor that was kept, unless it is another file's by now."""
+        if self.stamp.is_of(descriptor):
+            os.close(descriptor)
+
     def close(self) -> None:
         """Keep no descriptor. What is read later opens the file again."""
         descriptor = _idle.pop(self, None)
         if descriptor is not None:
-            os.close(descriptor)
+            self.release(descriptor)
 
 
 def read_from(
