@@ -52,10 +52,10 @@ class EngineAttribute:
     def __get__(self, mux: Any, owner: type | None = None) -> Any:
         if mux is None:
             return self
-        engine = mux.__dict__.get("__pescador_engine__")
-        if engine is not None:
-            return getattr(engine, self.name)
-        return mux.__dict__[self.name] if self.name in mux.__dict__ else self.idle(mux)
+        fields = mux.__dict__
+        if "__pescador_engine__" in fields:
+            return getattr(fields["__pescador_engine__"], self.name)
+        return fields[self.name] if self.name in fields else self.idle(mux)
 
     def __set__(self, mux: Any, value: Any) -> None:
         if "__pescador_engine__" in mux.__dict__:
