@@ -1464,9 +1464,16 @@ cdef frozenset RECIPE = frozenset({
 
 cpdef dict attributes_of(object streamer):
     """The attributes that hooks may have changed, by name; lists and the like are copied."""
-    return {name: isolate(value, {}) for name, value in streamer.__dict__.items()
-            if name not in RECIPE and not name.startswith("__pescador_")
-            and type(value) is not types.ModuleType}
+    cdef dict fields = {}
+    for name, value in streamer.__dict__.items():
+        if not (name in RECIPE or name.startswith("__pescador_")
+                or type(value) is types.ModuleType):
+            try:
+                fields[name] = isolate(value, {})
+            except Exception:
+                # What cannot be copied is refused by name when a state is taken.
+                fields[name] = value
+    return fields
 
 
 cdef fresh_sequence():
@@ -1910,7 +1917,6 @@ cdef class Inner(Compiled):
     cdef Compiled node
     cdef Run run
     cdef readonly tuple path
-    cdef bint is_bounded_now
 
     def __cinit__(self, Compiled node, Run run, Scope scope):
         self.node = node
@@ -1922,11 +1928,10 @@ cdef class Inner(Compiled):
 
     def __next__(self):
         cdef PyObject* item
-        if not self.is_bounded_now:
-            self.is_bounded_now = True
-            if self.left != UNBOUNDED:
-                self.node.left = self.left
+        # Whoever has set our bound knows nothing of what is inside.
+        self.node.left = self.left
         item = next_item(self.node)
+        self.left = self.node.left
         if item is NULL:
             raise StopIteration
         return steal(item)
@@ -1937,11 +1942,9 @@ cdef class Inner(Compiled):
         return self.run.recipe
 
     cpdef dict save(self, saver):
-        return {"bounded": bool(self.is_bounded_now), "left": self.left,
-                "stream": saver.save(self.node)}
+        return {"left": self.left, "stream": saver.save(self.node)}
 
     cpdef object restore(self, dict state, loader):
-        self.is_bounded_now = state["bounded"]
         self.left = state["left"]
         loader.restore(self.node, state["stream"])
 

@@ -119,6 +119,8 @@ class Loader:
                 grows = field == "n_streams" and here is not None and here >= (there or 0)
                 if self.strict or not (grows or field == "weights"):
                     self.compare(f"{what}, {field}", here, there)
+        elif now != before and what.endswith(", weights"):
+            raise StateError(f"the state does not fit: {what} differ; strict=False lets them")
         elif now != before:
             raise StateError(f"the state does not fit: {what} is {now!r}, and was {before!r}")
 

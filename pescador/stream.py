@@ -51,19 +51,19 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             raise PescadorError(f"{streamer!r} is an activated copy; open the original")
         self._streamer = streamer
         self._max_iter = max_iter
-        # The run that it is, if not one of its own.
+        # The run that this is a part of, where a worker is given one.
+        self._given_run: Any = None
         self._run: Any = None
+        self._is_restored = False
         _core.as_bound(max_iter)
 
     def _start(self) -> Any:
         """Start the iteration, at the first item; return its iterator."""
         tree = self._streamer
-        if self._run is not None:
-            pass
-        elif hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
-            self._run, tree = tree.__pescador_run__(True), tree.streamer
-        else:
-            self._run = _core.Run(True)
+        run = self._given_run
+        if run is None and hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
+            run, tree = tree.__pescador_run__(True), tree.streamer
+        self._run = _core.Run(True) if run is None else run
         node = _core.open_visit(tree, _core.root_scope(self._run), {})
         self._streamer.active_count_ += 1
         return node.bounded(self._max_iter)
@@ -152,6 +152,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             node.bounded(self._max_iter)
         if "numpy" in state:
             np.random.set_state(state["numpy"])
+        self._is_restored = True
         self._resume(state["index"], state["ended"])
 
     @property
@@ -174,8 +175,13 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         """Return what is open, and how far each is."""
         state = "ended" if self.has_ended else "closed" if self.over else "open"
         label = f"{state}, {self.index:,} items given"
-        node = None if not self.is_started else self._root()
+        node = self._root() if self.is_started or self._is_restored else None
         return _repr.Node(f"Stream: {label}", [_repr.open_tree(node, self._streamer)])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise PescadorError(
+            f"{self!r} cannot be pickled or copied; pickle its state_dict(), and open another"
+        )
 
     def __repr__(self) -> str:
         return f"<Stream of {self._streamer!r}, {self.index:,} items given>"

@@ -9,13 +9,19 @@ from open_trees import build, plain
 
 trees.Starts.limit = float("inf")
 
-for number, case in enumerate(pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())):
-    description, state, expected, failure = case
-    items, failed = [], None
-    try:
-        for item in build(description).open(state=state):
-            items.append(plain(item))
-    except Exception as error:
-        failed = type(error)
-    if items != expected or failed is not failure:
-        raise SystemExit(f"tree {number} {description}: {items}, {failed}; not {expected}")
+
+def main(path):
+    for number, case in enumerate(pickle.loads(pathlib.Path(path).read_bytes())):
+        description, state, expected, failure = case
+        items, failed = [], None
+        try:
+            for item in build(description).open(state=state):
+                items.append(plain(item))
+        except Exception as error:
+            failed = type(error)
+        if items != expected or failed is not failure:
+            raise SystemExit(f"tree {number} {description}: {items}, {failed}; not {expected}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -232,7 +232,7 @@ class Channel:
             warnings.warn(
                 f"{silence} {_SUSPICIOUS} seconds; waiting on. {_SILENCE}",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     # ------------------------------------------------------------------------------ the pipe

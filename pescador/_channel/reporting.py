@@ -62,7 +62,7 @@ class Reporting:
 
         run = _core.Run(self.tracks, self.sequence, self.governs)
         stream: Any = Stream(self.streamer, max_iter)
-        stream._run = run
+        stream._given_run = run
         if self.state is not None:
             stream.load_state_dict(self.state)
             for _ in range(self.skip):

@@ -1,0 +1,13 @@
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+_T = TypeVar("_T")
+
+def use_layouts(wanted: bool = True) -> bool: ...
+def runs_under(
+    sequence: np.random.SeedSequence,
+    function: Callable[[], _T],
+    governed: tuple[str, ...] = ("numpy", "random"),
+) -> Iterator[_T]: ...
