@@ -91,3 +91,4 @@ cdef class GlobalStates:
 
 
 cdef GlobalStates seeded_states(Seed* seed, tuple governed)
+cpdef int set_bits(object bits, dict state) except -1

@@ -274,11 +274,14 @@ cdef class GlobalStates:
 
     cdef int enter(self, Twisters* callers) except -1:
         """Put these states in place; the caller's go to `callers` and to attributes."""
+        cdef bint numpy = False, python = False
         try:
             if self.governs_numpy:
                 self.enter_numpy(callers)
+                numpy = True
             if self.governs_python:
                 self.enter_python(callers)
+                python = True
             if self.torch is not None:
                 torch = sys.modules["torch"]
                 self.callers_torch = torch.get_rng_state()
@@ -438,13 +441,23 @@ cdef class GlobalStates:
         else:
             kind = getattr(np.random, state["numpy"]["bit_generator"])
             self.bits = kind()
-            self.bits.state = state["numpy"]
+            set_bits(self.bits, state["numpy"])
             self.gauss = state["gauss"]
         take_python(&self.own, state["python"])
         self.gauss_next = state["gauss_next"]
         if self.torch is not None and state["torch"] is not None:
             self.torch = sys.modules["torch"].from_numpy(np.array(state["torch"]))
         return 0
+
+
+cpdef int set_bits(object bits, dict state) except -1:
+    """Have a bit generator go on from a state; NumPy takes any place in its words."""
+    if not 0 <= state.get("buffer_pos", 0) <= 4:
+        raise ValueError(f"buffer_pos={state['buffer_pos']} of a bit generator must be 0 to 4")
+    if state["bit_generator"] == "MT19937" and not 0 <= state["state"]["pos"] <= 624:
+        raise ValueError(f"pos={state['state']['pos']} of a Mersenne Twister must be 0 to 624")
+    bits.state = state
+    return 0
 
 
 cdef dict numpy_words(Twisters* own):
@@ -456,6 +469,8 @@ cdef dict numpy_words(Twisters* own):
 
 cdef int take_numpy(Twisters* own, words, gauss) except -1:
     cdef const uint32_t[::1] view = np.ascontiguousarray(words["key"], np.uint32)
+    if len(view) != 624 or not 0 <= words["pos"] <= 624:
+        raise ValueError("a Mersenne Twister has 624 words and is at one of them, or at the end")
     memcpy(own.numpy.key, &view[0], sizeof(own.numpy.key))
     own.numpy.pos = words["pos"]
     own.has_gauss = gauss is not None
@@ -469,6 +484,8 @@ cdef tuple python_words(Twisters* own):
 
 cdef int take_python(Twisters* own, words) except -1:
     cdef Py_ssize_t i
+    if len(words) != 625 or not 0 <= words[624] <= 624:
+        raise ValueError("a Mersenne Twister has 624 words and is at one of them, or at the end")
     for i in range(624):
         own.python.key[i] = words[i]
     own.python.pos = words[624]

@@ -150,9 +150,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             raise
         if self._max_iter is not None:
             node.bounded(self._max_iter)
-        if "numpy" in state:
-            np.random.set_state(state["numpy"])
-        self._resume(state["index"], state["ended"])
+        self._resume(index, ended)
 
     @property
     def replay_cost(self) -> int:

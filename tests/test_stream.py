@@ -743,3 +743,130 @@ def save_states(path):
         cases.append((name, state, repr(plain(list(tree.open(20, state=state))))))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps(cases, protocol=4))
+
+
+# ------------------------------------------------------------------------------- damaged states
+
+
+def at_one_place(state, path, value):
+    """A state in which one value is another."""
+    if not path:
+        return value
+    changed = copy.copy(state)
+    inside = state[path[0]] if len(path) > 1 else None
+    changed[path[0]] = at_one_place(inside, path[1:], value)
+    return changed
+
+
+def damaged(pool):
+    """What the state of a mux over `pool` streams may have in the place of each field."""
+    return [
+        (("which",), np.full(pool, 1 << 40)),
+        (("which",), np.zeros(100, np.int64)),
+        (("which",), np.zeros(pool)),
+        (("slots",), np.zeros((pool, 3), np.int64)),
+        (("turn",), 1 << 40),
+        (("turn",), -2),
+        (("left",), -1),
+        (("streams",), [None] * 1000),
+        (("streams", 0), [0, {}]),
+        (("visits", "n"), 1 << 40),
+        (("visits", "bits"), 64),
+        (("visits", "packed"), b"xxxxx"),
+        (("hooked",), {"1000": {}}),
+        (("late",), [[[-1], {}]]),
+        (("generators", 0, "state", "pos"), 1 << 30),
+        (("generators", 0, "state", "key"), np.zeros(3, np.uint32)),
+    ]
+
+
+DAMAGED = [
+    *[(("ShuffledMux", {}), *case) for case in damaged(4)],
+    *[(("ShuffledMux", {}), ("weights",), value) for value in (np.ones(99), np.full(4, np.nan))],
+    *[
+        (("StochasticMux", {"n_active": 2, "rate": 3}), *case)
+        for case in (
+            (("pool", "n"), 1 << 40),
+            (("pool", "share"), float("nan")),
+            (("pool", "missing"), np.array([1 << 40])),
+            (("pool", "missing"), np.zeros(1, np.uint8)[:0]),
+            (("pruned",), np.array([-3])),
+        )
+    ],
+    *[
+        (("RoundRobinMux", {"mode": "permuted_cycle"}), *case)
+        for case in (
+            (("following",), np.full(4, 1 << 40)),
+            (("following",), np.zeros(999, np.int64)),
+            (("following",), np.array([1, 1, 1, 1])),
+            (("alive",), 1 << 40),
+            (("at",), -1),
+            (("before",), 1 << 40),
+        )
+    ],
+]
+
+
+@pytest.mark.parametrize("case", DAMAGED, ids=str)
+def test_a_state_that_leads_out_of_a_mux_is_refused(case):
+    (kind, kwargs), path, value = case
+
+    def make():
+        return getattr(pescador, kind)(
+            [Streamer(count, 5) for _ in range(4)], **kwargs, random_state=1
+        )
+
+    state = at_one_place(after(make(), 3), ("tree", *path), value)
+    stream = make().open()
+    with pytest.raises(StateError):
+        stream.load_state_dict(state)
+    assert stream.over
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("left", -1), ("done", -1), ("ahead", 1 << 40), ("ahead", -1), ("block", np.array([1 << 40]))],
+)
+def test_a_state_that_leads_out_of_a_source_is_refused(field, value):
+    rows = pescador.sources.Rows({"X": np.arange(9)}, random_state=1)
+    state = at_one_place(after(rows, 3), ("tree", field), value)
+    with pytest.raises(StateError, match=field):
+        rows.open(state=state)
+
+
+def test_a_state_that_leads_out_of_a_cache_is_refused():
+    cache = Streamer(pescador.cache, Streamer(count, 9), 3, 0.5, 1)
+    state = at_one_place(after(cache, 5), ("tree", "map", "due"), 3)
+    with pytest.raises(StateError, match="due"):
+        cache.open(state=state)
+
+
+def test_a_state_with_more_than_a_batch_is_refused():
+    batches = Streamer(pescador.buffer_stream, list(data(9)), 3)
+    state = at_one_place(after(batches, 1), ("tree", "map", "unfinished"), list(data(4)))
+    with pytest.raises(StateError, match="unfinished"):
+        batches.open(state=state)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("python",), np.zeros(3, "u4")),
+        (("python",), np.full(625, 625, "u4")),
+        (("numpy", "state", "pos"), -1),
+        (("numpy", "state", "key"), np.zeros(3, "u4")),
+    ],
+)
+def test_a_state_that_leads_out_of_a_twister_is_refused(path, value):
+    made = Seeded(Streamer(pescador.transform, range(9), str), 1)
+    state = at_one_place(after(made, 3), ("tree", "states", *path), value)
+    with pytest.raises(StateError, match="Twister"):
+        made.open(state=state)
+
+
+@pytest.mark.parametrize("field", ["tree", "seed", "index", "ended", "inexact"])
+def test_a_state_without_one_of_its_fields_is_refused(field):
+    state = after(Streamer(count, 5), 3)
+    del state[field]
+    with pytest.raises(StateError, match=field):
+        Streamer(count, 5).open(state=state)
