@@ -1860,6 +1860,9 @@ cdef class Reader:
         try:
             if self.node is None:
                 self._root()
+            # list(stream) is a loop in C. A signal must not come between an item and its reader.
+            if self.index % 1024 == 0:
+                PyErr_CheckSignals()
             item = next_item(self.node)
         except BaseException:
             self.end()
@@ -1872,9 +1875,6 @@ cdef class Reader:
             self.end()
             raise StopIteration
         self.index += 1
-        # list(stream) is a loop in C.
-        if self.index % 1024 == 0:
-            PyErr_CheckSignals()
         return steal(item)
 
     def __del__(self):
@@ -1885,6 +1885,8 @@ cdef class Reader:
         if self.node is None:
             self.node = self._start()
             self.counted = True
+            if self.over:
+                self.end()
         return self.node
 
     def _resume(self, int64_t index, bint has_ended):

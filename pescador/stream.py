@@ -53,18 +53,21 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         self._max_iter = max_iter
         # The run that it is, if not one of its own.
         self._run: Any = None
+        self._is_loaded = False
         _core.as_bound(max_iter)
 
     def _start(self) -> Any:
         """Start the iteration, at the first item; return its iterator."""
-        tree = self._streamer
-        if self._run is not None:
+        run, tree = self._run, self._streamer
+        if run is not None:
             pass
         elif hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
-            self._run, tree = tree.__pescador_run__(True), tree.streamer
+            run, tree = tree.__pescador_run__(True), tree.streamer
         else:
-            self._run = _core.Run(True)
-        node = _core.open_visit(tree, _core.root_scope(self._run), {})
+            run = _core.Run(True)
+        node = _core.open_visit(tree, _core.root_scope(run), {})
+        # Not before: whoever has failed to start may start again.
+        self._run = run
         self._streamer.active_count_ += 1
         return node.bounded(self._max_iter)
 
@@ -129,7 +132,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             If the state is of another streamer, of a version that is not known, or if a stream
             gives less or draws otherwise than when the state was taken.
         PescadorError
-            If an item was given already.
+            If an item was given already, a state was loaded, or the stream was closed.
         """
         if not isinstance(state, dict) or "pescador" not in state:
             raise ArgumentError(f"state={state!r:.100} must be what state_dict() has returned")
@@ -137,13 +140,21 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             raise StateError(
                 f"the state has format {state['pescador']!r}; this version reads {FORMAT}"
             )
-        if self.is_started:
-            raise PescadorError("load_state_dict() must come before the first item")
+        if self.is_started or self.over or self._is_loaded:
+            raise PescadorError(
+                "load_state_dict() must come before the first item, and once: open another stream"
+            )
+        self._is_loaded = True
         try:
             node = self._root()
-            loader = Loader(strict, bool(state["inexact"]))
-            loader.compare("seed", self._run.recipe, state["seed"])
-            loader.restore(node, state["tree"])
+            loader = Loader(strict)
+            with loader.refusing(repr(self)):
+                loader.is_inexact = bool(state["inexact"])
+                loader.compare("seed", self._run.recipe, state["seed"])
+                index, ended = loader.whole(state, "index", 0), state["ended"]
+                loader.restore(node, state["tree"])
+                if "numpy" in state:
+                    _core.set_generator(np.random.mtrand._rand, state["numpy"])
         except BaseException:
             # Nobody is to go on with half of it.
             self.close()

@@ -6,6 +6,7 @@ import io
 import pathlib
 import pickle
 import random
+import signal
 import types
 
 import numpy as np
@@ -870,3 +871,63 @@ def test_a_state_without_one_of_its_fields_is_refused(field):
     del state[field]
     with pytest.raises(StateError, match=field):
         Streamer(count, 5).open(state=state)
+
+
+# -------------------------------------------------------------------------- what loses nothing
+
+
+@pytest.mark.parametrize("over", ["loaded", "refused", "closed"])
+def test_a_state_is_loaded_once_and_not_after_close(over):
+    streamer = Streamer(count, 9)
+    stream = streamer.open()
+    if over == "loaded":
+        stream.load_state_dict(after(streamer, 7))
+    elif over == "closed":
+        stream.close()
+    else:
+        with pytest.raises(StateError):
+            stream.load_state_dict(after(Streamer(range(9)), 3))
+    with pytest.raises(PescadorError, match="open another"):
+        stream.load_state_dict(after(streamer, 5))
+
+
+def test_the_state_of_a_stream_that_was_closed_unread_leaves_nothing_open():
+    streamer = Streamer(count, 9)
+    stream = streamer.open()
+    stream.close()
+    state = stream.state_dict()
+    assert streamer.active == 0
+    assert list(streamer.open(state=state)) == list(range(9))
+
+
+def test_a_signal_does_not_come_between_an_item_and_its_reader():
+    streamer = Streamer(range(1 << 40))
+    given = []
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        stream = streamer.open()
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        with pytest.raises(KeyboardInterrupt):
+            given.extend(stream)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stream.index == len(given)
+    assert next(streamer.open(state=stream.state_dict())) == len(given)
+
+
+def test_a_stream_that_has_failed_to_open_may_be_resumed():
+    fails = [True]
+
+    class Source:
+        def __iter__(self):
+            if fails:
+                fails.clear()
+                raise Failure
+            return iter(np.random.rand(5).tolist())
+
+    seeded = Seeded(Streamer(Source()), 3)
+    stream = seeded.open()
+    with pytest.raises(Failure):
+        next(stream)
+    assert list(seeded.open(state=stream.state_dict())) == list(seeded)
