@@ -381,8 +381,11 @@ cdef class Engine(Compiled):
             # It may have been put into the pool after construction.
             streamer = as_streamer(streamer)
         self.inner.place = self.passed + i
-        self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
-                                   &self.endings[slot], self.copies)
+        if self.scope.run is None:
+            self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
+                                       &self.endings[slot], self.copies)
+        else:
+            self.streams[slot] = self.start_in_run(streamer, slot)
         if self.fused and self.endings[slot] == STOP:
             fuse(self.streams[slot])
         if self.endings[slot] == ENDS_ITSELF:
@@ -394,6 +397,19 @@ cdef class Engine(Compiled):
                 raise RecursionError("muxes are nested more deeply than Python's recursion limit, "
                                      f"{sys.getrecursionlimit()}")
         return 0
+
+    cdef object start_in_run(self, object streamer, Py_ssize_t slot):
+        """Start the stream of a slot; one that fails to start is the same visit when it does."""
+        cdef int64_t n_visits = 0
+        if self.inner.place < self.inner.n_visits:
+            n_visits = self.inner.visits[self.inner.place]
+        try:
+            return start(streamer, self.slots[slot].bound, self.inner, &self.endings[slot],
+                         self.copies)
+        except BaseException:
+            if self.inner.place < self.inner.n_visits:
+                self.inner.visits[self.inner.place] = n_visits
+            raise
 
     cdef inline int assign(self, Py_ssize_t slot, Py_ssize_t i, int64_t bound) except -1:
         self.which[AT(slot, self.k)] = i

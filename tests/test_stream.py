@@ -916,6 +916,34 @@ def test_a_signal_does_not_come_between_an_item_and_its_reader():
     assert next(streamer.open(state=stream.state_dict())) == len(given)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        pescador.ShuffledMux,
+        lambda pool: pescador.RoundRobinMux(pool, "cycle"),
+        lambda pool: pescador.StochasticMux(pool, 2, 3),
+        lambda pool: pescador.ChainMux(pool, "cycle"),
+    ],
+)
+def test_a_stream_that_fails_to_start_is_the_same_visit_when_it_does(make):
+    class Source:
+        fails = False
+
+        def __iter__(self):
+            if Source.fails:
+                Source.fails = False
+                raise Failure
+            return iter(np.random.rand(5).tolist())
+
+    mux = Seeded(make([Source(), Source()]), 3)
+    expected = list(mux.iterate(20))
+    Source.fails = True
+    stream = mux.open(20)
+    with pytest.raises(Failure):
+        next(stream)
+    assert list(mux.open(state=stream.state_dict())) == expected
+
+
 def test_a_stream_that_has_failed_to_open_may_be_resumed():
     fails = [True]
 
