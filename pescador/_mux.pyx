@@ -860,7 +860,7 @@ cdef class RoundRobinEngine(Engine):
     cdef PyObject* advance(self) except? NULL:
         cdef Py_ssize_t slot, before
         cdef PyObject* item
-        while self.alive > 0:
+        while self.alive > 0 or self.next_round():
             # Move on first: a stream that fails has had its turn.
             slot = self.turn = self.at
             before = self.turn_before = self.before
@@ -874,11 +874,16 @@ cdef class RoundRobinEngine(Engine):
             self.before = before
             self.following[AT(before, self.k)] = self.at
             self.alive -= 1
-            if self.alive == 0 and self.cycles:
-                if ends_empty(&self.empty, self.gave()):
-                    raise _empty.empty_mux(self.mux, self.pool)
-                self.begin_round(self.permutes)
         return NULL
+
+    cdef bint next_round(self) except? True:
+        """Begin another round; False when there is none."""
+        if self.k == 0 or not self.cycles:
+            return False
+        if ends_empty(&self.empty, self.gave()):
+            raise _empty.empty_mux(self.mux, self.pool)
+        self.begin_round(self.permutes)
+        return True
 
     cdef bint gave(self) noexcept:
         """Whether this round gave a sample."""
