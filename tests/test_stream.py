@@ -944,6 +944,34 @@ def test_a_stream_that_fails_to_start_is_the_same_visit_when_it_does(make):
     assert list(mux.open(state=stream.state_dict())) == expected
 
 
+def test_an_item_that_is_none_is_tried_again_too():
+    fails = [True]
+
+    def function(item):
+        if fails and item is None:
+            fails.clear()
+            raise Failure
+        return str(item)
+
+    streamer = Streamer(pescador.transform, [1, None, 3], function)
+    stream = streamer.open()
+    with pytest.raises(Failure):
+        list(stream)
+    assert list(streamer.open(state=stream.state_dict())) == ["None", "3"]
+
+
+@pytest.mark.parametrize("last", [{"X": np.zeros(4)}, {}])
+def test_a_batch_that_cannot_be_made_is_tried_again_and_again(last):
+    items = [{"X": np.zeros(3)}, {"X": np.zeros(3)}, last, *data(9)]
+    streamer = Streamer(pescador.buffer_stream, items, 3)
+    state = None
+    for _ in range(3):
+        stream = streamer.open(state=state)
+        with pytest.raises((ValueError, KeyError)):
+            next(stream)
+        state = stream.state_dict()
+
+
 def test_a_stream_that_has_failed_to_open_may_be_resumed():
     fails = [True]
 
