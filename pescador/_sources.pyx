@@ -501,6 +501,7 @@ cdef class Visit(Compiled):
         if self.plan.order != RANDOM:
             n = min(n, table.n - self.done)
         self.at = self.n_block = 0
+        self.drawn = None
         if n == 0:
             return 0
         drawn = np.empty(n, np.int64)
@@ -553,6 +554,9 @@ cdef class Visit(Compiled):
             state["ahead"] = self.ahead
         if self.n_block > self.at:
             state["block"] = self.drawn[self.at:].copy()
+        elif self.n_block == 0 and self.drawn is not None:
+            # They could not be read.
+            state["block"] = self.drawn.copy()
         if self.plan.order == SEQUENTIAL:
             pass
         elif self.bits == OWN:

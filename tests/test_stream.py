@@ -987,3 +987,26 @@ def test_a_stream_that_has_failed_to_open_may_be_resumed():
     with pytest.raises(Failure):
         next(stream)
     assert list(seeded.open(state=stream.state_dict())) == list(seeded)
+
+
+@pytest.mark.parametrize("order", ["random", "shuffled", "sequential"])
+def test_rows_that_could_not_be_read_are_the_next_after_resuming(order):
+    class Reader:
+        fails = False
+        shape, dtype = (20,), np.dtype(np.int64)
+
+        def __getitem__(self, key):
+            if Reader.fails:
+                Reader.fails = False
+                raise OSError("the disk is away")
+            return np.arange(20)[key]
+
+    def make():
+        return pescador.sources.Rows({"X": Reader()}, order=order, random_state=1)
+
+    expected = plain(list(make().open(8)))
+    Reader.fails = True
+    stream = make().open(8)
+    with pytest.raises(pescador.DataError, match="disk"):
+        next(stream)
+    assert plain(list(make().open(state=stream.state_dict()))) == expected
