@@ -287,24 +287,45 @@ cdef class GlobalStates:
                 self.callers_torch = torch.get_rng_state()
                 torch.set_rng_state(self.torch)
         except BaseException:
-            release()
+            # A signal has met a function of Python's or torch's.
+            own, self.torch = self.torch, None
+            try:
+                if self.callers_torch is not None:
+                    sys.modules["torch"].set_rng_state(self.callers_torch)
+            finally:
+                self.leave_some(callers, numpy, python)
+                self.torch, self.callers_torch = own, None
             raise
         return 0
 
     cdef int leave(self, Twisters* callers) except -1:
         """Put the caller's states back; those of the visit are kept."""
+        return self.leave_some(callers, self.governs_numpy, self.governs_python)
+
+    cdef int leave_some(self, Twisters* callers, bint numpy, bint python) except -1:
+        """Put back those that were exchanged, each of them whether or not another fails."""
         try:
-            if self.governs_numpy:
+            if numpy:
                 self.leave_numpy(callers)
-            if self.governs_python:
-                self.leave_python(callers)
-            if self.torch is not None:
-                torch = sys.modules["torch"]
-                self.torch = torch.get_rng_state()
-                torch.set_rng_state(self.callers_torch)
-                self.callers_torch = None
         finally:
-            release()
+            try:
+                if python:
+                    self.leave_python(callers)
+            finally:
+                try:
+                    if self.torch is not None:
+                        self.leave_torch()
+                finally:
+                    release()
+        return 0
+
+    cdef int leave_torch(self) except -1:
+        torch = sys.modules["torch"]
+        try:
+            self.torch = torch.get_rng_state()
+        finally:
+            torch.set_rng_state(self.callers_torch)
+            self.callers_torch = None
         return 0
 
     cdef inline int enter_numpy(self, Twisters* callers) except -1:
@@ -368,10 +389,12 @@ cdef class GlobalStates:
 
     cdef inline int leave_python(self, Twisters* callers) except -1:
         if python is NULL:
-            _, words, self.gauss_next = RANDOM.getstate()
-            take_python(&self.own, words)
-            RANDOM.setstate(self.callers_python)
-            self.callers_python = None
+            try:
+                _, words, self.gauss_next = RANDOM.getstate()
+                take_python(&self.own, words)
+            finally:
+                RANDOM.setstate(self.callers_python)
+                self.callers_python = None
             return 0
         self.own.python.pos = python.index
         copy_words(self.own.python.key, python.state)
