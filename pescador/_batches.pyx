@@ -636,20 +636,26 @@ cdef class Column(Rows):
                 held.append(rows[i, ...])
         return held
 
-    cdef object end(self, Py_ssize_t first):
-        """Return the array of the batch, whose first item is item `first` of the stream."""
+    cdef object end(self):
+        """Return the array of the batch."""
+        self.most = max(self.most, self.count)
+        result = self.finish()
+        if self.n > 1 or self.alone is self.dtype:
+            return result
+        return self.as_allocated(result.astype(self.alone))
+
+    cdef object join(self, Py_ssize_t first):
+        """Return the array of a batch that NumPy makes of the values that are held, else None.
+
+        Its first item is item `first` of the stream.
+        """
         if self.held is None:
-            self.most = max(self.most, self.count)
-            result = self.finish()
-            if self.n > 1 or self.alone is self.dtype:
-                return result
-            return self.as_allocated(result.astype(self.alone))
-        held, self.held = self.held, None
+            return None
         try:
             if self.joins:
-                result = np.concatenate(held, axis=self.along)
+                result = np.concatenate(self.held, axis=self.along)
             else:
-                result = np.array(held)
+                result = np.array(self.held)
         except TypeError as error:
             raise DataError(
                 f"key {self.key!r}: the values of items {first} to {first + self.n - 1} cannot be "
@@ -782,8 +788,16 @@ cdef class Batches(Compiled):
                     Py_DECREF(<object>pointer)
                 else:
                     item = steal(pointer)
-                    self.count_copied()
-                    self.take(item, n)
+                    if self.room > 0:
+                        self.count_copied()
+                    if type(item) is Visit:
+                        self.take(item, n)
+                    else:
+                        self.is_stale = True
+                        if n == 0:
+                            self.began = None
+                            self.begin(item)
+                        self.add(item)
                     # Let go before the source goes on.
                     item = None
                 n += 1
@@ -800,14 +814,27 @@ cdef class Batches(Compiled):
         if n < self.size and (n == 0 or not self.partial):
             raise StopIteration
         cdef dict result = {}
+        try:
+            # NumPy may refuse to join these, before any of the others is handed out.
+            for column in self.columns:
+                result[(<Column>column).key] = (<Column>column).join(first)
+        except BaseException:
+            self.keep_unfinished(n, first, None)
+            raise
         for column in self.columns:
-            result[(<Column>column).key] = (<Column>column).end(first)
+            (<Column>column).held = None
+            if result[(<Column>column).key] is None:
+                result[(<Column>column).key] = (<Column>column).end()
         return result
 
     cdef int keep_unfinished(self, Py_ssize_t n, Py_ssize_t first, object item) except -1:
         """Keep the items of a batch that cannot be completed, for the state of an open stream."""
         cdef list values = []
         if not isinstance(self.source, Compiled):
+            return 0
+        if self.unfinished is not None:
+            # It is one of them that failed.
+            self.position = first
             return 0
         self.count_copied()
         for column in self.columns if n else ():
@@ -822,7 +849,6 @@ cdef class Batches(Compiled):
     cdef Py_ssize_t add_unfinished(self) except -1:
         """Begin with the items of a batch that an error has ended; return how many."""
         cdef list items = self.unfinished
-        self.unfinished = None
         self.is_stale = True
         for item in items:
             if item is items[0]:
@@ -830,6 +856,7 @@ cdef class Batches(Compiled):
                 self.begin(item)
             self.add(item)
             self.position += 1
+        self.unfinished = None
         return len(items)
 
     cpdef dict save(self, saver):
@@ -841,7 +868,10 @@ cdef class Batches(Compiled):
 
     cpdef object restore(self, dict state, loader):
         self.position = state["position"]
-        self.unfinished = state["unfinished"] or None
+        self.unfinished = loader.own(state["unfinished"]) or None
+        if len(self.unfinished or ()) > self.size:
+            raise ValueError(f"'unfinished' has {len(self.unfinished)} items, and a batch "
+                             f"{self.size}")
         loader.restore(self.source, state["stream"])
 
     cpdef object replay_cost(self):
@@ -858,15 +888,9 @@ cdef class Batches(Compiled):
         return (Py_TYPE(<object>item) is VISIT and (<Visit>item).table.stamp == self.stamp
                 and (<Visit>item).table.is_plain)
 
-    cdef int take(self, object item, Py_ssize_t n) except -1:
-        """Add an item to the batch, in which n came before it."""
-        if type(item) is Visit:
-            return self.add_from(item) if n > 0 else self.add_first(item)
-        self.is_stale = True
-        if n == 0:
-            self.began = None
-            self.begin(item)
-        return self.add(item)
+    cdef int take(self, Visit visit, Py_ssize_t n) except -1:
+        """Add the item of a source to the batch, in which n came before it."""
+        return self.add_from(visit) if n > 0 else self.add_first(visit)
 
     cdef int begin(self, object item) except -1:
         """Prepare for a batch, of which this is the first item."""

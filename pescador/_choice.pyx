@@ -558,17 +558,25 @@ cdef class Pool:
 
     def restore(self, dict state):
         """Have such a probability, and such streams that cannot be picked; none was picked yet."""
+        cdef Py_ssize_t i, n = state["n"]
+        cdef double share = state["share"]
         missing = state["missing"]
-        if missing.dtype == np.uint8:
-            missing = np.flatnonzero(np.unpackbits(missing, bitorder="little")[:state["n"]] == 0)
+        if missing.dtype == np.uint8 and 0 <= n <= 8 * len(missing):
+            missing = np.flatnonzero(np.unpackbits(missing, bitorder="little")[:n] == 0)
+        if not (0 <= n <= self.n and 0.0 < share <= 1.0 and missing.dtype == np.int64
+                and missing.ndim == 1 and (len(missing) == 0 or (
+                    missing.min() >= 0 and missing.max() < n))):
+            raise ValueError(f"'pool' has {n} streams, a probability of {share} for each, and "
+                             f"misses {missing!r:.100}; there are {self.n} streams")
         for i in missing:
-            self.set(i, False)
+            if self.has(i):
+                self.set(i, False)
         while self.n_replayed < self.length:
             self.apply(self.journal[self.n_replayed].stream)
             self.n_replayed += 1
         self.n_replayed = self.length = 0
         # Those that were added since are as likely as the others.
-        self.v = state["share"] if self.n == state["n"] else 1.0 / max(self.m, 1)
+        self.v = share if self.n == n else 1.0 / max(self.m, 1)
 
     @property
     def distribution(self):

@@ -85,7 +85,7 @@ cpdef Scope root_scope(run, path=*)
 cpdef dict attributes_of(object streamer)
 cpdef str place_of(path)
 cpdef dict visits_of(Scope scope)
-cpdef int set_visits(Scope scope, dict state) except -1
+cpdef int set_visits(Scope scope, dict state, Py_ssize_t most) except -1
 cdef object hooked_copy(object streamer, Scope scope, dict copies)
 cdef tuple path_of_visit(Scope scope)
 cdef Seed seed_of_visit(Run run, tuple path) except *

@@ -35,7 +35,9 @@ from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM
 from cpython.type cimport PyType_Check
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
-from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark, seeded_states
+from pescador._global_rng cimport (
+    GlobalStates, Marks, has_moved, mark, seeded_states, set_bits,
+)
 from pescador._native.dicts cimport pescador_field
 from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
 from pescador._native.seeds cimport Seed, seed_key, seed_words
@@ -372,12 +374,15 @@ cpdef dict visits_of(Scope scope):
     return {"n": n, "least": least, "bits": bits, "packed": bytes(packed)}
 
 
-cpdef int set_visits(Scope scope, dict state) except -1:
-    """Have as many visits noted as such a state says."""
+cpdef int set_visits(Scope scope, dict state, Py_ssize_t most) except -1:
+    """Have as many visits noted as such a state says, of `most` places."""
     cdef Py_ssize_t i, n = state["n"], at = 0
     cdef int64_t least = state["least"]
     cdef int bits = state["bits"], j
     cdef const unsigned char[:] view = state["packed"]
+    if not (0 <= n <= most and 0 <= bits < 63 and len(view) == (n * bits + 7) // 8):
+        raise ValueError(f"'visits' has {len(view)} bytes for the {n} places that were visited, "
+                         f"{bits} bits for each; there are {most} places")
     scope.make_room(n)
     for i in range(scope.n_visits):
         scope.visits[i] = 0
@@ -1428,7 +1433,7 @@ cdef object generator_at(object streamer, places):
     """The random generator of the source at some places in a tree; None where there is none."""
     for place in places:
         pool = getattr(stream_of(streamer), "streamers", None)
-        if type(pool) is not list or not place < len(pool):
+        if type(pool) is not list or not 0 <= place < len(pool):
             return None
         streamer = (<list>pool)[<Py_ssize_t>place]
     source = stream_of(streamer)
@@ -1502,9 +1507,11 @@ cpdef object state_of_generator(object generator):
 cpdef object set_generator(object generator, object state):
     """Have a RandomState or Generator go on from a state."""
     if isinstance(generator, RandomState):
+        # It has a deviate left over, too.
+        set_bits(generator._bit_generator, state)
         generator.set_state(state)
     else:
-        generator.bit_generator.state = state
+        set_bits(generator.bit_generator, state)
 
 
 cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
@@ -1862,6 +1869,9 @@ cdef class Reader:
         try:
             if self.node is None:
                 self._root()
+            # list(stream) is a loop in C. A signal must not come between an item and its reader.
+            if self.index % 1024 == 0:
+                PyErr_CheckSignals()
             item = next_item(self.node)
         except BaseException:
             self.end()
@@ -1874,9 +1884,6 @@ cdef class Reader:
             self.end()
             raise StopIteration
         self.index += 1
-        # list(stream) is a loop in C.
-        if self.index % 1024 == 0:
-            PyErr_CheckSignals()
         return steal(item)
 
     def __del__(self):
@@ -1887,6 +1894,8 @@ cdef class Reader:
         if self.node is None:
             self.node = self._start()
             self.counted = True
+            if self.over:
+                self.end()
         return self.node
 
     def _resume(self, int64_t index, bint has_ended):

@@ -77,6 +77,8 @@ cdef class GlobalStates:
 
     cdef int enter(self, Twisters* callers) except -1
     cdef int leave(self, Twisters* callers) except -1
+    cdef int leave_some(self, Twisters* callers, bint numpy, bint python) except -1
+    cdef int leave_torch(self) except -1
     cdef int enter_numpy(self, Twisters* callers) except -1
     cdef int leave_numpy(self, Twisters* callers) except -1
     cdef int leave_replaced(self, Twisters* callers) except -1
@@ -91,3 +93,4 @@ cdef class GlobalStates:
 
 
 cdef GlobalStates seeded_states(Seed* seed, tuple governed)
+cpdef int set_bits(object bits, dict state) except -1

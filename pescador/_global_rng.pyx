@@ -274,34 +274,58 @@ cdef class GlobalStates:
 
     cdef int enter(self, Twisters* callers) except -1:
         """Put these states in place; the caller's go to `callers` and to attributes."""
+        cdef bint numpy = False, python = False
         try:
             if self.governs_numpy:
                 self.enter_numpy(callers)
+                numpy = True
             if self.governs_python:
                 self.enter_python(callers)
+                python = True
             if self.torch is not None:
                 torch = sys.modules["torch"]
                 self.callers_torch = torch.get_rng_state()
                 torch.set_rng_state(self.torch)
         except BaseException:
-            release()
+            # A signal has met a function of Python's or torch's.
+            own, self.torch = self.torch, None
+            try:
+                if self.callers_torch is not None:
+                    sys.modules["torch"].set_rng_state(self.callers_torch)
+            finally:
+                self.leave_some(callers, numpy, python)
+                self.torch, self.callers_torch = own, None
             raise
         return 0
 
     cdef int leave(self, Twisters* callers) except -1:
         """Put the caller's states back; those of the visit are kept."""
+        return self.leave_some(callers, self.governs_numpy, self.governs_python)
+
+    cdef int leave_some(self, Twisters* callers, bint numpy, bint python) except -1:
+        """Put back those that were exchanged, each of them whether or not another fails."""
         try:
-            if self.governs_numpy:
+            if numpy:
                 self.leave_numpy(callers)
-            if self.governs_python:
-                self.leave_python(callers)
-            if self.torch is not None:
-                torch = sys.modules["torch"]
-                self.torch = torch.get_rng_state()
-                torch.set_rng_state(self.callers_torch)
-                self.callers_torch = None
         finally:
-            release()
+            try:
+                if python:
+                    self.leave_python(callers)
+            finally:
+                try:
+                    if self.torch is not None:
+                        self.leave_torch()
+                finally:
+                    release()
+        return 0
+
+    cdef int leave_torch(self) except -1:
+        torch = sys.modules["torch"]
+        try:
+            self.torch = torch.get_rng_state()
+        finally:
+            torch.set_rng_state(self.callers_torch)
+            self.callers_torch = None
         return 0
 
     cdef inline int enter_numpy(self, Twisters* callers) except -1:
@@ -365,10 +389,12 @@ cdef class GlobalStates:
 
     cdef inline int leave_python(self, Twisters* callers) except -1:
         if python is NULL:
-            _, words, self.gauss_next = RANDOM.getstate()
-            take_python(&self.own, words)
-            RANDOM.setstate(self.callers_python)
-            self.callers_python = None
+            try:
+                _, words, self.gauss_next = RANDOM.getstate()
+                take_python(&self.own, words)
+            finally:
+                RANDOM.setstate(self.callers_python)
+                self.callers_python = None
             return 0
         self.own.python.pos = python.index
         copy_words(self.own.python.key, python.state)
@@ -438,13 +464,23 @@ cdef class GlobalStates:
         else:
             kind = getattr(np.random, state["numpy"]["bit_generator"])
             self.bits = kind()
-            self.bits.state = state["numpy"]
+            set_bits(self.bits, state["numpy"])
             self.gauss = state["gauss"]
         take_python(&self.own, state["python"])
         self.gauss_next = state["gauss_next"]
         if self.torch is not None and state["torch"] is not None:
             self.torch = sys.modules["torch"].from_numpy(np.array(state["torch"]))
         return 0
+
+
+cpdef int set_bits(object bits, dict state) except -1:
+    """Have a bit generator go on from a state; NumPy takes any place in its words."""
+    if not 0 <= state.get("buffer_pos", 0) <= 4:
+        raise ValueError(f"buffer_pos={state['buffer_pos']} of a bit generator must be 0 to 4")
+    if state["bit_generator"] == "MT19937" and not 0 <= state["state"]["pos"] <= 624:
+        raise ValueError(f"pos={state['state']['pos']} of a Mersenne Twister must be 0 to 624")
+    bits.state = state
+    return 0
 
 
 cdef dict numpy_words(Twisters* own):
@@ -456,6 +492,8 @@ cdef dict numpy_words(Twisters* own):
 
 cdef int take_numpy(Twisters* own, words, gauss) except -1:
     cdef const uint32_t[::1] view = np.ascontiguousarray(words["key"], np.uint32)
+    if len(view) != 624 or not 0 <= words["pos"] <= 624:
+        raise ValueError("a Mersenne Twister has 624 words and is at one of them, or at the end")
     memcpy(own.numpy.key, &view[0], sizeof(own.numpy.key))
     own.numpy.pos = words["pos"]
     own.has_gauss = gauss is not None
@@ -469,6 +507,8 @@ cdef tuple python_words(Twisters* own):
 
 cdef int take_python(Twisters* own, words) except -1:
     cdef Py_ssize_t i
+    if len(words) != 625 or not 0 <= words[624] <= 624:
+        raise ValueError("a Mersenne Twister has 624 words and is at one of them, or at the end")
     for i in range(624):
         own.python.key[i] = words[i]
     own.python.pos = words[624]

@@ -36,7 +36,7 @@ cdef class Mapped(Compiled):
 
     cdef object source
     cdef Py_ssize_t position           # of the next item of the source
-    cdef object failed                 # an item that was taken from the source and not given on
+    cdef list failed                   # of an item that was taken from the source and not given on
 
     def __iter__(self):
         return self
@@ -44,18 +44,23 @@ cdef class Mapped(Compiled):
     cdef PyObject* take(self) except? NULL:
         """The next item of the source, or NULL; the one that failed before is tried again."""
         if self.failed is not None:
-            item, self.failed = self.failed, None
+            item = self.failed[0]
+            self.failed = None
             Py_INCREF(item)
             return <PyObject*>item
         return next_item(self.source)
 
     cpdef dict save(self, saver):
         return {"position": self.position, "stream": saver.save(self.source),
-                "failed": saver.plain(self.failed, "an item that could not be mapped")}
+                "failed": None if self.failed is None else saver.plain(
+                    self.failed[0], "an item that could not be mapped"),
+                "has_failed": self.failed is not None}
 
     cpdef object restore(self, dict state, loader):
         self.position = state["position"]
-        self.failed = state["failed"]
+        # Older states do not tell an item that is None from none.
+        if state.get("has_failed", state["failed"] is not None):
+            self.failed = [loader.own(state["failed"])]
         loader.restore(self.source, state["stream"])
 
     cpdef object replay_cost(self):
@@ -86,7 +91,7 @@ cdef class Tuples(Mapped):
         try:
             result = tuple(select(item, self.keys, self.position))
         except BaseException:
-            self.failed = item
+            self.failed = [item]
             raise
         self.position += 1
         return result
@@ -123,7 +128,7 @@ cdef class InputsOutputs(Mapped):
             x = select(item, self.inputs, self.position) if self.inputs else None
             y = select(item, self.outputs, self.position) if self.outputs else None
         except BaseException:
-            self.failed = item
+            self.failed = [item]
             raise
         self.position += 1
         return x[0] if self.one_input else x, y[0] if self.one_output else y
@@ -176,7 +181,7 @@ cdef class Transformed(Mapped):
             try:
                 result = self.apply(item)
             except BaseException as error:
-                self.failed = item
+                self.failed = [item]
                 if isinstance(error, StopIteration):
                     raise raised_stop_iteration(self.position) from error
                 raise
@@ -236,8 +241,8 @@ cdef class Cached(Mapped):
 
     cpdef object restore(self, dict state, loader):
         Mapped.restore(self, state, loader)
-        self.kept = list(state["kept"])
-        self.due = state["due"]
+        self.kept = loader.own(state["kept"])
+        self.due = loader.whole(state, "due", -1, len(self.kept) - 1)
         if "rng" in state:
             set_generator(self.rng, state["rng"])
 

@@ -22,7 +22,7 @@ from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
-from libc.math cimport isnan
+from libc.math cimport INFINITY, isnan
 from libc.stdint cimport int64_t
 
 from pescador._choice cimport Categorical, Pool, choose, pick_by_sums
@@ -268,6 +268,8 @@ cdef class Engine(Compiled):
 
     cdef object member(self, Py_ssize_t place):
         """The streamer at a place, if it is the same each time that it is started."""
+        if not 0 <= place < len(self.pool):
+            raise IndexError(f"there is no streamer {place}")
         return self.pool[place]
 
     cdef int save_choice(self, dict state, saver) except -1:
@@ -279,23 +281,28 @@ cdef class Engine(Compiled):
         if k > self.k or (k < self.k and loader.strict):
             raise loader.error(self.name(), f"it has {self.k} streams open, and had {k} when its "
                                "state was taken; streams may only be added, at the end")
-        self.left = state["left"]
-        self.indices[:k] = state["which"]
-        self.table[:k] = state["slots"]
-        self.turn = state["turn"]
+        self.left = loader.whole(state, "left", 0)
+        self.indices[:k] = loader.numbers(state, "which", (k,), -1, len(self.pool) - 1)
+        self.table[:k] = loader.numbers(state, "slots", (k, 2))
+        self.turn = loader.whole(state, "turn", -1, k - 1)
         self.resumes = self.turn >= 0
         self.scope.restore_generators(state["generators"], loader, self.name())
         self.scope.restore_late(state["late"], self.mux, loader)
-        set_visits(self.scope, state["visits"])
+        set_visits(self.scope, state["visits"], len(self.pool))
         self.restore_choice(state, loader)
         for place, attributes in state["hooked"].items():
             self.inner.place = int(place)
             loader.set_attributes(
                 hooked_copy(self.member(int(place)), self.inner, self.copies), attributes)
+        if len(state["streams"]) != k:
+            raise ValueError(f"there are {k} slots, and {len(state['streams'])} streams")
         for slot, saved in enumerate(state["streams"]):
             self.streams[slot] = None
             if saved is not None:
-                self.restore_stream(slot, saved[0], saved[1], loader)
+                if self.which[slot] < 0:
+                    raise ValueError(f"slot {slot} is vacant, and has a stream")
+                number, stream = saved
+                self.restore_stream(slot, number, stream, loader)
 
     cdef int restore_choice(self, dict state, loader) except -1:
         return 0
@@ -374,8 +381,11 @@ cdef class Engine(Compiled):
             # It may have been put into the pool after construction.
             streamer = as_streamer(streamer)
         self.inner.place = self.passed + i
-        self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
-                                   &self.endings[slot], self.copies)
+        if self.scope.run is None:
+            self.streams[slot] = start(streamer, self.slots[slot].bound, self.inner,
+                                       &self.endings[slot], self.copies)
+        else:
+            self.streams[slot] = self.start_in_run(streamer, slot)
         if self.fused and self.endings[slot] == STOP:
             fuse(self.streams[slot])
         if self.endings[slot] == ENDS_ITSELF:
@@ -387,6 +397,19 @@ cdef class Engine(Compiled):
                 raise RecursionError("muxes are nested more deeply than Python's recursion limit, "
                                      f"{sys.getrecursionlimit()}")
         return 0
+
+    cdef object start_in_run(self, object streamer, Py_ssize_t slot):
+        """Start the stream of a slot; one that fails to start is the same visit when it does."""
+        cdef int64_t n_visits = 0
+        if self.inner.place < self.inner.n_visits:
+            n_visits = self.inner.visits[self.inner.place]
+        try:
+            return start(streamer, self.slots[slot].bound, self.inner, &self.endings[slot],
+                         self.copies)
+        except BaseException:
+            if self.inner.place < self.inner.n_visits:
+                self.inner.visits[self.inner.place] = n_visits
+            raise
 
     cdef inline int assign(self, Py_ssize_t slot, Py_ssize_t i, int64_t bound) except -1:
         self.which[AT(slot, self.k)] = i
@@ -476,11 +499,17 @@ cdef class WeightedEngine(Engine):
         return 0
 
     cdef int restore_choice(self, dict state, loader) except -1:
-        cdef Py_ssize_t slot
-        self.weights[:len(state["weights"])] = state["weights"]
+        cdef Py_ssize_t slot, k = len(state["which"])
+        self.weights[:k] = np.asarray(state["weights"]).reshape(k)
+        for slot in range(k):
+            if not (0.0 <= self.w[slot] < INFINITY) or (self.w[slot] and self.which[slot] < 0):
+                raise ValueError(f"slot {slot} has stream {self.which[slot]} and the weight "
+                                 f"{self.w[slot]}")
+        if self.resumes and self.which[self.turn] < 0:
+            raise ValueError(f"'turn' is {self.turn}, a slot that is vacant")
         if not loader.strict:
             # A slot of weight 0 is out.
-            for slot in range(len(state["weights"])):
+            for slot in range(k):
                 if self.w[slot] != 0.0 and self.which[slot] >= 0:
                     self.w[slot] = self.mux.weights[self.which[slot]]
         self.take_weights()
@@ -668,8 +697,8 @@ cdef class StochasticEngine(WeightedEngine):
         self.available.longest = longest
         self.available.restore(state["pool"])
         self.valid[:] = 1
-        self.valid[state["pruned"]] = 0
-        self.n_valid = self.n - len(state["pruned"])
+        self.valid[loader.numbers(state, "pruned", None, 0, self.n - 1)] = 0
+        self.n_valid = np.count_nonzero(self.valid)
         return 0
 
     cdef int replace(self, Py_ssize_t slot) except -1:
@@ -781,13 +810,22 @@ cdef class RoundRobinEngine(Engine):
         return 0
 
     cdef int restore_choice(self, dict state, loader) except -1:
-        cdef Py_ssize_t i
-        cdef Py_ssize_t n = len(state["following"])
-        for i in range(n):
-            self.following[i] = state["following"][i]
-        self.alive = state["alive"]
-        self.at = state["at"]
-        self.before = state["before"]
+        cdef Py_ssize_t i, slot, n = len(state["which"])
+        for i, slot in enumerate(loader.numbers(state, "following", (n,), 0, n - 1)):
+            self.following[i] = slot
+        self.alive = loader.whole(state, "alive", 0, n)
+        self.at = loader.whole(state, "at", 0, max(n - 1, 0))
+        self.before = loader.whole(state, "before", 0, max(n - 1, 0))
+        # They are a ring.
+        slot = self.before
+        for i in range(self.alive):
+            slot = self.following[slot]
+            if self.which[slot] < 0 or (i == 0) != (slot == self.at):
+                break
+        else:
+            i = self.alive
+        if i < self.alive or (self.alive and slot != self.before):
+            raise ValueError(f"'following' does not lead round {self.alive} streams")
         # Those that were added since come last in this round.
         for i in range(n, self.k):
             self.which[i] = i
@@ -822,7 +860,7 @@ cdef class RoundRobinEngine(Engine):
     cdef PyObject* advance(self) except? NULL:
         cdef Py_ssize_t slot, before
         cdef PyObject* item
-        while self.alive > 0:
+        while self.alive > 0 or self.next_round():
             # Move on first: a stream that fails has had its turn.
             slot = self.turn = self.at
             before = self.turn_before = self.before
@@ -836,11 +874,16 @@ cdef class RoundRobinEngine(Engine):
             self.before = before
             self.following[AT(before, self.k)] = self.at
             self.alive -= 1
-            if self.alive == 0 and self.cycles:
-                if ends_empty(&self.empty, self.gave()):
-                    raise _empty.empty_mux(self.mux, self.pool)
-                self.begin_round(self.permutes)
         return NULL
+
+    cdef bint next_round(self) except? True:
+        """Begin another round; False when there is none."""
+        if self.k == 0 or not self.cycles:
+            return False
+        if ends_empty(&self.empty, self.gave()):
+            raise _empty.empty_mux(self.mux, self.pool)
+        self.begin_round(self.permutes)
+        return True
 
     cdef bint gave(self) noexcept:
         """Whether this round gave a sample."""

@@ -76,6 +76,7 @@ cdef class Table:
     cdef int64_t stamp                 # of the plan of batches that its items were found to fit
 
     cdef int lay_out(self, Field* field, cnp.ndarray array) except -1
+    cdef object checked(self, object numbers, str field)
 
 
 @cython.final

@@ -26,6 +26,7 @@ from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint64_t
 
 from pescador._core cimport Run, path_of_visit, seed_of_visit
+from pescador._global_rng cimport set_bits
 from pescador._native.arrays cimport array_at, new_array
 from pescador._native.bounds cimport AT
 from pescador._native.seeds cimport (
@@ -178,6 +179,16 @@ cdef class Table:
             self.is_plain = self.is_plain and self.fields[i].is_plain
             if self.fields[i].is_read and self.fields[i].length >= 0:
                 self.block = 1
+
+    cdef object checked(self, object numbers, str field):
+        """A copy of the numbers of items in a state, all of which there are."""
+        result = np.array(numbers)
+        if result.dtype != np.int64 or result.ndim != 1 or not (
+                np.isin(result, self.chosen) if self.starts is not NULL
+                else (result >= 0) & (result < self.n)).all():
+            raise ValueError(f"{field!r} is {numbers!r:.200} and must be numbers of its {self.n} "
+                             "items")
+        return result
 
     def __dealloc__(self):
         PyMem_Free(self.fields)
@@ -490,6 +501,7 @@ cdef class Visit(Compiled):
         if self.plan.order != RANDOM:
             n = min(n, table.n - self.done)
         self.at = self.n_block = 0
+        self.drawn = None
         if n == 0:
             return 0
         drawn = np.empty(n, np.int64)
@@ -542,6 +554,9 @@ cdef class Visit(Compiled):
             state["ahead"] = self.ahead
         if self.n_block > self.at:
             state["block"] = self.drawn[self.at:].copy()
+        elif self.n_block == 0 and self.drawn is not None:
+            # They could not be read.
+            state["block"] = self.drawn.copy()
         if self.plan.order == SEQUENTIAL:
             pass
         elif self.bits == OWN:
@@ -554,13 +569,17 @@ cdef class Visit(Compiled):
 
     cpdef object restore(self, dict state, loader):
         cdef Table table
-        self.left = state["left"]
+        self.left = loader.whole(state, "left", 0)
         self.begun = state["begun"]
-        self.done = state["done"]
+        if self.left > 0:
+            # Before the first item there is no table.
+            self.done = loader.whole(state, "done", 0, max(state["n"], 0))
+        else:
+            self.done = state["done"]
         if "pcg" in state:
             self.pcg.high, self.pcg.low, self.pcg.half, self.pcg.has_half = state["pcg"]
         if "bits" in state:
-            self.owner.state = state["bits"]
+            set_bits(self.owner, state["bits"])
         if state["n"] < 0:
             return
         table = self.table = self.plan.table_for(self)
@@ -572,9 +591,9 @@ cdef class Visit(Compiled):
             permute(&self.order, table.n, self.key)
         if "ahead" in state:
             self.looks_ahead = True
-            self.ahead = state["ahead"]
+            self.ahead = table.checked(np.array([state["ahead"]]), "ahead")[0]
         if "block" in state:
-            self.read_rows(state["block"].copy())
+            self.read_rows(table.checked(state["block"], "block"))
 
     def shown(self):
         """Return what an open stream shows of it."""

@@ -5,19 +5,25 @@ A state is made of numbers, strings, bytes, lists, tuples, dicts and NumPy array
 stream saves its part (`save`), and beside it what kind of streamer it belongs to (its *recipe*).
 """
 
+import contextlib
 import copy
 import hashlib
+import operator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 
 from ._core import attributes_of, place_of, set_generator, state_of_generator
-from .exceptions import StateError
+from .exceptions import PescadorError, StateError
 
 __all__ = ["FORMAT", "Loader", "Saver", "digest"]
 
 #: The version of the format that states are written in.
 FORMAT = 1
+
+#: The largest number that compiled code counts to.
+MOST = (1 << 63) - 1
 
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, np.bool_, np.number)
 
@@ -95,21 +101,67 @@ class Loader:
     ----------
     strict : bool
         Whether weights must be the same, and no streams may have been added.
+
+    Attributes
+    ----------
     is_inexact : bool
         Whether the state was taken although not all could be saved exactly.
     """
 
-    def __init__(self, strict: bool = True, is_inexact: bool = False) -> None:
+    def __init__(self, strict: bool = True) -> None:
         self.strict = strict
-        self.is_inexact = is_inexact
+        self.is_inexact = False
 
     def restore(self, node: Any, state: dict[str, Any]) -> None:
         """Have an iterator go on from where the state says."""
         recipe = getattr(node, "recipe", None)
-        if recipe is not None:
-            self.compare(place_of(getattr(node, "path", ())) + "streamer", recipe, state["recipe"])
-        self.compare("kind", type(node).__name__, state["kind"])
-        node.restore(state, self)
+        name = place_of(getattr(node, "path", ())) + "streamer"
+        with self.refusing(name):
+            if recipe is not None:
+                self.compare(name, recipe, state["recipe"])
+            self.compare("kind", type(node).__name__, state["kind"])
+            node.restore(state, self)
+
+    @contextlib.contextmanager
+    def refusing(self, name: str) -> Generator[None, None, None]:
+        """Have what a damaged state leads to be an error that says so."""
+        try:
+            yield
+        except PescadorError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise self.error(
+                name, f"it cannot go on from the state ({type(error).__name__}: {error})"
+            ) from error
+
+    def whole(self, state: dict[str, Any], field: str, least: int, most: int = MOST) -> int:
+        """Return a whole number of a state, which compiled code is to trust."""
+        value = operator.index(state[field])
+        if not least <= value <= most:
+            raise ValueError(f"{field!r} is {value} and must be from {least} to {most}")
+        return value
+
+    def numbers(
+        self,
+        state: dict[str, Any],
+        field: str,
+        shape: tuple[int, ...] | None,
+        least: int = 0,
+        most: int = MOST,
+    ) -> Any:
+        """Return an array of whole numbers of a state; None is any length."""
+        values = np.asarray(state[field])
+        shape = (len(values),) if shape is None else shape
+        if (
+            values.dtype != np.int64
+            or values.shape != shape
+            or (values.size and not least <= values.min() <= values.max() <= most)
+        ):
+            raise ValueError(
+                f"{field!r} is {values!r:.200} and must be of shape {shape}, "
+                f"of whole numbers from {least} to {most}"
+            )
+        return values
 
     def compare(self, what: str, now: Any, before: Any) -> None:
         """Refuse a stream that is made otherwise than the one that was saved."""

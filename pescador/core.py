@@ -265,7 +265,7 @@ class Streamer(Generic[T]):
         state : dict or None
             Where to go on, as ``Stream.state_dict()`` has returned it.
         strict : bool
-            False lets a state be of other weights, and of fewer streams at the end of a pool.
+            False lets weights differ and streams be added at the end of a pool.
 
         Returns
         -------

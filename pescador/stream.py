@@ -54,7 +54,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         # The run that this is a part of, where a worker is given one.
         self._given_run: Any = None
         self._run: Any = None
-        self._is_restored = False
+        self._is_loaded = False
         _core.as_bound(max_iter)
 
     def _start(self) -> Any:
@@ -63,8 +63,9 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         run = self._given_run
         if run is None and hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
             run, tree = tree.__pescador_run__(True), tree.streamer
-        self._run = _core.Run(True) if run is None else run
-        node = _core.open_visit(tree, _core.root_scope(self._run), {})
+        run = _core.Run(True) if run is None else run
+        node = _core.open_visit(tree, _core.root_scope(run), {})
+        self._run = run
         self._streamer.active_count_ += 1
         return node.bounded(self._max_iter)
 
@@ -129,7 +130,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             If the state is of another streamer, of a version that is not known, or if a stream
             gives less or draws otherwise than when the state was taken.
         PescadorError
-            If an item was given already.
+            If an item was given already, a state was loaded, or the stream was closed.
         """
         if not isinstance(state, dict) or "pescador" not in state:
             raise ArgumentError(f"state={state!r:.100} must be what state_dict() has returned")
@@ -137,23 +138,28 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
             raise StateError(
                 f"the state has format {state['pescador']!r}; this version reads {FORMAT}"
             )
-        if self.is_started:
-            raise PescadorError("load_state_dict() must come before the first item")
+        if self.is_started or self.over or self._is_loaded:
+            raise PescadorError(
+                "load_state_dict() must come before the first item, and once: open another stream"
+            )
+        self._is_loaded = True
         try:
             node = self._root()
-            loader = Loader(strict, bool(state["inexact"]))
-            loader.compare("seed", self._run.recipe, state["seed"])
-            loader.restore(node, state["tree"])
+            loader = Loader(strict)
+            with loader.refusing(repr(self)):
+                loader.is_inexact = bool(state["inexact"])
+                loader.compare("seed", self._run.recipe, state["seed"])
+                index, ended = loader.whole(state, "index", 0), state["ended"]
+                loader.restore(node, state["tree"])
+                if "numpy" in state:
+                    _core.set_generator(np.random.mtrand._rand, state["numpy"])
         except BaseException:
             # Nobody is to go on with half of it.
             self.close()
             raise
         if self._max_iter is not None:
             node.bounded(self._max_iter)
-        if "numpy" in state:
-            np.random.set_state(state["numpy"])
-        self._is_restored = True
-        self._resume(state["index"], state["ended"])
+        self._resume(index, ended)
 
     @property
     def replay_cost(self) -> int:
@@ -175,7 +181,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         """Return what is open, and how far each is."""
         state = "ended" if self.has_ended else "closed" if self.over else "open"
         label = f"{state}, {self.index:,} items given"
-        node = self._root() if self.is_started or self._is_restored else None
+        node = self._root() if self.is_started or self._is_loaded else None
         return _repr.Node(f"Stream: {label}", [_repr.open_tree(node, self._streamer)])
 
     def __reduce_ex__(self, protocol: Any) -> Any:

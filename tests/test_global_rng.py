@@ -1,6 +1,7 @@
 """The global random states: exchanged, kept apart and watched, whatever is called on them."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -161,6 +162,33 @@ def test_an_error_inside_leaves_the_callers_states():
     with pytest.raises(KeyboardInterrupt):
         next(_global_rng.runs_under(SEQUENCE, fail))
     assert (plain(np.random.get_state()), random.getstate()) == before
+
+
+@pytest.mark.parametrize("name", ["getstate", "setstate"])
+@pytest.mark.parametrize("call", range(2))
+def test_an_interrupt_while_states_are_exchanged_leaves_the_callers(name, call, monkeypatch):
+    _global_rng.use_layouts(False)
+    twister = random._inst
+    function, calls = getattr(twister, name), []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == call + 1:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    np.random.seed(1)
+    before = plain(np.random.get_state())
+    visit = _global_rng.runs_under(SEQUENCE, np.random.rand)
+    monkeypatch.setattr(twister, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(visit)
+    assert plain(np.random.get_state()) == before
+    # Nor is the lock kept.
+    done = threading.Thread(target=next, args=(_global_rng.runs_under(SEQUENCE, int),), daemon=True)
+    done.start()
+    done.join(60)
+    assert not done.is_alive()
 
 
 def test_a_mux_leaves_what_its_streams_draw_alone():

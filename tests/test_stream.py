@@ -6,6 +6,7 @@ import io
 import pathlib
 import pickle
 import random
+import signal
 import types
 
 import numpy as np
@@ -743,3 +744,269 @@ def save_states(path):
         cases.append((name, state, repr(plain(list(tree.open(20, state=state))))))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps(cases, protocol=4))
+
+
+# ------------------------------------------------------------------------------- damaged states
+
+
+def at_one_place(state, path, value):
+    """A state in which one value is another."""
+    if not path:
+        return value
+    changed = copy.copy(state)
+    inside = state[path[0]] if len(path) > 1 else None
+    changed[path[0]] = at_one_place(inside, path[1:], value)
+    return changed
+
+
+def damaged(pool):
+    """What the state of a mux over `pool` streams may have in the place of each field."""
+    return [
+        (("which",), np.full(pool, 1 << 40)),
+        (("which",), np.zeros(100, np.int64)),
+        (("which",), np.zeros(pool)),
+        (("slots",), np.zeros((pool, 3), np.int64)),
+        (("turn",), 1 << 40),
+        (("turn",), -2),
+        (("left",), -1),
+        (("streams",), [None] * 1000),
+        (("streams", 0), [0, {}]),
+        (("visits", "n"), 1 << 40),
+        (("visits", "bits"), 64),
+        (("visits", "packed"), b"xxxxx"),
+        (("hooked",), {"1000": {}}),
+        (("late",), [[[-1], {}]]),
+        (("generators", 0, "state", "pos"), 1 << 30),
+        (("generators", 0, "state", "key"), np.zeros(3, np.uint32)),
+    ]
+
+
+DAMAGED = [
+    *[(("ShuffledMux", {}), *case) for case in damaged(4)],
+    *[(("ShuffledMux", {}), ("weights",), value) for value in (np.ones(99), np.full(4, np.nan))],
+    *[
+        (("StochasticMux", {"n_active": 2, "rate": 3}), *case)
+        for case in (
+            (("pool", "n"), 1 << 40),
+            (("pool", "share"), float("nan")),
+            (("pool", "missing"), np.array([1 << 40])),
+            (("pool", "missing"), np.zeros(1, np.uint8)[:0]),
+            (("pruned",), np.array([-3])),
+        )
+    ],
+    *[
+        (("RoundRobinMux", {"mode": "permuted_cycle"}), *case)
+        for case in (
+            (("following",), np.full(4, 1 << 40)),
+            (("following",), np.zeros(999, np.int64)),
+            (("following",), np.array([1, 1, 1, 1])),
+            (("alive",), 1 << 40),
+            (("at",), -1),
+            (("before",), 1 << 40),
+        )
+    ],
+]
+
+
+@pytest.mark.parametrize("case", DAMAGED, ids=str)
+def test_a_state_that_leads_out_of_a_mux_is_refused(case):
+    (kind, kwargs), path, value = case
+
+    def make():
+        return getattr(pescador, kind)(
+            [Streamer(count, 5) for _ in range(4)], **kwargs, random_state=1
+        )
+
+    state = at_one_place(after(make(), 3), ("tree", *path), value)
+    stream = make().open()
+    with pytest.raises(StateError):
+        stream.load_state_dict(state)
+    assert stream.over
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("left", -1), ("done", -1), ("ahead", 1 << 40), ("ahead", -1), ("block", np.array([1 << 40]))],
+)
+def test_a_state_that_leads_out_of_a_source_is_refused(field, value):
+    rows = pescador.sources.Rows({"X": np.arange(9)}, random_state=1)
+    state = at_one_place(after(rows, 3), ("tree", field), value)
+    with pytest.raises(StateError, match=field):
+        rows.open(state=state)
+
+
+def test_a_state_that_leads_out_of_a_cache_is_refused():
+    cache = Streamer(pescador.cache, Streamer(count, 9), 3, 0.5, 1)
+    state = at_one_place(after(cache, 5), ("tree", "map", "due"), 3)
+    with pytest.raises(StateError, match="due"):
+        cache.open(state=state)
+
+
+def test_a_state_with_more_than_a_batch_is_refused():
+    batches = Streamer(pescador.buffer_stream, list(data(9)), 3)
+    state = at_one_place(after(batches, 1), ("tree", "map", "unfinished"), list(data(4)))
+    with pytest.raises(StateError, match="unfinished"):
+        batches.open(state=state)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("python",), np.zeros(3, "u4")),
+        (("python",), np.full(625, 625, "u4")),
+        (("numpy", "state", "pos"), -1),
+        (("numpy", "state", "key"), np.zeros(3, "u4")),
+    ],
+)
+def test_a_state_that_leads_out_of_a_twister_is_refused(path, value):
+    made = Seeded(Streamer(pescador.transform, range(9), str), 1)
+    state = at_one_place(after(made, 3), ("tree", "states", *path), value)
+    with pytest.raises(StateError, match="Twister"):
+        made.open(state=state)
+
+
+@pytest.mark.parametrize("field", ["tree", "seed", "index", "ended", "inexact"])
+def test_a_state_without_one_of_its_fields_is_refused(field):
+    state = after(Streamer(count, 5), 3)
+    del state[field]
+    with pytest.raises(StateError, match=field):
+        Streamer(count, 5).open(state=state)
+
+
+# -------------------------------------------------------------------------- what loses nothing
+
+
+@pytest.mark.parametrize("over", ["loaded", "refused", "closed"])
+def test_a_state_is_loaded_once_and_not_after_close(over):
+    streamer = Streamer(count, 9)
+    stream = streamer.open()
+    if over == "loaded":
+        stream.load_state_dict(after(streamer, 7))
+    elif over == "closed":
+        stream.close()
+    else:
+        with pytest.raises(StateError):
+            stream.load_state_dict(after(Streamer(range(9)), 3))
+    with pytest.raises(PescadorError, match="open another"):
+        stream.load_state_dict(after(streamer, 5))
+
+
+def test_the_state_of_a_stream_that_was_closed_unread_leaves_nothing_open():
+    streamer = Streamer(count, 9)
+    stream = streamer.open()
+    stream.close()
+    state = stream.state_dict()
+    assert streamer.active == 0
+    assert list(streamer.open(state=state)) == list(range(9))
+
+
+def test_a_signal_does_not_come_between_an_item_and_its_reader():
+    streamer = Streamer(range(1 << 40))
+    given = []
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        stream = streamer.open()
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        with pytest.raises(KeyboardInterrupt):
+            given.extend(stream)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stream.index == len(given)
+    assert next(streamer.open(state=stream.state_dict())) == len(given)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pescador.ShuffledMux,
+        lambda pool: pescador.RoundRobinMux(pool, "cycle"),
+        lambda pool: pescador.StochasticMux(pool, 2, 3),
+        lambda pool: pescador.ChainMux(pool, "cycle"),
+    ],
+)
+def test_a_stream_that_fails_to_start_is_the_same_visit_when_it_does(make):
+    class Source:
+        fails = False
+
+        def __iter__(self):
+            if Source.fails:
+                Source.fails = False
+                raise Failure
+            return iter(np.random.rand(5).tolist())
+
+    mux = Seeded(make([Source(), Source()]), 3)
+    expected = list(mux.iterate(20))
+    Source.fails = True
+    stream = mux.open(20)
+    with pytest.raises(Failure):
+        next(stream)
+    assert list(mux.open(state=stream.state_dict())) == expected
+
+
+def test_an_item_that_is_none_is_tried_again_too():
+    fails = [True]
+
+    def function(item):
+        if fails and item is None:
+            fails.clear()
+            raise Failure
+        return str(item)
+
+    streamer = Streamer(pescador.transform, [1, None, 3], function)
+    stream = streamer.open()
+    with pytest.raises(Failure):
+        list(stream)
+    assert list(streamer.open(state=stream.state_dict())) == ["None", "3"]
+
+
+@pytest.mark.parametrize("last", [{"X": np.zeros(4)}, {}])
+def test_a_batch_that_cannot_be_made_is_tried_again_and_again(last):
+    items = [{"X": np.zeros(3)}, {"X": np.zeros(3)}, last, *data(9)]
+    streamer = Streamer(pescador.buffer_stream, items, 3)
+    state = None
+    for _ in range(3):
+        stream = streamer.open(state=state)
+        with pytest.raises((ValueError, KeyError)):
+            next(stream)
+        state = stream.state_dict()
+
+
+def test_a_stream_that_has_failed_to_open_may_be_resumed():
+    fails = [True]
+
+    class Source:
+        def __iter__(self):
+            if fails:
+                fails.clear()
+                raise Failure
+            return iter(np.random.rand(5).tolist())
+
+    seeded = Seeded(Streamer(Source()), 3)
+    stream = seeded.open()
+    with pytest.raises(Failure):
+        next(stream)
+    assert list(seeded.open(state=stream.state_dict())) == list(seeded)
+
+
+@pytest.mark.parametrize("order", ["random", "shuffled", "sequential"])
+def test_rows_that_could_not_be_read_are_the_next_after_resuming(order):
+    class Reader:
+        fails = False
+        shape, dtype = (20,), np.dtype(np.int64)
+
+        def __getitem__(self, key):
+            if Reader.fails:
+                Reader.fails = False
+                raise OSError("the disk is away")
+            return np.arange(20)[key]
+
+    def make():
+        return pescador.sources.Rows({"X": Reader()}, order=order, random_state=1)
+
+    expected = plain(list(make().open(8)))
+    Reader.fails = True
+    stream = make().open(8)
+    with pytest.raises(pescador.DataError, match="disk"):
+        next(stream)
+    assert plain(list(make().open(state=stream.state_dict()))) == expected

@@ -129,7 +129,10 @@ class HookedStream(_core.Compiled):
         active = self.active
         self.left, self.due = state["left"], state["due"]
         loader.set_attributes(active, state["fields"])
-        _core.set_visits(self.scope, state["visits"])
+        pool = active.streamers
+        _core.set_visits(
+            self.scope, state["visits"], len(pool) if isinstance(pool, list) else 1 << 32
+        )
         if state["chain"] is not None:
             self._restore_chain(loader, *state["chain"])
         active.streams_ = [
