@@ -958,7 +958,9 @@ cdef class ChainEngine(Engine):
         if not state["in_pass"]:
             return 0
         self.begin_pass()
-        if state["maker"] is not None:
+        if state["maker"] is not None and n == 0:
+            loader.restore(self.source, state["maker"])
+        elif state["maker"] is not None:
             # The last of those that it has made is in the slot: it is made once more.
             maker = state["maker"]
             loader.restore(self.source, {**maker, "given": maker["given"] - 1})

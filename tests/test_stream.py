@@ -1010,3 +1010,21 @@ def test_rows_that_could_not_be_read_are_the_next_after_resuming(order):
     with pytest.raises(pescador.DataError, match="disk"):
         next(stream)
     assert plain(list(make().open(state=stream.state_dict()))) == expected
+
+
+def test_a_chain_whose_function_fails_before_its_first_streamer_skips_none():
+    fails = []
+
+    def make():
+        if fails:
+            fails.clear()
+            raise Failure
+        for i in range(3):
+            yield Streamer(count, 2, 2 * i)
+
+    chain = pescador.ChainMux(make, "cycle")
+    fails.append(1)
+    stream = chain.open(12)
+    with pytest.raises(Failure):
+        next(stream)
+    assert list(chain.open(state=stream.state_dict())) == 2 * list(range(6))
