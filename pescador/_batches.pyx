@@ -788,7 +788,7 @@ cdef class Batches(Compiled):
                     Py_DECREF(<object>pointer)
                 else:
                     item = steal(pointer)
-                    if self.room > 0:
+                    if self.room > 0 or self.n_copied > 0:
                         self.count_copied()
                     if type(item) is Visit:
                         self.take(item, n)
