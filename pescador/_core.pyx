@@ -18,11 +18,12 @@ import pathlib
 import re
 import types
 import uuid
+import warnings
 
 import numpy as np
 
 from pescador import _empty, _rng
-from pescador.exceptions import ArgumentError, PescadorError
+from pescador.exceptions import ArgumentError, PescadorError, PescadorWarning
 
 cimport cython
 from cpython.dict cimport PyDict_GetItemWithError
@@ -1054,6 +1055,10 @@ cdef frozenset INDEXED = frozenset(
     type(iter(value))
     for value in ([], (), "", "\u20ac", b"", bytearray(), range(1), range(1 << 70)))
 
+# Items after which a map of the user's is expensive to restore.
+cdef enum:
+    COSTLY_REPLAY = 100000
+
 # To iterate over these runs no code that could draw.
 cdef frozenset WITHOUT_CODE = frozenset(
     {list, tuple, str, bytes, bytearray, range, dict, set, frozenset, np.ndarray})
@@ -1097,12 +1102,29 @@ cdef class Leaf(Compiled):
             if item is not NULL:
                 self.left -= 1
                 self.given += 1
-                return steal(item)
+                result = steal(item)
+                if self.given == COSTLY_REPLAY:
+                    self.warn_of_replay()
+                return result
         elif self.steps:
             self.steps = False
             Py_XDECREF(self.pull())
             self.is_past = True
         raise StopIteration
+
+    cdef int warn_of_replay(self) except -1:
+        """Say that a map of the user's makes the whole run again when a state is restored."""
+        if self.scope.run.tracks and self.inner is None and self.is_replayed():
+            args = getattr(self.streamer, "args", ())
+            for value in (*args, *getattr(self.streamer, "kwargs", {}).values()):
+                if isinstance(value, plain_streamer):
+                    warnings.warn(
+                        f"{self.name()} has given {self.given:,} items, all of which would be made "
+                        "again to restore its state: what it does to each item can be a function "
+                        "for pescador.transform, whose state is that of its stream",
+                        PescadorWarning, stacklevel=2)
+                    return 0
+        return 0
 
     cdef PyObject* pull(self) except? NULL:
         """The next item, or NULL."""

@@ -14,7 +14,7 @@ class DataError(PescadorError):
 
 
 class PescadorWarning(UserWarning):
-    """What works, but hardly as it was meant: a mux that nearly always visits an empty stream."""
+    """What works, but hardly as it was meant, such as a mux that only visits an empty stream."""
 
 
 class StateError(PescadorError):

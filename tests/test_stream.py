@@ -14,7 +14,16 @@ import pytest
 from open_trees import Resumable, Trouble, plain, quiet
 
 import pescador
-from pescador import SPAWN, ArgumentError, PescadorError, Seeded, StateError, Stream, Streamer
+from pescador import (
+    SPAWN,
+    ArgumentError,
+    PescadorError,
+    PescadorWarning,
+    Seeded,
+    StateError,
+    Stream,
+    Streamer,
+)
 from streams import Failure, count, data, failing, forever
 
 DATA = pathlib.Path(__file__).parent / "data" / "states"
@@ -1028,3 +1037,22 @@ def test_a_chain_whose_function_fails_before_its_first_streamer_skips_none():
     with pytest.raises(Failure):
         next(stream)
     assert list(chain.open(state=stream.state_dict())) == 2 * list(range(6))
+
+
+def doubled(stream):
+    for item in stream:
+        yield 2 * item
+
+
+def test_a_map_of_ones_own_warns_once_when_its_state_is_expensive_to_restore():
+    mapped = Streamer(doubled, pescador.ShuffledMux([Streamer(forever, 1)], random_state=0))
+    with mapped.open() as stream:
+        for _ in range(99_999):
+            next(stream)
+        with pytest.warns(PescadorWarning, match=r"doubled.*100,000 items.*pescador.transform"):
+            next(stream)
+        for _ in range(10):
+            next(stream)
+    for quiet_one in (Streamer(forever, 1), Streamer(pescador.transform, mapped.args[0], abs)):
+        with quiet_one.open(100_001) as stream:
+            assert sum(1 for _ in stream) == 100_001
