@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from . import _core
+from ._checks import is_number
 from .core import Streamer
 from .exceptions import ArgumentError
 
@@ -38,9 +39,23 @@ _core.register_spawn(SPAWN)
 
 
 def _as_number(name: str, value: Any) -> int:
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0:
+    if is_number(value, int, np.integer) and value >= 0:
         return int(value)
     raise ArgumentError(f"{name}={value!r} must be a whole number, 0 or more")
+
+
+def _check(seeded: "Seeded[Any]") -> None:
+    """Refuse options that are invalid: passed, or assigned since."""
+    if not isinstance(seeded.seed, np.random.SeedSequence):
+        seeded.seed = _as_number("seed", seeded.seed)
+    elif seeded.seed.pool_size != 4:
+        raise ArgumentError(f"seed={seeded.seed!r} must have a pool_size of 4")
+    seeded.epoch = _as_number("epoch", seeded.epoch)
+    seeded.rank = _as_number("rank", seeded.rank)
+    states = seeded.states
+    if isinstance(states, str) or not set(states) <= set(_STATES):
+        raise ArgumentError(f"states={states!r} must be some of {_STATES}")
+    seeded.states = tuple(name for name in _STATES if name in set(states))
 
 
 class Seeded(Streamer[T]):
@@ -119,17 +134,11 @@ class Seeded(Streamer[T]):
         self.args, self.kwargs = (), {}
         self.active_count_ = 0
         self.stream_ = None
-        if isinstance(seed, np.random.SeedSequence):
-            if seed.pool_size != 4:
-                raise ArgumentError(f"seed={seed!r} must have a pool_size of 4")
-        else:
-            seed = _as_number("seed", seed)
-        self.seed = seed
-        self.epoch = _as_number("epoch", epoch)
-        self.rank = _as_number("rank", rank)
-        if isinstance(states, str) or not set(states) <= set(_STATES):
-            raise ArgumentError(f"states={states!r} must be some of {_STATES}")
-        self.states = tuple(name for name in _STATES if name in set(states))
+        self.seed: Any = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.states: Any = states if isinstance(states, str) else tuple(states)
+        _check(self)
 
     def at(self, *, epoch: int | None = None, rank: int | None = None) -> Self:
         """Return the same tree at another epoch or rank.
@@ -145,12 +154,14 @@ class Seeded(Streamer[T]):
         """
         result = copy.copy(self)
         result.active_count_ = 0
-        result.epoch = self.epoch if epoch is None else _as_number("epoch", epoch)
-        result.rank = self.rank if rank is None else _as_number("rank", rank)
+        result.epoch = self.epoch if epoch is None else epoch
+        result.rank = self.rank if rank is None else rank
+        _check(result)
         return result
 
     def __pescador_run__(self, tracks: bool) -> _core.Run:
         """Return a new run under this seed."""
+        _check(self)
         entropy: Any = self.seed
         key: tuple[int, ...] = ()
         if isinstance(self.seed, np.random.SeedSequence):
@@ -175,12 +186,13 @@ class Seeded(Streamer[T]):
         """
         _core.around(self)
         items = _open(self, None).bounded(max_iter)
-        self.active_count_ += 1
         try:
-            yield from items
+            with _core.Opened(self, items) as opened:
+                yield from opened
         finally:
             items.close_streams()
-            self.active_count_ -= 1
+            # Who keeps an error keeps this frame, and would keep the streams.
+            del items
 
     def _activate(self) -> None:
         self.stream_ = self.iterate()

@@ -528,3 +528,15 @@ def test_torchs_state_may_be_governed():
     first = list(seeded.iterate(4))
     assert list(seeded.iterate(4)) == first
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", -1), ("epoch", 0.5), ("rank", True), ("states", ("cuda",))]
+)
+def test_what_is_assigned_later_is_checked_when_it_is_iterated(name, value):
+    run = Seeded(Streamer("abc"), SEED)
+    setattr(run, name, value)
+    with pytest.raises(pescador.ArgumentError, match=f"{name}="):
+        next(run.iterate())
+    with pytest.raises(pescador.ArgumentError, match=f"{name}="):
+        next(run.open())
