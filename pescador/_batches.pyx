@@ -30,7 +30,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from pescador._core cimport Compiled, fuse
-from pescador._maps cimport not_a_mapping, raised_stop_iteration, type_name
+from pescador._maps cimport StreamMap, not_a_mapping, raised_stop_iteration, type_name
 from pescador._native.arrays cimport array_at, new_array, pescador_resize
 from pescador._native.bounds cimport AT
 from pescador._native.copy cimport pescador_copy
@@ -707,7 +707,7 @@ cdef inline void copy(char* to, cnp.ndarray value, size_t n, bint past_cache) no
     Py_DECREF(value)
 
 
-cdef class Batches(Compiled):
+cdef class Batches(StreamMap):
     """The items of a source, `size` at a time, as one {key: array}.
 
     Parameters
@@ -727,8 +727,7 @@ cdef class Batches(Compiled):
         ``(shape, dtype) -> ndarray``, where arrays come from.
     """
 
-    cdef object source
-    cdef Py_ssize_t size, position
+    cdef Py_ssize_t size
     cdef bint partial, reuse
     cdef bint running                  # guards the columns against an allocator that asks for more
     cdef object axis, allocator
@@ -757,9 +756,6 @@ cdef class Batches(Compiled):
 
     def __dealloc__(self):
         PyMem_Free(self.places)
-
-    def __iter__(self):
-        return self
 
     def __next__(self):
         if self.running:
@@ -874,15 +870,6 @@ cdef class Batches(Compiled):
                              f"{self.size}")
         loader.restore(self.source, state["stream"])
 
-    cpdef object replay_cost(self):
-        return self.source.replay_cost()
-
-    cpdef object close_streams(self):
-        self.source.close_streams()
-
-    def shown(self):
-        """Return what an open stream shows of it."""
-        return self, None, [self.source]
     cdef inline bint has_place_for(self, PyObject* item) noexcept:
         """Whether an item is the row of a source that the columns take as it lies."""
         return (Py_TYPE(<object>item) is VISIT and (<Visit>item).table.stamp == self.stamp

@@ -11,7 +11,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-from pescador._core cimport Compiled, Run, set_generator, state_of_generator
+from pescador._core cimport Run, set_generator, state_of_generator
 from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark
 from pescador._native.iterators cimport next_item, steal
 from pescador._rng cimport Uniform, as_index, draw, draw_below, is_known
@@ -31,15 +31,27 @@ cdef object raised_stop_iteration(Py_ssize_t position):
     return RuntimeError(f"item {position} of the stream raised StopIteration")
 
 
-cdef class Mapped(Compiled):
-    """What is made of the items of a source, one by one."""
-
-    cdef object source
-    cdef Py_ssize_t position           # of the next item of the source
-    cdef list failed                   # of an item that was taken from the source and not given on
+cdef class StreamMap(Compiled):
+    """What is made of the items of a source."""
 
     def __iter__(self):
         return self
+
+    cpdef object replay_cost(self):
+        return self.source.replay_cost()
+
+    cpdef object close_streams(self):
+        self.source.close_streams()
+
+    def shown(self):
+        """Return what an open stream shows of it."""
+        return self, None, [self.source]
+
+
+cdef class Mapped(StreamMap):
+    """What is made of the items of a source, one by one."""
+
+    cdef list failed                   # of an item that was taken from the source and not given on
 
     cdef PyObject* take(self) except? NULL:
         """The next item of the source, or NULL; the one that failed before is tried again."""
@@ -62,16 +74,6 @@ cdef class Mapped(Compiled):
         if state.get("has_failed", state["failed"] is not None):
             self.failed = [loader.own(state["failed"])]
         loader.restore(self.source, state["stream"])
-
-    cpdef object replay_cost(self):
-        return self.source.replay_cost()
-
-    cpdef object close_streams(self):
-        self.source.close_streams()
-
-    def shown(self):
-        """Return what an open stream shows of it."""
-        return self, None, [self.source]
 
 
 cdef class Tuples(Mapped):
