@@ -237,7 +237,7 @@ cdef object numpy_gauss():
     return state["gauss"] if state["has_gauss"] else None
 
 
-cdef int put_numpy(bits, gauss) except -1:
+cpdef int put_numpy(bits, gauss) except -1:
     """Have np.random draw from a bit generator, with this deviate left over."""
     mtrand.set_bit_generator(bits)
     if gauss is not None:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.random import mtrand
 
+from .._global_rng import put_numpy
+
 __all__ = ["RandomStates", "for_next_worker"]
 
 # How many workers were started from each state, by digest; the states seen last, at most these.
@@ -51,10 +53,7 @@ class RandomStates:
         """Set the global states of this process."""
         # Workers of this worker count by themselves, whatever was inherited.
         _started.clear()
-        mtrand.set_bit_generator(self.bits)
-        if self.gauss is not None:
-            state: Any = np.random.get_state(legacy=False)
-            np.random.set_state({**state, "has_gauss": 1, "gauss": self.gauss})
+        put_numpy(self.bits, self.gauss)
         # A forked process has another state there: Python sees to that.
         if isinstance(self.python, int):
             random.seed(self.python)
