@@ -4,6 +4,7 @@ What hooks keep, they keep in attributes of the activated copy: those are part o
 iterators in ``streams_`` are saved as the visits to streamers of the pool that they are.
 """
 
+import inspect
 from collections.abc import Generator
 from typing import Any
 
@@ -114,9 +115,11 @@ class HookedStream(_core.Compiled):
             *_, place, number = visit.path
             return [place, None, number, saver.save(visit)]
         # An iteration of ours that is yet to start.
-        values = getattr(getattr(stream, "gi_frame", None), "f_locals", {})
+        values: dict[str, Any] = {}
+        if inspect.isgenerator(stream) and inspect.getgeneratorstate(stream) == "GEN_CREATED":
+            values = inspect.getgeneratorlocals(stream)
         place = self.scope.place_of(values.get("self"))
-        if place is None or stream.gi_code.co_name != "iterate" or stream.gi_frame.f_lasti > 16:
+        if place is None or stream.__name__ != "iterate":
             saver.refuse(
                 f"{self.mux!r}, streams_[{slot}]",
                 "it is no iteration of a streamer of the pool, as streamer.iterate() gives it",
