@@ -38,6 +38,9 @@ class Reporting:
         The global states that are each visit's own.
     tracks : bool
         Whether states are wanted.
+
+    Attributes
+    ----------
     state : dict or None
         Where to go on.
     skip : int
