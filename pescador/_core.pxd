@@ -1,10 +1,10 @@
 # Fields and C entry points of _core.pyx.
 
-from cpython.object cimport PyObject
+from cpython.function cimport PyFunction_Check
+from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport int64_t
 
 from pescador._global_rng cimport GlobalStates
-from pescador._native.seeds cimport Seed
 from pescador._snapshots cimport Snapshots
 
 
@@ -18,18 +18,20 @@ cdef enum Ending:
     ENDS_ITSELF                        # it was told its bound and counts for itself
 
 
-cdef class Run:
-    # One iteration of a tree of streamers that can be saved, or draws from one seed, or both.
+cdef class BaseRun:
+    # A run, as activation knows it: it starts what is started in its scopes. _visits.Run says what
+    # it is; that room uses this one.
     cdef readonly bint tracks          # whether states can be taken
-    cdef readonly bint is_seeded
-    cdef Seed seed                     # what the keys of visits are appended to
-    cdef readonly object sequence      # the same as NumPy has it, with the key of the root
-    cdef readonly tuple governs        # the global states that are each visit's own
-    cdef readonly bint has_drawn       # a stream has drawn from those that are not
+    cdef readonly bint is_seeded       # whether all draw from one seed
+    cdef readonly bint has_drawn       # a stream has drawn from global states that are not its own
+
+    cdef object random_state(self, tuple path)
+    cdef Compiled start(self, object streamer, dict fields, Scope scope, Ending* ending)
+    cdef Compiled start_hooked(self, object streamer, int64_t bound, Scope scope, dict copies)
 
 
 cdef class Scope:
-    cdef readonly Run run              # that this is a part of, or None
+    cdef readonly BaseRun run          # that this is a part of, or None
     cdef bint is_root                  # what starts in it is no member of a pool
     cdef readonly Scope parent         # the activation that this one happened in, or None
     cdef object seeded                 # what a mux of a seeded run draws from that has no generator
@@ -68,7 +70,7 @@ cdef class Compiled:
     cpdef object restore(self, dict state, loader)
     cpdef object replay_cost(self)
     cpdef object take_rng(self, rng)
-    cdef int take_states(self, GlobalStates states, Run run) except -1
+    cdef int take_states(self, GlobalStates states, BaseRun run) except -1
     cpdef object close_streams(self)
 
 
@@ -80,22 +82,59 @@ cdef class Opener:
     cdef Compiled open(self, Scope scope)
 
 
+cdef class Memo(dict):
+    cdef Scope scope
+    cdef bint again
+    cdef list generators               # copies that were made, where a run keeps track of them
+
+
+cdef class Family:
+    cdef tuple hooks                   # ((name, what it is on that class), ...)
+    cdef object opener, hooked         # see register
+
+
+cdef inline bint is_simple(object value) noexcept:
+    # Whether this is immutable, and of a type that nearly all arguments of streams have.
+    cdef type kind = type(value)
+    return (kind is int or kind is str or kind is float or PyFunction_Check(value)
+            or value is None)
+
+
+cdef inline bint all_simple(tuple values) noexcept:
+    cdef Py_ssize_t i
+    for i in range(len(values)):
+        if not is_simple(<object>PyTuple_GET_ITEM(values, i)):
+            return False
+    return True
+
+
+# What is shared and what is copied.
+cpdef object isolate(object value, object memo)
+cpdef bint is_shared(object memo) except? True
+cdef object new_memo(Scope scope, bint again)
+
+# Where a visit is.
 cdef Scope bare_scope(Scope scope)
-cpdef Scope root_scope(run, path=*)
-cpdef dict attributes_of(object streamer)
-cpdef str place_of(path)
-cpdef dict visits_of(Scope scope)
-cpdef int set_visits(Scope scope, dict state, Py_ssize_t most) except -1
-cdef object hooked_copy(object streamer, Scope scope, dict copies)
 cdef tuple path_of_visit(Scope scope)
-cdef Seed seed_of_visit(Run run, tuple path) except *
-cdef object seeded_random_state(Run run, tuple path)
-cpdef Compiled open_visit(object streamer, Scope scope, dict copies)
-cpdef object state_of_generator(object generator)
-cpdef object set_generator(object generator, object state)
-cdef bint fuse(object stream) noexcept
+
+# Which streamers have hooks of their own.
+cdef Family family_of(type kind)
 cdef bint is_plain(object streamer) noexcept
 cdef dict plain_fields(object streamer)
-cdef bint ends_empty(int* passes, bint gave) except? True
+
+# Starting.
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)
+cdef object opened(object streamer, Scope scope)
+cdef object failed_start()
+cdef object stopped_start()
+cdef object hooked_copy(object streamer, Scope scope, dict copies)
+cdef object map_of(object function)
+cdef tuple split_stream(object args, object kwargs)
+cdef bint asks_for_generator(object kwargs) except -1
+cdef int give_generator(dict kwargs, object generator) except -1
+cdef object fresh_sequence()
+
+# Iterating.
 cpdef int64_t as_bound(object max_iter, bint round_up=*) except -1
+cdef bint ends_empty(int* passes, bint gave) except? True
+cdef bint fuse(object stream) noexcept

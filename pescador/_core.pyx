@@ -1,4 +1,4 @@
-"""Streams as the compiled code sees them; it knows no mux.
+"""Streams as the compiled code sees them; it knows no mux, and no run but as `BaseRun`.
 
 First activation: what is copied when a stream starts, and for whom. Then the iterators that a
 started stream is read through.
@@ -13,37 +13,30 @@ import fractions
 import io
 import math
 import numbers
-import operator
 import pathlib
 import re
 import types
 import uuid
-import warnings
 
 import numpy as np
 
 from pescador import _empty, _rng
-from pescador.exceptions import ArgumentError, PescadorError, PescadorWarning
+from pescador.exceptions import ArgumentError
 
-cimport cython
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
-from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM
+from cpython.tuple cimport PyTuple_Check
 from cpython.type cimport PyType_Check
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t
 
-from pescador._global_rng cimport (
-    GlobalStates, Marks, has_moved, mark, seeded_states, set_bits,
-)
+from pescador._global_rng cimport GlobalStates
 from pescador._native.dicts cimport pescador_field
 from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
-from pescador._native.seeds cimport Seed, seed_key, seed_words
 from pescador._rng cimport Mersenne, mersenne_of
-from pescador._seeds cimport take_entropy
 from pescador._snapshots cimport (
     Snapshots, copy_array, is_large, is_plain_array, view_of_constant,
 )
@@ -152,7 +145,7 @@ cdef class Scope:
             if own in shared:
                 self.drawn_from.append(own)
         elif self.run is not None and self.run.is_seeded:
-            self.seeded = seeded_random_state(self.run, self.path)
+            self.seeded = self.run.random_state(self.path)
 
     def __dealloc__(self):
         PyMem_Free(self.visits)
@@ -183,31 +176,6 @@ cdef class Scope:
             self.n_visits = more
         return 0
 
-    def save_generators(self):
-        """Return the states of the copies, in the order in which they were made."""
-        return [state_of_generator(copied) for copied in self.early_copies()]
-
-    def early_copies(self):
-        """Return the generators that were copied when the activation began."""
-        late = {id(generator) for generator, _ in self.late or ()}
-        return ([] if self.seeded is None else [self.seeded]) + [
-            copied for key, (_, copied) in self.copies.items() if key not in late]
-
-    def save_late(self, saver):
-        """Return the places of sources whose generators were copied later, and their states."""
-        return [[list(places), state_of_generator(self.find(id(generator)))]
-                for generator, places in self.late or ()]
-
-    def restore_late(self, states, mux, loader):
-        """Copy the generators of the sources at these places, as their visits would."""
-        for places, state in states:
-            generator = generator_at(mux, places)
-            if generator is None:
-                raise loader.error(repr(mux), f"there is no source with a random generator at the "
-                                   f"places {places} any more")
-            self.add_late(generator, tuple(places))
-            set_generator(self.find(id(generator)), state)
-
     cdef int add_late(self, object generator, tuple places) except -1:
         """Have a copy stand for the generator of a source, from its first visit on."""
         self.add_copy(generator)
@@ -215,15 +183,6 @@ cdef class Scope:
             self.late = []
         self.late.append((generator, places))
         return 0
-
-    def restore_generators(self, states, loader, name):
-        """Have the copies go on from such states."""
-        copies = self.early_copies()
-        if len(copies) != len(states):
-            raise loader.error(name, f"its tree has {len(copies)} random generators, and had "
-                               f"{len(states)} when its state was taken")
-        for copied, state in zip(copies, states):
-            set_generator(copied, state)
 
     cdef int add_copy(self, object generator) except -1:
         """Have a copy stand for a generator here: of its copy further out, if there is one."""
@@ -292,6 +251,22 @@ cdef class Scope:
         return None
 
 
+cdef class BaseRun:
+    """A run, as its activations know it; _visits.Run says what it is."""
+
+    cdef object random_state(self, tuple path):
+        """What a mux at this path draws from that has no generator, in a seeded run."""
+        raise NotImplementedError
+
+    cdef Compiled start(self, object streamer, dict fields, Scope scope, Ending* ending):
+        """Start a visit to a plain Streamer that has these attributes."""
+        raise NotImplementedError
+
+    cdef Compiled start_hooked(self, object streamer, int64_t bound, Scope scope, dict copies):
+        """Start a visit to a streamer that overrides hooks."""
+        raise NotImplementedError
+
+
 cdef Scope bare_scope(Scope scope):
     """A scope that has the path of another, None for the root, and nothing else.
 
@@ -311,99 +286,6 @@ cdef tuple path_of_visit(Scope scope):
     return scope.path if scope.is_root else scope.path + (scope.place, scope.count())
 
 
-cdef Seed seed_of_visit(Run run, tuple path) except *:
-    """The seed of a visit in a seeded run."""
-    cdef Seed seed = run.seed
-    for number in path:
-        seed_key(&seed, number)
-    return seed
-
-
-cdef class Run:
-    """One iteration of a tree of streamers that can be saved, or draws from one seed, or both.
-
-    Parameters
-    ----------
-    tracks : bool
-        Whether states can be taken.
-    sequence : SeedSequence or None
-        The seed of the root: those of visits append their paths to its ``spawn_key``.
-    governs : tuple of str
-        The global states that are each visit's own while its code runs.
-    """
-
-    def __cinit__(self, bint tracks, sequence=None, tuple governs=()):
-        self.tracks = tracks
-        self.sequence = sequence
-        self.governs = governs
-        self.is_seeded = sequence is not None
-        if self.is_seeded:
-            take_entropy(&self.seed, sequence)
-
-    @property
-    def recipe(self):
-        """What a state of the run is a state of: its seed, and what is drawn from it."""
-        if not self.is_seeded:
-            return None
-        return {"entropy": self.sequence.entropy, "spawn_key": tuple(self.sequence.spawn_key),
-                "states": self.governs}
-
-
-cpdef dict visits_of(Scope scope):
-    """How often each place was visited, as {first, bits, n, packed}: few bits each."""
-    cdef Py_ssize_t i, n = scope.n_visits, at = 0
-    cdef int64_t least = INT64_MAX, most = 0, value
-    cdef int bits = 0, j
-    while n > 0 and scope.visits[n - 1] == 0:
-        n -= 1
-    for i in range(n):
-        least = min(least, scope.visits[i])
-        most = max(most, scope.visits[i])
-    if n == 0:
-        return {"n": 0, "least": 0, "bits": 0, "packed": b""}
-    while (most - least) >> bits:
-        bits += 1
-    packed = bytearray((n * bits + 7) // 8)
-    cdef unsigned char[::1] view = packed
-    if bits:
-        for i in range(n):
-            value = scope.visits[i] - least
-            for j in range(bits):
-                if (value >> j) & 1:
-                    view[at // 8] |= 1 << (at % 8)
-                at += 1
-    return {"n": n, "least": least, "bits": bits, "packed": bytes(packed)}
-
-
-cpdef int set_visits(Scope scope, dict state, Py_ssize_t most) except -1:
-    """Have as many visits noted as such a state says, of `most` places."""
-    cdef Py_ssize_t i, n = state["n"], at = 0
-    cdef int64_t least = state["least"]
-    cdef int bits = state["bits"], j
-    cdef const unsigned char[:] view = state["packed"]
-    if not (0 <= n <= most and 0 <= bits < 63 and len(view) == (n * bits + 7) // 8):
-        raise ValueError(f"'visits' has {len(view)} bytes for the {n} places that were visited, "
-                         f"{bits} bits for each; there are {most} places")
-    scope.make_room(n)
-    for i in range(scope.n_visits):
-        scope.visits[i] = 0
-    for i in range(n):
-        scope.visits[i] = least
-        for j in range(bits):
-            scope.visits[i] += <int64_t>((view[at // 8] >> (at % 8)) & 1) << j
-            at += 1
-    return 0
-
-
-cpdef Scope root_scope(run, path=()):
-    """Return the scope that the root of a run starts in."""
-    cdef Scope root = bare_scope(None)
-    root.run = run
-    root.is_root = True
-    root.path = path
-    return root
-
-
 def hook_scope(mux, Scope scope=None, path=None):
     """Return the scope of the loop over the hooks of an activated mux, which began in `scope`."""
     cdef Scope here = bare_scope(scope)
@@ -420,18 +302,6 @@ def note_started(Scope scope, visit):
     if scope is not None and scope.mux is not None and scope.run is not None and scope.run.tracks:
         scope.note(scope.stepped, visit, scope.mux.streams_)
     return visit
-
-
-def states_of_visit(Scope scope, *, bint only_path=False):
-    """Return the global states of a visit in a seeded run, None in others, and its path."""
-    cdef tuple path = path_of_visit(scope)
-    cdef Seed seed
-    if only_path:
-        return path
-    if not scope.run.is_seeded:
-        return None, path
-    seed = seed_of_visit(scope.run, path)
-    return seeded_states(&seed, ("numpy", "random")), path
 
 
 cpdef Scope around(streamer):
@@ -453,10 +323,6 @@ cdef class Memo(dict):
     With `again` it has copies of these, as they are now: what a stream that starts draws from.
     Without, it has them themselves, for a streamer that will be activated and copy them then.
     """
-
-    cdef Scope scope
-    cdef bint again
-    cdef list generators               # copies that were made, where a run keeps track of them
 
     def __init__(self, Scope scope, bint again):
         self.scope = scope
@@ -500,20 +366,6 @@ cdef int add_to_memo(object memo, object value, object result) except -1:
             return 0
     memo.setdefault(key, []).append(value)
     return 0
-
-
-cdef inline bint is_simple(object value) noexcept:
-    """Whether this is immutable, and of a type that nearly all arguments of streams have."""
-    cdef type kind = type(value)
-    return kind is int or kind is str or kind is float or kind is Function or value is None
-
-
-cdef inline bint all_simple(tuple values) noexcept:
-    cdef Py_ssize_t i
-    for i in range(len(values)):
-        if not is_simple(<object>PyTuple_GET_ITEM(values, i)):
-            return False
-    return True
 
 
 cdef inline int is_immutable(object value) except -1:
@@ -728,7 +580,7 @@ cdef object copy_or_share(object value, object memo):
     return result
 
 
-def is_shared(memo):
+cpdef bint is_shared(object memo) except? True:
     """Tell whether isolating with this memo met a value that activations share."""
     return SHARED in memo
 
@@ -808,9 +660,6 @@ cdef object copy_generator(object generator, object memo):
 
 cdef class Family:
     """A class whose behaviour the compiled code stands for."""
-
-    cdef tuple hooks                   # ((name, what it is on that class), ...)
-    cdef object opener, hooked         # see register
 
 
 cdef dict families = {}                # class -> Family
@@ -933,7 +782,7 @@ cdef object activate(object streamer, dict fields, Scope scope, Ending* ending):
     cdef Py_ssize_t position = 0
     cdef PyObject* stream
     if scope is not None and scope.run is not None:
-        return leaf_of(streamer, fields, scope, ending)
+        return scope.run.start(streamer, fields, scope, ending)
     source = pescador_field(fields, &position, "streamer")
     args = pescador_field(fields, &position, "args")
     kwargs = pescador_field(fields, &position, "kwargs")
@@ -975,7 +824,7 @@ cdef object activate_any(object source, object args, object kwargs, Scope scope,
         memo = new_memo(scope, again=True)
         source = isolate(source, memo)
         if callable(source):
-            if type(source) is Function and source in maps:
+            if map_of(source) is not None:
                 args, kwargs = isolate_for_map(args, kwargs, scope, memo)
             else:
                 args = isolate(args, memo)
@@ -1020,7 +869,7 @@ cdef class Compiled:
     cpdef object take_rng(self, rng):
         """Draw from this generator in the place of np.random."""
 
-    cdef int take_states(self, GlobalStates states, Run run) except -1:
+    cdef int take_states(self, GlobalStates states, BaseRun run) except -1:
         """Run the user's code under these states; without, have the run notice whether it draws."""
         return 0
 
@@ -1050,372 +899,6 @@ def register_spawn(spawn):
     SPAWN = spawn
 
 
-# Iterators that can be set to a place: those of types that cannot change but by iterating.
-cdef frozenset INDEXED = frozenset(
-    type(iter(value))
-    for value in ([], (), "", "\u20ac", b"", bytearray(), range(1), range(1 << 70)))
-
-# Items after which a map of the user's is expensive to restore.
-cdef enum:
-    COSTLY_REPLAY = 100000
-
-# To iterate over these runs no code that could draw.
-cdef frozenset WITHOUT_CODE = frozenset(
-    {list, tuple, str, bytes, bytearray, range, dict, set, frozenset, np.ndarray})
-
-# Iterators that go over what they hold and do nothing else: to go on, they step quickly.
-cdef frozenset STEPPED = frozenset(
-    type(iter(value)) for value in ({}, {}.values(), {}.items(), set(), np.empty(0)))
-
-
-@cython.final
-cdef class Leaf(Compiled):
-    """A visit to a streamer that is no mux, in a run: its items, and how many it has given."""
-
-    cdef Scope scope                   # in which it started
-    cdef Py_ssize_t place              # in the pool there
-    cdef int64_t number                # of this visit
-    cdef object streamer               # the recipe
-    cdef object iterator
-    cdef Compiled inner                # the iterator, if it is a map of ours
-    cdef GlobalStates states           # in place while its code runs, where they are governed
-    cdef bint watches                  # whether drawing from the global states is noticed
-    cdef bint has_drawn                # it did
-    cdef bint is_shared                # it reads from what other activations read, too
-    cdef bint steps                    # at its bound, the source is asked once more
-    cdef list generators               # random generators that it was given, copies of the recipe's
-    cdef list at_start                 # their states when it started
-    cdef object copied                 # of a streamer with hooks: what it is iterated on
-    cdef object fields                 # its attributes when this visit started
-    cdef int64_t bound                 # how many items it was asked for
-    cdef int64_t given
-    cdef object drawn                  # what its states were when it was closed
-    cdef bint is_past                  # its last step gave no item, and may have drawn for that
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef PyObject* item
-        if self.left > 0:
-            item = self.pull()
-            if item is not NULL:
-                self.left -= 1
-                self.given += 1
-                result = steal(item)
-                if self.given == COSTLY_REPLAY:
-                    self.warn_of_replay()
-                return result
-        elif self.steps:
-            self.steps = False
-            Py_XDECREF(self.pull())
-            self.is_past = True
-        raise StopIteration
-
-    cdef int warn_of_replay(self) except -1:
-        """Say that a map of the user's makes the whole run again when a state is restored."""
-        if self.scope.run.tracks and self.inner is None and self.is_replayed():
-            args = getattr(self.streamer, "args", ())
-            for value in (*args, *getattr(self.streamer, "kwargs", {}).values()):
-                if isinstance(value, plain_streamer):
-                    warnings.warn(
-                        f"{self.name()} has given {self.given:,} items, all of which would be made "
-                        "again to restore its state: what it does to each item can be a function "
-                        "for pescador.transform, whose state is that of its stream",
-                        PescadorWarning, stacklevel=2)
-                    return 0
-        return 0
-
-    cdef PyObject* pull(self) except? NULL:
-        """The next item, or NULL."""
-        cdef Marks marks
-        cdef PyObject* item
-        if self.inner is not None:
-            return next_item(self.inner)
-        if self.states is not None:
-            self.is_past = True
-            item = self.states.step(self.iterator)
-            self.is_past = item is NULL
-            return item
-        if not self.watches:
-            return next_item(self.iterator)
-        mark(&marks)
-        try:
-            item = next_item(self.iterator)
-        except BaseException:
-            self.has_drawn = self.has_drawn or has_moved(&marks)
-            raise
-        if has_moved(&marks):
-            self.note_drawing()
-        return item
-
-    cdef int note_drawing(self) except -1:
-        self.has_drawn = True
-        self.scope.run.has_drawn = True
-        if self.scope.run.is_seeded:
-            raise PescadorError(
-                f"{self.name()} has drawn from the global random state, which its Seeded does not "
-                "govern: leave `states` at its default, or draw from the generator that "
-                "pescador.SPAWN stands for")
-        return 0
-
-    cdef int begin(self, object streamer, object source, object args, object kwargs,
-                   Scope scope) except -1:
-        """Start the visit: copy what it starts from, and call the function."""
-        self.take(streamer, scope)
-        make = maps.get(source) if type(source) is Function else None
-        if (make is None and type(source) is Function and type(args) is tuple
-                and all_simple(<tuple>args) and type(kwargs) is dict and not <dict>kwargs):
-            # As most are: nothing to isolate.
-            self.govern(scope)
-            return self.start(source, args)
-        memo = new_memo(scope, again=True)
-        stream, rest, named = split_stream(args, kwargs)
-        if make is not None and stream is not MISSING:
-            make = make(*isolate(rest, memo), **isolate(named, memo))
-            # A map adds nothing to the path: its stream is the same visit.
-            number = scope.number
-            if not scope.is_root:
-                scope.number = self.number
-            try:
-                self.inner = make(open_visit(stream, scope, {}))
-            finally:
-                scope.number = number
-            self.iterator = self.inner
-            self.take_generators(memo)
-            if self.inner.runs_code:
-                self.govern(scope)
-                self.inner.take_states(self.states, scope.run)
-            if scope.run.is_seeded and self.inner.draws_globally:
-                self.inner.take_rng(seeded_random_state(scope.run, self.path))
-        else:
-            if type(source) not in WITHOUT_CODE:
-                self.govern(scope)
-            source = isolate(source, memo)
-            if callable(source) and args is not None:
-                args, kwargs = isolate(args, memo), isolate(kwargs, memo)
-                if asks_for_generator(kwargs):
-                    self.spawn(kwargs, memo)
-            self.take_generators(memo)
-            self.start(start_iterator, (source, args, kwargs))
-        self.is_shared = SHARED in memo
-        self.steps = not self.is_shared
-        return 0
-
-    cdef int take(self, object streamer, Scope scope) except -1:
-        """Note which visit this is."""
-        self.streamer = streamer
-        self.scope = scope
-        self.steps = True
-        if not scope.is_root:
-            self.place = scope.place
-            self.number = scope.count()
-        return 0
-
-    @property
-    def path(self):
-        """Which visit this is."""
-        if self.scope.is_root:
-            return self.scope.path
-        return self.scope.path + (self.place, self.number)
-
-    cdef int govern(self, Scope scope) except -1:
-        """Have its code draw from states of its own, or have it noticed."""
-        cdef Seed seed
-        cdef Run run = scope.run
-        if run.is_seeded and run.governs:
-            seed = seed_of_visit(run, self.path)
-            self.states = seeded_states(&seed, run.governs)
-        else:
-            self.watches = run.tracks or run.is_seeded
-        return 0
-
-    cdef int start(self, object function, tuple args) except -1:
-        """Have a function return the iterator."""
-        cdef Marks marks
-        cdef PyObject* stream
-        if self.states is not None:
-            self.iterator = iter(self.states.call(function, args))
-            return 0
-        mark(&marks)
-        stream = pescador_stream(function, args)
-        self.iterator = failed_start() if stream is NULL else steal(stream)
-        if self.watches and has_moved(&marks):
-            self.note_drawing()
-        return 0
-
-    cdef int start_hooked(self) except -1:
-        """Iterate over a copy whose hooks are to be called."""
-        cdef Scope here
-        if (<Family?>family_of(type(self.copied))).opener is not None:
-            # What the hooks start is in this visit, and is not saved by itself.
-            here = bare_scope(self.scope)
-            here.path = self.path
-            here.is_root = True
-            if self.scope.run.is_seeded:
-                here.run = Run(False, self.scope.run.sequence, self.scope.run.governs)
-            else:
-                here.run = None
-            self.copied.__dict__["__pescador_around__"] = here
-        self.start(iterate_hooked, (self.copied, None if self.bound == UNBOUNDED else self.bound))
-        return 0
-
-    cdef int spawn(self, dict kwargs, object memo) except -1:
-        """Give the function the random generator of this visit, and no global states."""
-        cdef Run run = self.scope.run
-        if run.is_seeded:
-            sequence = run.sequence
-            sequence = np.random.SeedSequence(
-                sequence.entropy, spawn_key=(*sequence.spawn_key, *self.path))
-            self.states = None
-            self.watches = True
-        else:
-            sequence = fresh_sequence()
-        generator = np.random.default_rng(sequence)
-        give_generator(kwargs, generator)
-        if not run.is_seeded and type(memo) is Memo:
-            (<Memo>memo).generators.append(generator)
-        return 0
-
-    cdef int take_generators(self, object memo) except -1:
-        if type(memo) is Memo and (<Memo>memo).generators:
-            self.generators = (<Memo>memo).generators
-            self.at_start = [state_of_generator(generator) for generator in self.generators]
-        return 0
-
-    cdef str name(self):
-        """What to call it in an error."""
-        return f"{place_of(self.path)}{self.streamer!r}"
-
-    cdef bint has_own_state(self) except -1:
-        """Whether the iterator can tell where it is, and be told."""
-        return hasattr(self.iterator, "state_dict") and hasattr(self.iterator, "load_state_dict")
-
-    cdef bint is_replayed(self) except -1:
-        """Whether its items have to be made again to get where it is."""
-        return not (self.inner is not None or type(self.iterator) in INDEXED
-                    or type(self.iterator) in STEPPED or self.has_own_state())
-
-    cpdef dict save(self, saver):
-        cdef dict state = {"given": self.given, "left": self.left, "steps": self.steps}
-        cdef bint replayed = self.is_replayed()
-        if self.is_shared and not (self.inner is not None):
-            saver.refuse(self.name(), "it reads from a generator object or an open file, which "
-                         "nobody can read again: give Streamer a generator function or a list")
-        if self.has_drawn:
-            saver.refuse(self.name(), "it draws from the global random state of np.random or "
-                         "random, which nobody else can repeat: iterate over pescador.Seeded(...), "
-                         "or have it draw from a generator among its arguments")
-        if self.inner is not None:
-            state["map"] = self.inner.save(saver)
-        elif self.has_own_state():
-            state["position"] = saver.plain(
-                self.iterator.state_dict(), f"the state_dict() of {self.name()}")
-        if self.copied is not None:
-            state["fields"] = saver.attributes(self.fields, self.name())
-            state["bound"] = self.bound
-        if self.generators is not None:
-            state["generators"] = self.at_start if replayed else [
-                state_of_generator(generator) for generator in self.generators]
-        if self.states is not None:
-            state["states"] = self.digest() if replayed else self.states.as_plain()
-        return state
-
-    cdef object digest(self):
-        """What the states were after the last item, in a few words; None where it is not known."""
-        if self.is_past:
-            return None
-        return self.states.digest() if self.drawn is None else self.drawn
-
-    cpdef object restore(self, dict state, loader):
-        cdef int64_t given = state["given"]
-        cdef PyObject* item
-        self.left = state["left"]
-        self.steps = state["steps"]
-        if self.inner is not None:
-            self.set_generators(state, loader)
-            self.given = given
-            if "states" in state:
-                self.states.take_plain(state["states"])
-            self.inner.restore(state["map"], loader)
-            return
-        if self.copied is not None:
-            loader.set_attributes(self.copied, state["fields"])
-            self.fields = attributes_of(self.copied)
-            self.bound = state["bound"]
-            self.start_hooked()
-        self.set_generators(state, loader)
-        if "position" in state:
-            self.iterator.load_state_dict(loader.own(state["position"]))
-        elif type(self.iterator) in INDEXED:
-            if given > operator.length_hint(self.iterator):
-                raise loader.error(self.name(), f"it has given {given} items when its state was "
-                                   f"taken, and has only {operator.length_hint(self.iterator)} now")
-            self.iterator.__setstate__(given)
-        else:
-            while self.given < given:
-                item = self.pull()
-                if item is NULL:
-                    raise loader.error(self.name(), f"it has given {given} items when its state "
-                                       f"was taken, and has only {self.given} now")
-                Py_XDECREF(item)
-                self.given += 1
-                if self.given % 1024 == 0:
-                    PyErr_CheckSignals()
-            if self.has_drawn and not loader.is_inexact:
-                raise loader.error(self.name(), "it draws from the global random state now, and "
-                                   "did not when its state was taken")
-        self.given = given
-        if self.states is not None:
-            if not self.is_replayed():
-                self.states.take_plain(state["states"])
-            elif state["states"] is not None and self.states.digest() != state["states"]:
-                raise loader.error(self.name(), "it has drawn other random numbers up to here than "
-                                   "when its state was taken")
-
-    cdef int set_generators(self, dict state, loader) except -1:
-        """Have the generators that it was given be where they were."""
-        saved = state.get("generators", [])
-        if len(saved) != len(self.generators or ()):
-            raise loader.error(self.name(), f"it is given {len(self.generators or ())} random "
-                               f"generators, and was given {len(saved)} when its state was taken")
-        for generator, before in zip(self.generators or (), saved):
-            set_generator(generator, before)
-        if saved:
-            self.at_start = saved
-        return 0
-
-    cpdef object replay_cost(self):
-        if self.inner is not None:
-            return self.inner.replay_cost()
-        return self.given if self.is_replayed() else 0
-
-    cpdef object close_streams(self):
-        if self.inner is not None:
-            self.inner.close_streams()
-        elif not self.is_shared and hasattr(self.iterator, "close"):
-            if self.states is None:
-                self.iterator.close()
-            else:
-                if self.drawn is None:
-                    self.drawn = self.states.digest()
-                self.states.call(self.iterator.close, ())
-
-    def __del__(self):
-        # The code that a generator runs when it is closed may draw, too.
-        if self.states is not None and self.iterator is not None and self.inner is None:
-            self.close_streams()
-
-    def shown(self):
-        """Return what an open stream shows of it."""
-        return self.streamer, self.given, [] if self.inner is None else self.inner.shown()[2]
-
-    @property
-    def recipe(self):
-        """What the state is a state of."""
-        return name_of(self.streamer)
-
-
 cdef bint asks_for_generator(object kwargs) except -1:
     """Whether a function is to be given the random generator of its visit."""
     if type(kwargs) is not dict:
@@ -1434,157 +917,19 @@ cdef int give_generator(dict kwargs, object generator) except -1:
 
 
 cdef tuple split_stream(object args, object kwargs):
-    """The first argument of a map, which is its stream, and the others by place and by name."""
+    """The first argument of a map, its stream, and the others by place and by name; or None."""
     if type(args) is tuple and args:
         return (<tuple>args)[0], (<tuple>args)[1:], kwargs
     if type(kwargs) is dict and "stream" in <dict>kwargs:
         return (<dict>kwargs)["stream"], args, {
             name: value for name, value in (<dict>kwargs).items() if name != "stream"}
-    return MISSING, args, kwargs
-
-
-cdef object seeded_random_state(Run run, tuple path):
-    """What a mux without a generator of its own draws from, in a seeded run."""
-    cdef Seed seed = seed_of_visit(run, path)
-    cdef uint32_t[8] words
-    seed_words(&seed, words)
-    return RandomState([words[0], words[1], words[2], words[3]])
-
-
-cdef object generator_at(object streamer, places):
-    """The random generator of the source at some places in a tree; None where there is none."""
-    for place in places:
-        pool = getattr(stream_of(streamer), "streamers", None)
-        if type(pool) is not list or not 0 <= place < len(pool):
-            return None
-        streamer = (<list>pool)[<Py_ssize_t>place]
-    source = stream_of(streamer)
-    if not hasattr(source, "random_state"):
-        return None
-    source._visit(None)
-    return source._plan.rng
-
-
-cdef object stream_of(object streamer):
-    """The stream below the maps of a streamer."""
-    while type(streamer) is plain_streamer and streamer.streamer in maps:
-        streamer = split_stream(streamer.args, streamer.kwargs)[0]
-    return streamer
-
-
-def name_of(streamer):
-    """Return what a streamer is, by its class and the name of its function."""
-    kind = type(streamer)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    source = getattr(streamer, "streamer", None)
-    if isinstance(source, (types.FunctionType, types.BuiltinFunctionType, type)):
-        return f"{name} of {source.__qualname__}"
-    return name if source is None else f"{name} of {type(source).__qualname__}"
-
-
-# Attributes of a streamer that are no state of its hooks.
-cdef frozenset RECIPE = frozenset({
-    "streamer", "args", "kwargs", "stream_", "active_count_", "streamers", "streams_",
-    "stream_generator_", "chain_streamer_",
-})
-
-
-cpdef dict attributes_of(object streamer):
-    """The attributes that hooks may have changed, by name; lists and the like are copied."""
-    cdef dict fields = {}
-    for name, value in streamer.__dict__.items():
-        if not (name in RECIPE or name.startswith("__pescador_")
-                or type(value) is types.ModuleType):
-            try:
-                fields[name] = isolate(value, {})
-            except Exception:
-                # What cannot be copied is refused by name when a state is taken.
-                fields[name] = value
-    return fields
+    return None
 
 
 cdef fresh_sequence():
     """A seed from the global state, which governs what has none of its own."""
     words = np.random.randint(0, 1 << 32, 4, np.uint64)
     return np.random.SeedSequence([int(word) for word in words])
-
-
-def start_iterator(source, args, kwargs):
-    """Return the iterator over an iterable, or over what a generator function returns."""
-    return iter(source(*args, **kwargs) if callable(source) and args is not None else source)
-
-
-cpdef str place_of(path):
-    """Return where in the tree a visit is, in words."""
-    return "".join([f"streamers[{path[i]}], visit {path[i + 1]}: " for i in range(0, len(path), 2)])
-
-
-cpdef object state_of_generator(object generator):
-    """The state of a RandomState or Generator, in plain values."""
-    if isinstance(generator, RandomState):
-        return generator.get_state(legacy=False)
-    return generator.bit_generator.state
-
-
-cpdef object set_generator(object generator, object state):
-    """Have a RandomState or Generator go on from a state."""
-    if isinstance(generator, RandomState):
-        # It has a deviate left over, too.
-        set_bits(generator._bit_generator, state)
-        generator.set_state(state)
-    else:
-        set_bits(generator.bit_generator, state)
-
-
-cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
-    """Start one visit to a streamer, or to another iterable, in a run."""
-    cdef Ending ending = STOP
-    Py_EnterRecursiveCall(" while starting a stream of a stream")
-    try:
-        fields = plain_fields(streamer)
-        if fields is not None and fields["stream_"] is None:
-            return leaf_of(streamer, fields, scope, &ending)
-        if family_of(type(streamer)) is None or streamer.is_activated_copy:
-            return leaf_over(streamer, scope)
-        stream = opened(streamer, scope)
-        return hooked_visit(streamer, UNBOUNDED, scope, copies) if stream is None else stream
-    finally:
-        Py_LeaveRecursiveCall()
-
-
-cdef Leaf leaf_over(object iterable, Scope scope):
-    """A visit to an iterable that is no streamer, or to an activated copy, which is shared."""
-    cdef Leaf leaf = Leaf.__new__(Leaf)
-    if not (hasattr(type(iterable), "__iter__") or hasattr(type(iterable), "__getitem__")):
-        raise ArgumentError(f"stream={iterable!r} must be an iterable, such as a Streamer")
-    if family_of(type(iterable)) is None:
-        leaf.begin(iterable, iterable, None, None, scope)
-        return leaf
-    leaf.take(iterable, scope)
-    leaf.govern(scope)
-    leaf.start(iter, (iterable,))
-    leaf.is_shared = True
-    return leaf
-
-
-cdef Compiled hooked_visit(object streamer, int64_t bound, Scope scope, dict copies):
-    """A visit to a streamer that overrides hooks."""
-    cdef Leaf leaf = Leaf.__new__(Leaf)
-    cdef Compiled node
-    cdef Family family = family_of(type(streamer))
-    copied = hooked_copy(streamer, scope, copies)
-    if family.hooked is not None:
-        node = family.hooked(copied, scope)
-        if node is not None:
-            node.left = bound
-            return node
-    leaf.take(streamer, scope)
-    leaf.govern(scope)
-    leaf.copied = copied
-    leaf.bound = bound
-    leaf.fields = attributes_of(leaf.copied)
-    leaf.start_hooked()
-    return leaf
 
 
 cdef object hooked_copy(object streamer, Scope scope, dict copies):
@@ -1599,17 +944,6 @@ cdef object hooked_copy(object streamer, Scope scope, dict copies):
 def iterate_hooked(streamer, bound):
     """What a streamer with hooks gives, as a mux asks for it."""
     return iter(streamer.iterate() if bound is None else streamer.iterate(max_iter=bound))
-
-
-cdef object leaf_of(object streamer, dict fields, Scope scope, Ending* ending):
-    """A visit to a plain Streamer, in a run."""
-    cdef Leaf leaf = Leaf.__new__(Leaf)
-    try:
-        leaf.begin(streamer, fields["streamer"], fields["args"], fields["kwargs"], scope)
-    except StopIteration as error:
-        raise stopped_start() from error
-    ending[0] = STOP if leaf.is_shared else STEP_ONCE_MORE
-    return leaf
 
 
 cdef bint fuse(object stream) noexcept:
@@ -1632,7 +966,7 @@ def activated(streamer, max_iter):
         return None
     source = activate(streamer, fields, scope, &ending)
     if scope is not None and scope.run is not None:
-        return note_started(scope, (<Leaf>source).bounded(max_iter))
+        return note_started(scope, (<Compiled>source).bounded(max_iter))
     return Bounded(source, max_iter, ending == STEP_ONCE_MORE)
 
 
@@ -1649,10 +983,16 @@ def register_map(function, make):
     maps[function] = make
 
 
+cdef object map_of(object function):
+    """What makes the compiled iterator of a map; None for other functions and values."""
+    return maps.get(function) if type(function) is Function else None
+
+
 cdef tuple isolate_for_map(object args, object kwargs, Scope scope, object memo):
     """The arguments of a map, of which a stream of ours is not copied but activated."""
-    stream, rest, named = split_stream(args, kwargs)
-    if stream is not MISSING:
+    parts = split_stream(args, kwargs)
+    if parts is not None:
+        stream, rest, named = parts
         opened = open_stream(stream, scope, memo)
         if opened is not None:
             return (opened, *isolate(rest, memo)), isolate(named, memo)
@@ -1704,7 +1044,7 @@ cdef object start_any(object streamer, int64_t bound, Scope scope, Ending* endin
         return stream
     ending[0] = ENDS_ITSELF
     if scope is not None and scope.run is not None:
-        return hooked_visit(streamer, bound, scope, copies)
+        return scope.run.start_hooked(streamer, bound, scope, copies)
     streamer = hooked_copy(streamer, scope, copies)
     if scope is not None and (<Family?>family_of(type(streamer))).opener is not None:
         # It starts with the next call, which asks for it.
@@ -1865,126 +1205,3 @@ cdef class Cycle:
             raise StopIteration
         self.left -= 1
         return steal(item)
-
-
-cdef class Reader:
-    """What an open stream is read through; `pescador.Stream` says how it starts and stops."""
-
-    cdef Compiled node
-    cdef readonly int64_t index        # items given
-    cdef readonly bint running
-    cdef readonly bint is_started      # an item was asked for
-    cdef readonly bint over            # it has ended, has failed or was closed
-    cdef readonly bint has_ended       # there is no item after the last one
-    cdef bint counted                  # the streamer counts it as an open iteration
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef PyObject* item
-        if self.running:
-            raise ValueError("stream already executing")
-        if self.over:
-            raise StopIteration
-        self.is_started = self.running = True
-        try:
-            if self.node is None:
-                self._root()
-            # list(stream) is a loop in C. A signal must not come between an item and its reader.
-            if self.index % 1024 == 0:
-                PyErr_CheckSignals()
-            item = next_item(self.node)
-        except BaseException:
-            self.end()
-            raise
-        finally:
-            self.running = False
-        if item is NULL:
-            # At a bound, a state may be given another.
-            self.has_ended = self.node.left > 0
-            self.end()
-            raise StopIteration
-        self.index += 1
-        return steal(item)
-
-    def __del__(self):
-        self.end()
-
-    def _root(self):
-        """Return the iterator of the root; start it if need be."""
-        if self.node is None:
-            self.node = self._start()
-            self.counted = True
-            if self.over:
-                self.end()
-        return self.node
-
-    def _resume(self, int64_t index, bint has_ended):
-        """Have given so many items already."""
-        self.index = index
-        self.over = self.has_ended = has_ended
-
-    cdef int end(self) except -1:
-        self.over = True
-        if self.counted:
-            self.counted = False
-            self._stop()
-        return 0
-
-    def close(self):
-        """End the iteration and close what is open; the state is still that of the last item."""
-        if self.running:
-            raise ValueError("stream already executing")
-        if not self.over:
-            self.end()
-        if self.node is not None:
-            self.node.close_streams()
-
-
-cdef class Inner(Compiled):
-    """A visit that runs under another seed than what is around it."""
-
-    cdef Compiled node
-    cdef Run run
-    cdef readonly tuple path
-
-    def __cinit__(self, Compiled node, Run run, Scope scope):
-        self.node = node
-        self.run = run
-        self.path = path_of_visit(scope)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef PyObject* item
-        # Whoever has set our bound knows nothing of what is inside.
-        self.node.left = self.left
-        item = next_item(self.node)
-        self.left = self.node.left
-        if item is NULL:
-            raise StopIteration
-        return steal(item)
-
-    @property
-    def recipe(self):
-        """What the state is a state of."""
-        return self.run.recipe
-
-    cpdef dict save(self, saver):
-        return {"left": self.left, "stream": saver.save(self.node)}
-
-    cpdef object restore(self, dict state, loader):
-        self.left = state["left"]
-        loader.restore(self.node, state["stream"])
-
-    cpdef object replay_cost(self):
-        return self.node.replay_cost()
-
-    cpdef object close_streams(self):
-        self.node.close_streams()
-
-    def shown(self):
-        """Return what an open stream shows of it."""
-        return self.node.shown()

@@ -11,10 +11,11 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-from pescador._core cimport Run, set_generator, state_of_generator
+from pescador._core cimport BaseRun
 from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark
 from pescador._native.iterators cimport next_item, steal
 from pescador._rng cimport Uniform, as_index, draw, draw_below, is_known
+from pescador._visits cimport set_generator, state_of_generator
 
 
 cdef object type_name(object item):
@@ -141,7 +142,7 @@ cdef class Transformed(Mapped):
 
     cdef object function, skip
     cdef GlobalStates states           # in place while the function runs, where they are governed
-    cdef Run run                       # that notices whether it draws, where they are not
+    cdef BaseRun run                   # that notices whether it draws, where they are not
     cdef bint has_drawn
 
     def __cinit__(self, source, function, skip):
@@ -150,7 +151,7 @@ cdef class Transformed(Mapped):
         self.skip = skip
         self.runs_code = True
 
-    cdef int take_states(self, GlobalStates states, Run run) except -1:
+    cdef int take_states(self, GlobalStates states, BaseRun run) except -1:
         self.states = states
         self.run = run
         return 0

@@ -28,13 +28,16 @@ from libc.stdint cimport int64_t
 from pescador._choice cimport Categorical, Pool, choose, pick_by_sums
 from pescador._core cimport (
     EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, as_bound,
-    attributes_of, bare_scope, ends_empty, fuse, hooked_copy, is_plain, place_of, plain_fields,
-    root_scope, set_visits, start, visits_of,
+    bare_scope, ends_empty, fuse, hooked_copy, is_plain, plain_fields, start,
 )
 from pescador._native.bounds cimport AT
 from pescador._native.iterators cimport next_item, steal
 from pescador._native.prefetch cimport PREFETCH, items_of, prefetch_values
 from pescador._rng cimport Counts, Sums, Uniform, draw, peek
+from pescador._visits cimport (
+    attributes_of, place_of, restore_generators, restore_late, root_scope, save_generators,
+    save_late, set_visits, visits_of,
+)
 
 
 cdef enum:
@@ -253,8 +256,8 @@ cdef class Engine(Compiled):
             "streams": streams,
             "visits": visits_of(self.scope),
             "turn": self.turn if self.failed or self.resumes else -1,
-            "generators": self.scope.save_generators(),
-            "late": self.scope.save_late(saver),
+            "generators": save_generators(self.scope),
+            "late": save_late(self.scope),
             "hooked": {str(place): saver.attributes(
                 attributes_of(copied), f"{place_of(self.path)}streamers[{place}]: {streamer!r}")
                        for streamer, copied, place in self.copies.values()
@@ -286,8 +289,8 @@ cdef class Engine(Compiled):
         self.table[:k] = loader.numbers(state, "slots", (k, 2))
         self.turn = loader.whole(state, "turn", -1, k - 1)
         self.resumes = self.turn >= 0
-        self.scope.restore_generators(state["generators"], loader, self.name())
-        self.scope.restore_late(state["late"], self.mux, loader)
+        restore_generators(self.scope, state["generators"], loader, self.name())
+        restore_late(self.scope, state["late"], self.mux, loader)
         set_visits(self.scope, state["visits"], len(self.pool))
         self.restore_choice(state, loader)
         for place, attributes in state["hooked"].items():

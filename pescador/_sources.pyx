@@ -25,7 +25,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint64_t
 
-from pescador._core cimport Run, path_of_visit, seed_of_visit
+from pescador._core cimport path_of_visit
 from pescador._global_rng cimport set_bits
 from pescador._native.arrays cimport array_at, new_array
 from pescador._native.bounds cimport AT
@@ -35,6 +35,7 @@ from pescador._native.seeds cimport (
 from pescador._native.threads cimport pescador_threaded
 from pescador._seeds cimport take_entropy
 from pescador._stores cimport Stamp
+from pescador._visits cimport Run, seed_of_visit
 
 cnp.import_array()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ._core import attributes_of, place_of, set_generator, state_of_generator
+from ._visits import attributes_of, place_of, set_generator, state_of_generator
 from .exceptions import PescadorError, StateError
 
 __all__ = ["FORMAT", "Loader", "Saver", "digest"]

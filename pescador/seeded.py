@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from . import _core
+from . import _core, _visits
 from ._checks import is_number
 from .core import Streamer
 from .exceptions import ArgumentError
@@ -159,7 +159,7 @@ class Seeded(Streamer[T]):
         _check(result)
         return result
 
-    def __pescador_run__(self, tracks: bool) -> _core.Run:
+    def __pescador_run__(self, tracks: bool) -> _visits.Run:
         """Return a new run under this seed."""
         _check(self)
         entropy: Any = self.seed
@@ -169,7 +169,7 @@ class Seeded(Streamer[T]):
         if "torch" in self.states:
             importlib.import_module("torch")
         sequence = np.random.SeedSequence(entropy, spawn_key=(*key, self.epoch, self.rank))
-        return _core.Run(tracks, sequence, self.states)
+        return _visits.Run(tracks, sequence, self.states)
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream once, to its end or for `max_iter` items.
@@ -201,9 +201,9 @@ class Seeded(Streamer[T]):
 def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
     """Return one visit to the tree, under its own seed whatever is around it."""
     outer = None if scope is None else scope.run
-    root = _core.root_scope(seeded.__pescador_run__(outer is not None and outer.tracks))
-    node = _core.open_visit(seeded.streamer, root, {})
-    return node if scope is None else _core.Inner(node, root.run, scope)
+    root = _visits.root_scope(seeded.__pescador_run__(outer is not None and outer.tracks))
+    node = _visits.open_visit(seeded.streamer, root, {})
+    return node if scope is None else _visits.Inner(node, root.run, scope)
 
 
 _core.register(

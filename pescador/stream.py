@@ -6,7 +6,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from . import _core, _repr
+from . import _core, _repr, _visits
 from ._state import FORMAT, Loader, Saver
 from .exceptions import ArgumentError, PescadorError, StateError
 
@@ -15,7 +15,7 @@ __all__ = ["Stream"]
 T = TypeVar("T")
 
 
-class Stream(_core.Reader, Iterator[T], Generic[T]):
+class Stream(_visits.Reader, Iterator[T], Generic[T]):
     """An open stream, as `Streamer.open` returns it: an iterator and a context manager.
 
     It gives what `Streamer.iterate` yields, and can tell at any time where it is: after
@@ -63,8 +63,8 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
         run = self._given_run
         if run is None and hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
             run, tree = tree.__pescador_run__(True), tree.streamer
-        run = _core.Run(True) if run is None else run
-        node = _core.open_visit(tree, _core.root_scope(run), {})
+        run = _visits.Run(True) if run is None else run
+        node = _visits.open_visit(tree, _visits.root_scope(run), {})
         self._run = run
         self._streamer.active_count_ += 1
         return node.bounded(self._max_iter)
@@ -152,7 +152,7 @@ class Stream(_core.Reader, Iterator[T], Generic[T]):
                 index, ended = loader.whole(state, "index", 0), state["ended"]
                 loader.restore(node, state["tree"])
                 if "numpy" in state:
-                    _core.set_generator(np.random.mtrand._rand, state["numpy"])
+                    _visits.set_generator(np.random.mtrand._rand, state["numpy"])
         except BaseException:
             # Nobody is to go on with half of it.
             self.close()

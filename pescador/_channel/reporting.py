@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
+from .. import _core, _visits
 from .._state import Loader, Saver
 from ..exceptions import StateError
 
@@ -63,7 +63,7 @@ class Reporting:
     def __call__(self, max_iter: float | None = None) -> Generator[Any, None, None]:
         from ..stream import Stream
 
-        run = _core.Run(self.tracks, self.sequence, self.governs)
+        run = _visits.Run(self.tracks, self.sequence, self.governs)
         stream: Any = Stream(self.streamer, max_iter)
         stream._given_run = run
         if self.state is not None:
@@ -109,7 +109,7 @@ class RemoteStream(_core.Compiled):
 
     def __init__(self, streamer: Any, scope: _core.Scope) -> None:
         self.streamer = streamer
-        self.path = _core.states_of_visit(scope, only_path=True)
+        self.path = _visits.states_of_visit(scope, only_path=True)
         run: Any = scope.run
         sequence = run.sequence
         if sequence is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core, _mux
+from .. import _core, _mux, _visits
 from .._state import Loader, Saver
 
 __all__ = ["HookedStream", "hook_loop"]
@@ -47,7 +47,7 @@ class HookedStream(_core.Compiled):
     def __init__(self, mux: Any, scope: _core.Scope) -> None:
         self.mux = mux
         # Hooks that draw from the global states draw from those of this visit.
-        self.states, self.path = _core.states_of_visit(scope)
+        self.states, self.path = _visits.states_of_visit(scope)
         self.active = self._call(mux.__enter__)
         self.scope = _core.hook_scope(self.active, scope, self.path)
         self.due: int | None = None
@@ -90,7 +90,7 @@ class HookedStream(_core.Compiled):
         elif self.loop is not None and self.loop.gi_frame is not None:
             # The loop counts a sample when it goes on.
             counts[self.scope.slot] += 1
-        fields = {**_core.attributes_of(active), "stream_counts_": counts}
+        fields = {**_visits.attributes_of(active), "stream_counts_": counts}
         if getattr(active, "rng", None) is np.random and self.states is None:
             saver.uses_global_state()
         started = active.__dict__.get("__pescador_started__")
@@ -101,7 +101,7 @@ class HookedStream(_core.Compiled):
             "streams": [
                 self._save_slot(saver, slot, stream) for slot, stream in enumerate(active.streams_)
             ],
-            "visits": _core.visits_of(self.scope),
+            "visits": _visits.visits_of(self.scope),
             "chain": None if started is None else [started[1], started[2]],
             "states": None if self.states is None else self.states.as_plain(),
         }
@@ -133,7 +133,7 @@ class HookedStream(_core.Compiled):
         self.left, self.due = state["left"], state["due"]
         loader.set_attributes(active, state["fields"])
         pool = active.streamers
-        _core.set_visits(
+        _visits.set_visits(
             self.scope, state["visits"], len(pool) if isinstance(pool, list) else 1 << 32
         )
         if state["chain"] is not None:
@@ -153,7 +153,8 @@ class HookedStream(_core.Compiled):
         if number is None:
             return streamer.iterate() if max_iter is None else streamer.iterate(max_iter=max_iter)
         self.scope.at(place, number)
-        visit = _core.open_visit(streamer, self.scope, {id(streamer): (streamer, streamer, place)})
+        copies = {id(streamer): (streamer, streamer, place)}
+        visit = _visits.open_visit(streamer, self.scope, copies)
         self.scope.at(place)
         loader.restore(visit, state)
         stream = _items(visit)
