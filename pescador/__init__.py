@@ -22,6 +22,7 @@ from .core import Streamer, streamable
 from .exceptions import ArgumentError, DataError, PescadorError, PescadorWarning, StateError
 from .maps import SKIP, buffer_stream, cache, keras_tuples, transform, tuples
 from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
+from .parallel import ParallelStreamer
 from .seeded import SPAWN, Seeded
 from .stream import Stream
 from .version import version as __version__
@@ -35,6 +36,7 @@ __all__ = [
     "ChainMux",
     "DataError",
     "Mux",
+    "ParallelStreamer",
     "PescadorError",
     "PescadorWarning",
     "RoundRobinMux",

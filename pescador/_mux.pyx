@@ -35,7 +35,7 @@ from pescador._native.iterators cimport next_item, steal
 from pescador._native.prefetch cimport PREFETCH, items_of, prefetch_values
 from pescador._rng cimport Counts, Sums, Uniform, draw, peek
 from pescador._visits cimport (
-    attributes_of, place_of, restore_generators, restore_late, root_scope, save_generators,
+    Run, attributes_of, place_of, restore_generators, restore_late, root_scope, save_generators,
     save_late, set_visits, visits_of,
 )
 
@@ -407,6 +407,12 @@ cdef class Engine(Compiled):
         if self.inner.place < self.inner.n_visits:
             n_visits = self.inner.visits[self.inner.place]
         try:
+            if (<Run>self.inner.run).elsewhere is not None:
+                stream = (<Run>self.inner.run).elsewhere.visit(
+                    streamer, self.slots[slot].bound - self.slots[slot].count, self.inner)
+                if stream is not None:
+                    self.endings[slot] = STOP
+                    return stream
             return start(streamer, self.slots[slot].bound, self.inner, &self.endings[slot],
                          self.copies)
         except BaseException:
@@ -926,6 +932,8 @@ cdef class ChainEngine(Engine):
             self.inner = bare_scope(self.scope)
             self.maker = self.scope
             if self.scope.run is not None:
+                # Nor would it be found from elsewhere.
+                self.inner.run = (<Run>self.scope.run).alone()
                 self.maker = root_scope(self.scope.run, self.scope.path)
         self.passed = self.inner.number = -1
 

@@ -34,6 +34,11 @@ def digest(array: Any) -> str:
     return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
 
 
+def _kind(node: Any) -> str:
+    """Return what kind of iterator a state is of."""
+    return str(getattr(node, "kind", type(node).__name__))
+
+
 class Saver:
     """What the iterators of an open stream tell while they save their state.
 
@@ -51,7 +56,7 @@ class Saver:
 
     def save(self, node: Any) -> dict[str, Any]:
         """Return the state of one iterator, with its recipe."""
-        state: dict[str, Any] = {"kind": type(node).__name__}
+        state: dict[str, Any] = {"kind": _kind(node)}
         recipe = getattr(node, "recipe", None)
         if recipe is not None:
             state["recipe"] = recipe
@@ -117,10 +122,30 @@ class Loader:
         recipe = getattr(node, "recipe", None)
         name = place_of(getattr(node, "path", ())) + "streamer"
         with self.refusing(name):
+            if getattr(node, "is_elsewhere", False):
+                # Whoever makes its items restores it.
+                node.restore(state, self)
+                return
+            if "skip" in state:
+                self.restore_and_skip(node, state, name)
+                return
             if recipe is not None:
                 self.compare(name, recipe, state["recipe"])
-            self.compare("kind", type(node).__name__, state["kind"])
+            self.compare("kind", _kind(node), state["kind"])
             node.restore(state, self)
+
+    def restore_and_skip(self, node: Any, state: dict[str, Any], name: str) -> None:
+        """Have a visit go on that was made elsewhere: from its last state, and some items later."""
+        if state["from"] is not None:
+            self.restore(node, state["from"])
+        for i in range(self.whole(state, "skip", 0)):
+            try:
+                next(node)
+            except StopIteration:
+                raise self.error(
+                    name, f"it has given {state['skip']} items since its state was taken, and has "
+                    f"only {i} now"
+                ) from None
 
     @contextlib.contextmanager
     def refusing(self, name: str) -> Generator[None, None, None]:

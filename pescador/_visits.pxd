@@ -10,10 +10,20 @@ cdef class Run(BaseRun):
     cdef Seed seed                     # what the keys of visits are appended to
     cdef readonly object sequence      # the same as NumPy has it, with the key of the root
     cdef readonly tuple governs        # the global states that are each visit's own
+    cdef readonly bint watches         # whether drawing from others can be noticed
+    cdef public Elsewhere elsewhere    # asked for each visit in a pool, or None
+
+
+cdef class Elsewhere:
+    # Has visits be made somewhere else.
+    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope)
+    cdef Compiled ahead_of(self, Compiled engine)
 
 
 cdef Seed seed_of_visit(Run run, tuple path) except *
 cpdef Scope root_scope(run, path=*)
+cpdef tuple start_visit(object streamer, int64_t bound, Scope scope)
+cpdef object stream_of(object streamer)
 cpdef Compiled open_visit(object streamer, Scope scope, dict copies)
 
 # States.

@@ -26,7 +26,7 @@ from pescador._core cimport (
     STEP_ONCE_MORE, STOP, UNBOUNDED, BaseRun, Compiled, Ending, Family, Memo, Scope, all_simple,
     asks_for_generator, bare_scope, failed_start, family_of, fresh_sequence, give_generator,
     hooked_copy, is_plain, is_shared, isolate, map_of, new_memo, opened, path_of_visit,
-    plain_fields, split_stream, stopped_start,
+    plain_fields, split_stream, start, stopped_start,
 )
 from pescador._global_rng cimport (
     GlobalStates, Marks, has_moved, mark, seeded_states, set_bits,
@@ -53,10 +53,14 @@ cdef class Run(BaseRun):
         The seed of the root: those of visits append their paths to its ``spawn_key``.
     governs : tuple of str
         The global states that are each visit's own while its code runs.
+    watches : bool
+        Whether it can be noticed that a stream draws from those that are not; in a thread beside
+        others, it cannot.
     """
 
-    def __cinit__(self, bint tracks, sequence=None, tuple governs=()):
+    def __cinit__(self, bint tracks, sequence=None, tuple governs=(), bint watches=True):
         self.tracks = tracks
+        self.watches = watches
         self.sequence = sequence
         self.governs = governs
         self.is_seeded = sequence is not None
@@ -70,6 +74,10 @@ cdef class Run(BaseRun):
             return None
         return {"entropy": self.sequence.entropy, "spawn_key": tuple(self.sequence.spawn_key),
                 "states": self.governs}
+
+    def alone(self):
+        """Return the same run, of which nothing is made elsewhere."""
+        return Run(self.tracks, self.sequence, self.governs, self.watches)
 
     cdef object random_state(self, tuple path):
         cdef Seed seed = seed_of_visit(self, path)
@@ -315,7 +323,7 @@ cdef class Leaf(Compiled):
             seed = seed_of_visit(run, self.path)
             self.states = seeded_states(&seed, run.governs)
         else:
-            self.watches = run.tracks or run.is_seeded
+            self.watches = run.watches and (run.tracks or run.is_seeded)
         return 0
 
     cdef int start(self, object function, tuple args) except -1:
@@ -356,7 +364,7 @@ cdef class Leaf(Compiled):
             sequence = np.random.SeedSequence(
                 sequence.entropy, spawn_key=(*sequence.spawn_key, *self.path))
             self.states = None
-            self.watches = True
+            self.watches = run.watches
         else:
             sequence = fresh_sequence()
         generator = np.random.default_rng(sequence)
@@ -521,10 +529,34 @@ cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
             return leaf_over(streamer, scope)
         stream = opened(streamer, scope)
         if stream is None:
-            stream = scope.run.start_hooked(streamer, UNBOUNDED, scope, copies)
+            return scope.run.start_hooked(streamer, UNBOUNDED, scope, copies)
+        if scope.is_root and (<Run>scope.run).elsewhere is not None:
+            return (<Run>scope.run).elsewhere.ahead_of(stream)
         return stream
     finally:
         Py_LeaveRecursiveCall()
+
+
+cpdef tuple start_visit(object streamer, int64_t bound, Scope scope):
+    """Start one visit as a mux does, in a run.
+
+    Returns the iterator, and whether it is to be asked once more when it has given `bound` items.
+    """
+    cdef Ending ending = STOP
+    stream = start(streamer, bound, scope, &ending, {})
+    return stream, ending == STEP_ONCE_MORE
+
+
+cdef class Elsewhere:
+    """Who is asked for each visit in a pool of a run, before it is started here."""
+
+    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope):
+        """What gives the items of a visit, at most `bound`; None if it is to be started here."""
+        raise NotImplementedError
+
+    cdef Compiled ahead_of(self, Compiled engine):
+        """What is to be read in the place of the engine at the root."""
+        return engine
 
 
 cdef Leaf leaf_over(object iterable, Scope scope):
@@ -732,7 +764,7 @@ cdef object generator_at(object streamer, places):
     return source._plan.rng
 
 
-cdef object stream_of(object streamer):
+cpdef object stream_of(object streamer):
     """The stream below the maps of a streamer."""
     while is_plain(streamer) and map_of(streamer.streamer) is not None:
         parts = split_stream(streamer.args, streamer.kwargs)

@@ -25,7 +25,7 @@ from .protocol import (
     Report,
     item_from,
     read_end,
-    read_item_size,
+    read_item_head,
 )
 from .worker import work
 
@@ -35,7 +35,7 @@ if sys.platform == "linux":
     from .memory import SharedMemory
     from .ring import Reader
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "raise_from_worker"]
 
 # More bytes than any machine has, and fewer than it has addresses for.
 _MOST = 2**40
@@ -69,12 +69,17 @@ class Channel:
         What the worker runs: ``work(max_iter=...)`` returns its items.
     max_iter : number or None
         How many items the worker is asked for.
+    max_bytes : int or None
+        How much may be on its way; None for ``streamer.max_bytes``.
     """
 
-    def __init__(self, streamer: Any, work: Any, max_iter: float | None) -> None:
+    def __init__(
+        self, streamer: Any, work: Any, max_iter: float | None, max_bytes: int | None = None
+    ) -> None:
         self.streamer = streamer
         self.work = work
         self.max_iter = max_iter
+        self.max_bytes = streamer.max_bytes if max_bytes is None else max_bytes
         self.owner = os.getpid()
         self.pipe: Connection | None = None
         self.worker: BaseProcess | None = None
@@ -83,6 +88,7 @@ class Channel:
         # An item that comes over the pipe, how many of its bytes are missing, and how many came.
         self.incoming: bytearray | None = None
         self.missing = 0
+        self.tag = 0
         self.messages = 0
         # The worker's last word.
         self.ended = False
@@ -94,7 +100,7 @@ class Channel:
         """Start the worker."""
         streamer = self.streamer
         method = streamer.start_method or process.default_method()
-        max_bytes = min(streamer.max_bytes, _MOST)
+        max_bytes = min(self.max_bytes, _MOST)
         try:
             self.memory = _shared_memory(max_bytes)
             self.pipe, worker_end = process.pipe(method)
@@ -133,10 +139,14 @@ class Channel:
         """Tell the worker that no more is wanted, and wait until it has ended."""
         if os.getpid() != self.owner or self.worker is None or self.worker.pid is None:
             return
+        self.stop()
+        process.wait_for_end(self.worker, self.streamer.timeout, self._drain)
+
+    def stop(self) -> None:
+        """Tell the worker that no more is wanted."""
         if self.reader is not None:
             self.reader.stop()
-        self._say(STOP)
-        process.wait_for_end(self.worker, self.streamer.timeout, self._drain)
+        self.say(STOP)
 
     def end(self) -> None:
         """End the worker, if it has not ended, and let go of everything but the arrays."""
@@ -164,19 +174,19 @@ class Channel:
         Exception
             What the worker raised.
         """
-        self._check_owner()
+        self.check_owner()
         while True:
             # Asked before the look at the memory: nothing is written there after that.
             is_over = self.ended or self.pipe is None
-            if self._has_items():
+            if self.has_items():
                 return True
             if is_over:
-                self._raise_error()
+                self.raise_error()
                 return False
             try:
-                self._listen()
+                self.listen()
             finally:
-                self._check_owner()
+                self.check_owner()
 
     def items(self) -> Iterable[Any]:
         """Return an iterable of the items that are there now."""
@@ -186,15 +196,20 @@ class Channel:
             return (item_from(written),)
         return self.reader or ()
 
-    def _has_items(self) -> bool:
+    def has_items(self, awaited: int = 0) -> bool:
+        """Tell whether there is one; if not, we are woken at the next, or at one with a tag."""
         if self.incoming is not None:
             return not self.missing
-        return self.reader is not None and not self.reader.is_empty()
+        return self.reader is not None and not self.reader.is_empty(awaited)
+
+    def is_gone(self) -> bool:
+        """Tell whether the worker has ended."""
+        return self.worker is None or process.is_gone(self.worker)
 
     def _received(self) -> int:
         return self.messages + (self.reader.received if self.reader is not None else 0)
 
-    def _check_owner(self) -> None:
+    def check_owner(self) -> None:
         """Raise in a process that was forked, by a signal handler say: the pipe is not its own."""
         if os.getpid() != self.owner:
             raise PescadorError(
@@ -202,10 +217,10 @@ class Channel:
                 "iteration of its own in this one"
             )
 
-    def _raise_error(self) -> None:
+    def raise_error(self) -> None:
         """Raise what the worker raised, or what became of it, unless its stream has ended."""
         if self.error is not None:
-            _raise_from_worker(self.error, self.streamer)
+            raise_from_worker(self.error, repr(self.streamer.streamer))
         if self.ended:
             return
         assert self.worker is not None
@@ -238,9 +253,9 @@ class Channel:
     # ------------------------------------------------------------------------------ the pipe
 
     def _wake(self) -> None:
-        self._say(WAKE)
+        self.say(WAKE)
 
-    def _say(self, word: bytes) -> None:
+    def say(self, word: bytes) -> None:
         with suppress(OSError):
             if self.pipe is not None:
                 self.pipe.send_bytes(word)
@@ -254,10 +269,10 @@ class Channel:
         poller = select.poll()
         poller.register(self.pipe.fileno(), select.POLLIN)
         ready = poller.poll(timeout * 1000)
-        self._check_owner()
+        self.check_owner()
         return bool(ready)
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         """Read a message, or look what became of a worker that sends none."""
         assert self.worker is not None
         if self._is_readable(HEARTBEAT):
@@ -284,7 +299,7 @@ class Channel:
             process.is_gone_within(self.worker, _FAREWELL)
             return
         if message[:1] == ITEM:
-            self.missing = read_item_size(message)
+            self.missing, self.tag = read_item_head(message)
             self.incoming = bytearray(self.missing)
         elif message[:1] == END:
             self.ended = True
@@ -334,17 +349,18 @@ def _not_started(streamer: Any, error: Exception, hint: str = "") -> PescadorErr
     return PescadorError(f"the worker of {streamer.streamer!r} could not be started: {error}{hint}")
 
 
-def _raise_from_worker(error: Report, streamer: Any) -> NoReturn:
+def raise_from_worker(error: Report, name: str) -> NoReturn:
+    """Raise what a worker has raised, of the stream with this name."""
     pickled, summary, text = error
     original = None
-    cause = _WorkerTraceback(f"in the worker of {streamer.streamer!r}:\n{text}")
+    cause = _WorkerTraceback(f"in the worker of {name}:\n{text}")
     if pickled is not None:
         # Its class may not be importable here.
         with suppress(Exception):
             original = pickle.loads(pickled)
         if isinstance(original, Exception):
             raise original from cause
-    raise PescadorError(f"the worker of {streamer.streamer!r} raised {summary}") from cause
+    raise PescadorError(f"the worker of {name} raised {summary}") from cause
 
 
 def _raise_death(worker: BaseProcess, streamer: Any, received: int) -> NoReturn:

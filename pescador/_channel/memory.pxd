@@ -34,6 +34,10 @@ cdef struct Control:
     uint64_t[7] _5
     uint64_t stop                      # 1 if the consumer wants no more
     uint64_t[7] _6
+    uint64_t awaited                   # the tag of the item that it is to be woken for, or 0
+    uint64_t[7] _8
+    uint64_t cost                      # how many nanoseconds an item takes the worker, about
+    uint64_t[7] _7
 
 
 cdef inline uint64_t round_up(uint64_t size, uint64_t unit) noexcept nogil:

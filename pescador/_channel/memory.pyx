@@ -31,7 +31,7 @@ from libc.string cimport memcpy, memmove
 
 from pescador._native.files cimport pescador_is_file, pescador_stamp_file
 from pescador._native.shared cimport (
-    close_descriptor, lock, page_size, private_cover, private_map, private_move,
+    close_descriptor, load, lock, page_size, private_cover, private_map, private_move,
     shared_create, shared_drop, shared_map, shared_reserve, store, unlock, unmap,
 )
 
@@ -88,6 +88,15 @@ cdef class SharedMemory:
 
     def __reduce__(self):
         return _received, (self.max_bytes, reduction.DupFd(self.descriptor))
+
+    @property
+    def cost(self):
+        """About how many nanoseconds an item takes the worker, which says so."""
+        return load(&self.control.cost)
+
+    @cost.setter
+    def cost(self, nanoseconds):
+        store(&self.control.cost, nanoseconds)
 
     def fileno(self):
         """Return the descriptor, -1 if it was closed."""

@@ -8,34 +8,59 @@ word      said by     meaning
 ========  ==========  =========================================================================
 `WAKE`    both        There is something to read in the memory, or room to write.
 `STOP`    consumer    No more is wanted. So does a pipe that is closed.
-`ITEM`    worker      An item that does not go through the memory: its size in bytes follows,
-                      8 bytes, then the item in messages of up to `CHUNK` bytes.
+`ORDERS`  consumer    What a worker of many visits is to do: words of 8 bytes, see `MORE`.
+`VISIT`   consumer    Of these, a visit that goes on from a state: a pickle.
+`RUN`     consumer    Of these, the run that visits are part of from now on: a pickle. All visits
+                      of the one before are closed.
+`ITEM`    worker      An item that does not go through the memory: its size in bytes and its tag
+                      follow, 8 bytes each, then the item in messages of up to `CHUNK` bytes.
 `END`     worker      The last word: a pickle of the error that ended the stream, or of None.
 ========  ==========  =========================================================================
 
 A worker sends an `ITEM` when the consumer has read all that is in the memory, so there is one order
 of items. The stream has ended when an `END` was heard and the memory is empty. A pipe that is
 closed without an `END` is that of a worker that was killed.
+
+A worker of many visits (see `pescador.parallel`) tags each item with the number of its visit. It
+tells of a visit by items that have one key, a pair of ``"pescador"`` and a word: `PICKLED`, an item
+that is no mapping of keys to arrays; `ENDED`, the visit has ended; `FAILED`, it has failed, with a
+`Report`; `STATE`, its state after the last item.
 """
 
 import pickle
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from .schema import decode, encode
 
 __all__ = [
+    "BEGIN",
+    "BITS",
     "CHUNK",
+    "CLOSE",
     "END",
+    "ENDED",
+    "FAILED",
+    "FINISH",
     "HEARTBEAT",
     "ITEM",
+    "MORE",
     "NAP",
+    "ORDERS",
+    "PICKLED",
+    "RUN",
+    "STATE",
     "STOP",
+    "VISIT",
     "WAKE",
     "Report",
     "item_from",
+    "news",
     "read_end",
-    "read_item_size",
+    "read_item_head",
+    "read_news",
     "send_end",
     "send_item",
     "write_item",
@@ -43,6 +68,9 @@ __all__ = [
 
 WAKE = b"w"
 STOP = b"s"
+ORDERS = b"o"
+VISIT = b"v"
+RUN = b"r"
 ITEM = b"i"
 END = b"e"
 
@@ -52,6 +80,15 @@ CHUNK = 16_000
 
 # How often (in seconds) a process that waits looks whether the other one is still there.
 HEARTBEAT = 0.2
+
+# The low bits of a word tell what it orders of the visit whose number is in the others: an item
+# more; to begin it (its bound, how many items to leave out, the length of its path and the path
+# follow); to close it, or to do so after its source was asked for one item more.
+MORE, BEGIN, CLOSE, FINISH = range(4)
+BITS = 2
+
+# What a worker of many visits tells of one, by items.
+PICKLED, ENDED, FAILED, STATE = ("item", "ended", "failed", "state")
 
 # How long (in seconds) a worker that waits for room sleeps before it looks for itself. The consumer
 # wakes it when it asks for items, but memory may come back while it does something else.
@@ -71,16 +108,30 @@ def item_from(written: bytes | bytearray) -> dict[Any, Any]:
     return decode(pickle.loads(written))
 
 
-def send_item(pipe: Connection, written: bytes) -> None:
+def send_item(pipe: Connection, written: bytes, tag: int = 0) -> None:
     """Send what `write_item` returned."""
-    pipe.send_bytes(ITEM + len(written).to_bytes(8, "little"))
+    pipe.send_bytes(ITEM + len(written).to_bytes(8, "little") + tag.to_bytes(8, "little"))
     for start in range(0, len(written), CHUNK):
         pipe.send_bytes(written, start, min(CHUNK, len(written) - start))
 
 
-def read_item_size(message: bytes) -> int:
-    """Return how many bytes follow an `ITEM`."""
-    return int.from_bytes(message[1:], "little")
+def read_item_head(message: bytes) -> tuple[int, int]:
+    """Return how many bytes follow an `ITEM`, and its tag."""
+    return int.from_bytes(message[1:9], "little"), int.from_bytes(message[9:], "little")
+
+
+def news(what: str, value: Any = None) -> dict[Any, Any]:
+    """Return an item that tells something of a visit."""
+    return {("pescador", what): np.frombuffer(pickle.dumps(value), np.uint8)}
+
+
+def read_news(item: dict[Any, Any]) -> tuple[str, Any] | None:
+    """Return what `news` were given; None for an item of a stream."""
+    if len(item) == 1:
+        [(key, value)] = item.items()
+        if type(key) is tuple and len(key) == 2 and key[0] == "pescador":
+            return key[1], pickle.loads(value)
+    return None
 
 
 def send_end(pipe: Connection, error: Report | None) -> None:

@@ -188,8 +188,14 @@ cdef class Writer:
     memory : SharedMemory
     wake : function
         Wake the consumer.
+
+    Attributes
+    ----------
+    tag : int
+        A number that goes with each item, for the consumer.
     """
 
+    cdef public uint32_t tag
     cdef SharedMemory memory
     cdef Control* control
     cdef char* records
@@ -237,6 +243,7 @@ cdef class Writer:
                 # The last item is not held here: its memory may be used for the next.
                 pointer = NULL if load(&self.control.stop) else next_item(iterator)
                 if pointer is NULL:
+                    self.wake_up(0)
                     return "ended"
                 item = as_dict(steal(pointer))
                 # A process that the iterator or the item has forked writes nothing.
@@ -251,6 +258,7 @@ cdef class Writer:
                 room = self.put(schema)
                 if room == FULL:
                     self.pending = item
+                    self.wake_up(0)
                     return "full"
             self.arrays.clear()
             if load(&self.control.wake_at):
@@ -259,9 +267,19 @@ cdef class Writer:
                 self.pending = item
                 return "too large"
             item = None
-            # After the store to head: either we see that it sleeps, or it sees the record.
-            if load(&self.control.asleep) and exchange(&self.control.asleep, 0):
-                self.wake()
+            self.wake_up(self.tag)
+
+    cdef int wake_up(self, uint64_t tag) except -1:
+        """Wake the consumer if it sleeps and waits for an item with this tag, or for any.
+
+        With 0, in any case: it is to read what there is.
+        """
+        # After the store to head: either we see that it sleeps, or it sees the record.
+        if load(&self.control.asleep) and (
+                tag == 0 or load(&self.control.awaited) in (0, tag)
+                ) and exchange(&self.control.asleep, 0):
+            self.wake()
+        return 0
 
     def take_pending(self):
         """Return `pending`, which went another way then."""
@@ -424,7 +442,7 @@ cdef class Writer:
         cdef PyObject* array
         cdef char* data
         write_head(record, length, ITEM)
-        word[1] = schema
+        word[1] = schema | <uint64_t>self.tag << 32
         word += 2
         for i in range(n):
             array = PyList_GET_ITEM(self.arrays, i)
@@ -472,8 +490,17 @@ cdef class Reader:
         Wake the worker.
     copy : bool
         Whether all arrays are to own their memory.
+
+    Attributes
+    ----------
+    tag, size : int
+        Of the last item: the number that came with it, and how many bytes it takes.
+    received : int
+        How many items there were.
     """
 
+    cdef readonly uint32_t tag
+    cdef readonly uint64_t size
     cdef SharedMemory memory
     cdef Control* control
     cdef char* records
@@ -531,8 +558,12 @@ cdef class Reader:
             self.wake()
         return 0
 
-    def is_empty(self):
-        """Tell whether there is no record; if so, the worker wakes us at the next."""
+    def is_empty(self, uint32_t awaited=0):
+        """Tell whether there is no record; if so, the worker wakes us at the next.
+
+        With `awaited`, at the next with this tag, or when it can write no more.
+        """
+        store(&self.control.awaited, awaited)
         store(&self.control.asleep, 1)
         if load(&self.control.head) != self.tail:
             store(&self.control.asleep, 0)
@@ -569,9 +600,11 @@ cdef class Reader:
         cdef bint fortran, in_heap
         cdef Dtype dtype
         cdef dict item = {}
-        if end - word < 2 or word[1] >= <uint64_t>len(self.schemas):
-            raise damaged("the schema of an item", 0 if end - word < 2 else word[1])
-        cdef Schema schema = self.schemas[<Py_ssize_t>word[1]]
+        if end - word < 2 or <uint32_t>word[1] >= <uint64_t>len(self.schemas):
+            raise damaged("the schema of an item", 0 if end - word < 2 else <uint32_t>word[1])
+        cdef Schema schema = self.schemas[<Py_ssize_t><uint32_t>word[1]]
+        self.tag = word[1] >> 32
+        self.size = 8 * (end - word)
         word += 2
         for i in range(schema.n):
             dtype = <Dtype>schema.dtypes[i]
@@ -614,6 +647,7 @@ cdef class Reader:
         if (start < HEAP_AT or start % LINE or start > memory.size or taken > memory.size - start
                 or PyDataType_ELSIZE(dtype) == 0):
             raise damaged("the place of an array", start)
+        self.size += taken
         cdef char* data = memory.base + start
         if (self.copy or memory.n_leases >= BLOCKS // 2
                 or memory.held + taken > <uint64_t>memory.max_bytes // 2):

@@ -43,6 +43,8 @@ class _Consumer:
             # Another program that the source runs is not to hold it open.
             os.set_inheritable(pipe.fileno(), False)
         self.stopped = False
+        # What it has said, apart from words that say nothing else.
+        self.messages: deque[bytes] = deque()
 
     @property
     def pipe(self) -> Connection:
@@ -55,7 +57,10 @@ class _Consumer:
         """Wait until it wakes us, or for some seconds; tell whether it still wants something."""
         try:
             while not self.stopped and self.pipe.poll(timeout):
-                self.stopped = self.pipe.recv_bytes() == STOP
+                message = self.pipe.recv_bytes()
+                self.stopped = message == STOP
+                if message not in (STOP, WAKE):
+                    self.messages.append(message)
                 timeout = 0
         except (OSError, EOFError):
             self.stopped = True
@@ -66,10 +71,10 @@ class _Consumer:
         with suppress(OSError):
             self.pipe.send_bytes(WAKE)
 
-    def send(self, item: Any) -> bool:
+    def send(self, item: Any, tag: int = 0) -> bool:
         """Send an item over the pipe; tell whether it still wants something."""
         try:
-            send_item(self.pipe, write_item(item))
+            send_item(self.pipe, write_item(item), tag)
         except OSError:
             self.stopped = True
         return not self.stopped
@@ -89,20 +94,20 @@ class _Queue:
         self.consumer = consumer
         self.max_bytes = max_bytes
         self.size = 0
-        self.items: deque[bytes | None] = deque()
+        self.items: deque[tuple[bytes, int] | None] = deque()
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._send, daemon=True)
         with process.needs_thread():
             self.thread.start()
 
-    def put(self, written: bytes | None) -> bool:
+    def put(self, written: bytes | None, tag: int = 0) -> bool:
         """Add an item, or None at the end, as soon as there is room; tell whether it is wanted."""
         size = len(written or b"")
         with self.changed:
             # There is always room for one.
             while self.size and self.size + size > self.max_bytes and self.consumer.wait(0):
                 self.changed.wait(HEARTBEAT)
-            self.items.append(written)
+            self.items.append(None if written is None else (written, tag))
             self.size += size
             self.changed.notify_all()
         return self.consumer.wait(0)
@@ -112,11 +117,12 @@ class _Queue:
             with self.changed:
                 while not self.items:
                     self.changed.wait()
-                written = self.items.popleft()
-            if written is None:
+                item = self.items.popleft()
+            if item is None:
                 return
+            written, tag = item
             with suppress(OSError):
-                send_item(self.consumer.pipe, written)
+                send_item(self.consumer.pipe, written, tag)
             with self.changed:
                 self.size -= len(written)
                 self.changed.notify_all()
@@ -140,7 +146,8 @@ def work(
     Parameters
     ----------
     parcel : Parcel
-        Of the streamer, the memory to share or None, and the `random_states` to start from.
+        Of the streamer, the memory to share or None, and the `random_states` to start from. In the
+        place of a streamer, what serves many visits: it has ``__pescador_serve__``.
     max_iter : number or None
         What the streamer is called with.
     max_bytes : int
@@ -159,8 +166,11 @@ def work(
         process.become_worker(forked=consumer_end is not None)
         streamer, memory, states = parcel.open()
         states.install()
-        stream = streamer(max_iter=max_iter)
-        if memory is not None:
+        serve = getattr(streamer, "__pescador_serve__", None)
+        stream = () if serve is not None else streamer(max_iter=max_iter)
+        if serve is not None:
+            serve(consumer, memory, max_bytes)
+        elif memory is not None:
             _write(stream, memory, consumer)
         else:
             _queue(stream, max_bytes, consumer)

@@ -1,0 +1,367 @@
+"""`ParallelStreamer`: streams that run ahead, in an order that does not depend on it.
+
+The engines of a tree run here, and decide which stream gives the next item (`pescador._schedule`).
+The streams run in worker processes or threads, a few items ahead. Everything that is drawn comes
+from one seed (`pescador.Seeded`), by which stream it is and how often it was visited, and so is the
+same wherever it is drawn.
+"""
+
+import os
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .. import _core, _schedule, _visits
+from .._channel import process
+from .._channel.signals import Guard
+from .._checks import as_bool, as_choice, as_count, is_number
+from .._state import Loader, Saver
+from ..core import Streamer
+from ..exceptions import ArgumentError
+from ..seeded import Seeded
+from .placement import Placement, length_of
+from .processes import Processes
+from .threads import Threads
+
+__all__ = ["ParallelStreamer"]
+
+T = TypeVar("T")
+
+_KINDS = ("process", "thread")
+
+
+def _usable_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _as_number(name: str, value: Any) -> int:
+    if is_number(value, int, np.integer) and value >= 0:
+        return min(int(value), 1 << 31)
+    raise ArgumentError(f"{name}={value!r} must be a whole number, 0 or more")
+
+
+def _check(parallel: "ParallelStreamer[Any]") -> None:
+    """Refuse options that are invalid: passed, or assigned since."""
+    if parallel.workers is None:
+        parallel.workers = max(_usable_processors() - 1, 1)
+    for name in ("workers", "read_ahead", "open_ahead"):
+        if name != "open_ahead" or parallel.open_ahead is not None:
+            setattr(parallel, name, _as_number(name, getattr(parallel, name)))
+    as_choice("kind", parallel.kind, _KINDS)
+    parallel.max_bytes = as_count("max_bytes", parallel.max_bytes)
+    as_bool("restart", parallel.restart)
+    as_bool("keep_workers", parallel.keep_workers)
+    if parallel.start_method is not None:
+        as_choice("start_method", parallel.start_method, process.METHODS)
+
+
+class ParallelStreamer(Streamer[T]):
+    """A streamer whose streams run in several workers, ahead of the consumer.
+
+    It yields what ``Seeded(streamer, seed)`` yields: the same items in the same order, for any
+    number of workers, of either kind, however far they run ahead and whatever their timing.
+
+    Parameters
+    ----------
+    streamer : Streamer or iterable
+        The tree. Given a `Seeded`, its seed governs. Otherwise four words are drawn from
+        ``np.random`` when the iteration begins, as ``np.random.randint(0, 2**32, 4, np.uint64)``
+        would, and are the entropy of the seed.
+    workers : int >= 0 or None
+        How many processes or threads. 0 is none: all runs here. None is the number of processors
+        that this process may use, less one, and at least one.
+    kind : {'process', 'thread'}
+        Threads help where streams wait, or leave the interpreter to others (files, decompression,
+        networks), and copy nothing.
+    read_ahead : int >= 0
+        How many items are made early, of each open stream.
+    open_ahead : int >= 0 or None
+        How many visits begin before they are due. None is the number of workers.
+    max_bytes : int > 0
+        How much memory may be taken by items that are made early, or are held as views by the
+        consumer. One item above it passes alone.
+    start_method : {'fork', 'spawn', 'forkserver'} or None
+        How to start processes; see `ZMQStreamer`.
+    restart : bool
+        Whether the visits of a worker that was killed are made again by another one. Not an item
+        changes. Without, it is an error.
+    keep_workers : bool
+        Whether processes wait for the next iteration, instead of being started anew for each. They
+        know the tree as it was when they were started.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is invalid.
+    PescadorError
+        While iterating: if workers cannot be started, if one dies, or an item cannot be sent.
+    Exception
+        While iterating, whatever a stream raised, where its item would have come. Its
+        ``__cause__`` carries the traceback of a worker process.
+
+    See Also
+    --------
+    ZMQStreamer : one worker that runs the whole streamer.
+
+    Notes
+    -----
+    **What runs where.** A *visit* is one activation of a stream by a mux: the unit of work. Muxes
+    run here, and so do maps above them; maps below a mux run with their stream. What cannot run
+    apart from the rest runs here too, in its place in the order: streams with hooks of their own,
+    generator objects and open files, streams that share a random generator with others, and, with
+    threads, functions that may draw from the global random states (unless they are given `SPAWN`,
+    or ``Seeded(states=())`` promises that they do not). ``print(parallel)`` says which.
+
+    **Items** may be anything that can be pickled; mappings of keys to arrays go through shared
+    memory, as those of a `ZMQStreamer`. Threads hand over what was made, whatever it is.
+
+    **The tree** is what it was when the iteration began: workers do not see what is changed later.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pescador import ShuffledMux, Streamer
+    >>> def noise(scale):
+    ...     while True:
+    ...         yield {"x": scale * np.random.rand(3)}
+    >>> mux = ShuffledMux([Streamer(noise, scale) for scale in (1, 10, 100)])
+    >>> run = Seeded(mux, 7)
+    >>> here = list(run(max_iter=20))
+    >>> there = list(ParallelStreamer(run, 2)(max_iter=20))
+    >>> all(np.array_equal(a["x"], b["x"]) for a, b in zip(here, there))
+    True
+    """
+
+    # As a channel to a worker asks for: arrays may be views, and how long to wait for its end.
+    copy = False
+    timeout = 5
+    start_timeout = None
+
+    def __init__(
+        self,
+        streamer: Any,
+        workers: int | None = None,
+        *,
+        kind: str = "process",
+        read_ahead: int = 2,
+        open_ahead: int | None = None,
+        max_bytes: int = 256 * 2**20,
+        start_method: str | None = None,
+        restart: bool = False,
+        keep_workers: bool = False,
+    ) -> None:
+        self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+        self.args, self.kwargs = (), {}
+        self.active_count_ = 0
+        self.stream_ = None
+        self.workers: Any = workers
+        self.kind = kind
+        self.read_ahead = read_ahead
+        self.open_ahead = open_ahead
+        self.max_bytes = max_bytes
+        self.start_method = start_method
+        self.restart = restart
+        self.keep_workers = keep_workers
+        _check(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for name in ("__pescador_kept__", "__pescador_last__", "__pescador_around__"):
+            state.pop(name, None)
+        return state
+
+    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over the stream once, to its end or for `max_iter` items.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many items to yield at most.
+
+        Yields
+        ------
+        item : object
+            What the stream gives.
+        """
+        _core.around(self)
+        visit = ParallelVisit(self, None).bounded(max_iter)
+        try:
+            with _core.Opened(self, visit) as items:
+                yield from items
+        finally:
+            visit.close_streams()
+            # Who keeps an error keeps this frame, and would keep the streams.
+            del visit
+
+    def _activate(self) -> None:
+        self.stream_ = self.iterate()
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was counted in the iteration that began last.
+
+        Returns
+        -------
+        stats : dict of {str: number}
+            ``taken``: items of visits that were made elsewhere. ``opened``, ``opened_in_vain``:
+            such visits, and those of them that were never due. ``wrong_plans``: how often a stream
+            ended before it was thought to. ``waits``, ``seconds_waited``: how often, and for how
+            long in all, an item was not there when it was due. ``restarts``: workers that were
+            replaced.
+        """
+        last = self.__dict__.get("__pescador_last__")
+        return {} if last is None else last.stats()
+
+
+class ParallelVisit(_schedule.Begun):
+    """One iteration of a `ParallelStreamer`.
+
+    Parameters
+    ----------
+    parallel : ParallelStreamer
+        What is iterated.
+    scope : Scope or None
+        In which it starts.
+    """
+
+    def __init__(self, parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> None:
+        _check(parallel)
+        self.parallel = parallel
+        outer = None if scope is None else scope.run
+        self.path = () if scope is None or outer is None else _path_of(scope)
+        self.tracks = outer is not None and outer.tracks
+        self.tree = parallel.streamer
+        # The entropy that was drawn, if it was.
+        self.words: list[int] | None = None
+        self.sequence: Any = None
+        self.governs: tuple[str, ...] = ("numpy", "random")
+        if type(self.tree) is Seeded and _core.is_stock(self.tree):
+            run = self.tree.__pescador_run__(self.tracks)
+            self.sequence, self.governs, self.tree = run.sequence, run.governs, self.tree.streamer
+        elif outer is not None and outer.is_seeded:
+            key = (*outer.sequence.spawn_key, *self.path)
+            self.sequence = np.random.SeedSequence(outer.sequence.entropy, spawn_key=key)
+            self.governs = outer.governs
+        self.pool: Any = None
+        self.guard: Guard | None = None
+        self.schedule: Any = None
+
+    def begin(self) -> Any:
+        """Start the workers; return what the items are read from."""
+        sequence = self.sequence
+        if sequence is None:
+            if self.words is None:
+                self.words = [int(w) for w in np.random.randint(0, 1 << 32, 4, np.uint64)]
+            sequence = np.random.SeedSequence(self.words)
+        run = _visits.Run(self.tracks, sequence, self.governs)
+        root = _visits.root_scope(run)
+        placement = Placement(self.parallel.kind, self.governs)
+        stream = _visits.stream_of(self.tree)
+        is_mux = _schedule.is_mux(stream) and not callable(stream.streamers)
+        if self.parallel.workers == 0 or (not is_mux and placement.stays(self.tree)):
+            return _visits.open_visit(self.tree, root, {})
+        self._begin_pool(run)
+        self.schedule = _schedule.Schedule(
+            run,
+            self.pool,
+            placement.stays,
+            length_of,
+            self.parallel.read_ahead,
+            self.parallel.workers
+            if self.parallel.open_ahead is None
+            else self.parallel.open_ahead,
+            self.parallel.max_bytes,
+        )
+        self.parallel.__dict__["__pescador_last__"] = self.schedule
+        self.pool.join(self.schedule, (self.tracks, sequence, self.governs))
+        if is_mux:
+            ahead = _visits.Run(False, sequence)
+            self.schedule.plan_ahead(
+                ahead, lambda: _visits.open_visit(stream, _visits.root_scope(ahead), {})
+            )
+            return _visits.open_visit(self.tree, root, {})
+        return self.schedule.root(self.tree, root)
+
+    def _begin_pool(self, run: _visits.Run) -> None:
+        """Have workers: those that were kept, or new ones."""
+        kept = self.parallel.__dict__.pop("__pescador_kept__", None)
+        if kept is not None and kept[0].is_usable():
+            self.pool, self.guard = kept
+            return
+        if self.parallel.kind == "process":
+            self.pool = Processes(self.parallel, self.tree)
+        else:
+            watched = _visits.Run(self.tracks, run.sequence, self.governs, False)
+            self.pool = Threads(self.parallel, watched)
+        self.guard = Guard(self.pool.begin, self.pool.wait_for_end, self.pool.end)
+        self.guard.__enter__()
+
+    def close_streams(self) -> None:
+        """Close what is open, and end the workers or keep them."""
+        schedule, self.schedule = self.schedule, None
+        guard, self.guard = self.guard, None
+        pool, self.pool = self.pool, None
+        if guard is None:
+            return
+        try:
+            if self.node is not None:
+                self.node.close_streams()
+            if schedule is not None:
+                schedule.close()
+        finally:
+            if schedule is not None and self.parallel.keep_workers and pool.is_usable():
+                pool.leave()
+                self.parallel.__dict__["__pescador_kept__"] = pool, guard
+            else:
+                guard.__exit__(None, None, None)
+
+    def __del__(self) -> None:
+        self.close_streams()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the state is a state of."""
+        recipe: dict[str, Any] = {"class": f"{ParallelStreamer.__module__}.ParallelStreamer"}
+        if self.sequence is not None:
+            recipe["seed"] = _visits.Run(False, self.sequence, self.governs).recipe
+        return recipe
+
+    def save(self, saver: Saver) -> dict[str, Any]:
+        """Return where the iteration is, in plain values."""
+        if self.node is None:
+            self.node = self.begin()
+        return {"left": self.left, "words": self.words, "stream": saver.save(self.node)}
+
+    def restore(self, state: dict[str, Any], loader: Loader) -> None:
+        """Go on from where another iteration of the same streamer was."""
+        self.left = state["left"]
+        self.words = loader.own(state["words"])
+        self.node = self.begin()
+        loader.restore(self.node, state["stream"])
+
+    def replay_cost(self) -> int:
+        """Return how many samples restoring would make again."""
+        return 0 if self.node is None else int(self.node.replay_cost())
+
+    def shown(self) -> tuple[Any, None, list[Any]]:
+        """Return what an open stream shows of it."""
+        return self.parallel, None, [] if self.node is None else self.node.shown()[2]
+
+
+def _path_of(scope: _core.Scope) -> tuple[int, ...]:
+    path: tuple[int, ...] = _visits.states_of_visit(scope, only_path=True)
+    return path
+
+
+def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> ParallelVisit:
+    """Return one visit, under its own seed whatever is around it."""
+    return ParallelVisit(parallel, scope)
+
+
+_core.register(
+    ParallelStreamer,
+    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    opener=_open,
+)

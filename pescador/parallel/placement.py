@@ -1,0 +1,140 @@
+"""Which visits can be made elsewhere, and how many items they will have."""
+
+import contextlib
+import functools
+import io
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .. import _core, _schedule, _visits
+from ..core import Streamer
+from ..seeded import SPAWN
+from ..sources.source import Source
+
+__all__ = ["Placement", "length_of"]
+
+_GENERATORS = (np.random.RandomState, np.random.Generator, np.random.BitGenerator)
+# Types that hold nothing else, and those that are as long as they say.
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, range, np.dtype, type})
+_SIZED = frozenset({list, tuple, str, bytes, bytearray, range, np.ndarray})
+
+_SHARED_GENERATOR = "it draws from a random generator that others share"
+
+
+class Placement:
+    """What is known of the streamers of a tree, each looked at once.
+
+    Parameters
+    ----------
+    kind : {"process", "thread"}
+        Where visits are made.
+    governs : tuple of str
+        The global states that are each visit's own.
+    """
+
+    def __init__(self, kind: str, governs: tuple[str, ...]) -> None:
+        self.takes_turns = kind == "thread" and bool(governs)
+        self.kind = kind
+        self.reasons: dict[int, tuple[Any, str | None]] = {}
+
+    def stays(self, streamer: Any) -> str | None:
+        """Return why the visits to a streamer have to run here; None where they need not."""
+        known = self.reasons.get(id(streamer))
+        if known is None or known[0] is not streamer:
+            known = self.reasons[id(streamer)] = (streamer, self._look(streamer))
+        return known[1]
+
+    def _look(self, streamer: Any) -> str | None:
+        if _schedule.is_mux(streamer):
+            # Its engine runs here, and its streams are asked for one by one.
+            return "it is a mux"
+        if not isinstance(streamer, Streamer):
+            return None
+        reason = _reason(streamer, {})
+        return self._turns(streamer) if reason is None else reason
+
+    def _turns(self, streamer: Any) -> str | None:
+        """Return why a visit cannot run in a thread."""
+        if not self.takes_turns or isinstance(streamer, Source):
+            return None
+        kwargs = streamer.kwargs if type(streamer) is Streamer else {}
+        if any(value is SPAWN for value in kwargs.values()):
+            return None
+        return "it may draw from global random states, which all threads share"
+
+
+def _reason(streamer: Any, seen: dict[int, Any]) -> str | None:
+    """Return why a streamer cannot run apart from the others of its tree."""
+    if not _core.is_stock(streamer):
+        return "it overrides a hook of its class"
+    if streamer.is_activated_copy:
+        return "it is an activated copy"
+    if hasattr(streamer, "start_method"):
+        return "it has workers of its own"
+    fields = streamer.__dict__
+    if "streamers" in fields:
+        made_here = streamer.rng is np.random or streamer.rng is streamer.__pescador_rng__
+        return None if made_here else _SHARED_GENERATOR
+    if isinstance(streamer, Source):
+        return _of_value(streamer.random_state, seen)
+    for value in (streamer.streamer, streamer.args, streamer.kwargs):
+        if (reason := _of_value(value, seen)) is not None:
+            return reason
+    return None
+
+
+def _of_value(value: Any, seen: dict[int, Any]) -> str | None:
+    """Return why what a stream starts from cannot be used by several visits at once."""
+    kind = type(value)
+    if kind in _PLAIN or id(value) in seen:
+        return None
+    # Kept: while it is there, nothing else has its id.
+    seen[id(value)] = value
+    if isinstance(value, _GENERATORS):
+        return _SHARED_GENERATOR
+    if isinstance(value, Iterator | io.IOBase):
+        return "it reads from a generator object or an open file, which can be read once"
+    if isinstance(value, Streamer):
+        if (reason := _reason(value, seen)) is not None:
+            return reason
+        return _of_value(value.__dict__.get("streamers"), seen)
+    parts: Iterable[Any] = ()
+    if kind is types.FunctionType:
+        parts = _reached(value)
+    elif kind is types.MethodType:
+        parts = (value.__func__, value.__self__)
+    elif kind is functools.partial:
+        parts = (value.func, value.args, value.keywords)
+    elif isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = value
+    elif not isinstance(value, type | types.ModuleType | np.ndarray):
+        parts = getattr(value, "__dict__", {}).values()
+    for part in parts:
+        if (reason := _of_value(part, seen)) is not None:
+            return reason
+    return None
+
+
+def _reached(function: types.FunctionType) -> Iterable[Any]:
+    """Yield what a function finds under the names in it: random generators, and iterators."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            yield cell.cell_contents
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        # What else is found there is a module's: its functions, classes and constants.
+        if isinstance(value, (*_GENERATORS, Iterator)):
+            yield value
+
+
+def length_of(streamer: Any) -> int | None:
+    """Return how many items each visit to a streamer has, where that is known without one."""
+    source = streamer.__dict__.get("streamer")
+    return len(source) if type(source) in _SIZED else None

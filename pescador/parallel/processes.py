@@ -1,0 +1,186 @@
+"""Worker processes that visits run in."""
+
+import os
+import pickle
+import weakref
+from typing import Any
+
+from .. import _schedule
+from .._channel import protocol
+from .._channel.consumer import Channel, raise_from_worker
+from .._channel.protocol import read_news
+from ..exceptions import PescadorError
+from .worker import Production
+
+__all__ = ["Processes"]
+
+# So often in a row, without an item in between, workers may be killed before that is an error.
+_ATTEMPTS = 3
+
+
+class Processes:
+    """Worker processes, and what is on its way from them.
+
+    Parameters
+    ----------
+    parallel : ParallelStreamer
+        Whose workers they are.
+    tree : Streamer
+        Whose visits they run.
+    """
+
+    def __init__(self, parallel: Any, tree: Any) -> None:
+        self.parallel = parallel
+        self.tree = tree
+        self.owner = os.getpid()
+        self.max_bytes = max(parallel.max_bytes // parallel.workers, 1)
+        self.makers: list[Any] = []
+        self.run = b""
+        self.schedule: Any = None
+        # Workers that were lost since the last item.
+        self.n_lost = 0
+
+    # ---------------------------------------------------------------------------------- begin, end
+
+    def begin(self) -> None:
+        """Start the workers."""
+        for _ in range(self.parallel.workers):
+            self.makers.append(self._new_maker())
+
+    def _new_maker(self) -> Any:
+        channel = Channel(self.parallel, Production(self.tree), None, self.max_bytes)
+        try:
+            channel.begin()
+        except BaseException:
+            channel.end()
+            raise
+        # Not by methods: a maker would hold us, and nobody would end the workers.
+        pool = weakref.proxy(self)
+        maker = _schedule.Orders(
+            channel,
+            lambda words: pool.send(channel, protocol.ORDERS + words.tobytes()),
+            lambda visit: pool.send_visit(channel, visit),
+        )
+        if self.run:
+            channel.say(protocol.RUN + self.run)
+        return maker
+
+    def wait_for_end(self) -> None:
+        """Wait until all workers have ended."""
+        for maker in self.makers:
+            maker.owner.stop()
+        for maker in self.makers:
+            maker.owner.wait_for_end()
+
+    def end(self) -> None:
+        """End the workers that have not, and let go of all but their arrays."""
+        while self.makers:
+            self.makers.pop().owner.end()
+
+    def is_usable(self) -> bool:
+        """Tell whether all workers are there, for another run."""
+        return self.owner == os.getpid() and not any(
+            maker.owner.ended or maker.owner.is_gone() for maker in self.makers
+        )
+
+    def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
+        """Work for this schedule from now on, whose run is made of these."""
+        self.schedule = schedule
+        self.run = pickle.dumps(run)
+        for maker in self.makers:
+            maker.owner.say(protocol.RUN + self.run)
+
+    def leave(self) -> None:
+        """Work for no schedule."""
+        self.schedule = None
+
+    # -------------------------------------------------------------------------------------- orders
+
+    def send(self, channel: Channel, message: bytes) -> None:
+        """Send a message to a worker."""
+        channel.check_owner()
+        channel.say(message)
+
+    def send_visit(self, channel: Channel, visit: Any) -> None:
+        """Have a visit begin from a state."""
+        what = (visit.number, visit.path, visit.bound, visit.base, visit.skip)
+        self.send(channel, protocol.VISIT + pickle.dumps(what))
+
+    def place(self, visit: Any) -> Any:
+        """Return the worker that a visit is to run at: the one with the fewest items to make."""
+        return min(self.makers, key=lambda maker: maker.outstanding)
+
+    # --------------------------------------------------------------------------------------- items
+
+    def wait(self, visit: Any) -> None:
+        """Wait until something of a visit has arrived."""
+        for maker in self.makers:
+            maker.flush()
+        while True:
+            maker = visit.maker
+            channel = maker.owner
+            channel.check_owner()
+            # Asked before the look at the memory: nothing is written there after that.
+            is_over = channel.ended or channel.pipe is None
+            self._receive(maker)
+            if visit.is_ready:
+                break
+            if is_over:
+                self._replace(maker)
+            elif not channel.has_items(visit.number):
+                channel.listen()
+        for maker in self.makers:
+            self._receive(maker)
+
+    def _receive(self, maker: Any) -> None:
+        """Take what a worker has sent."""
+        channel = maker.owner
+        n = 0
+        if channel.incoming is not None and not channel.missing:
+            tag, items = channel.tag, channel.items()
+            for item in items:
+                size = sum(array.nbytes for array in item.values())
+                if read_news(item) is None:
+                    self.schedule.receive(tag, item, size)
+                else:
+                    self._note(tag, item, size)
+                n += 1
+        if channel.reader is not None:
+            n += _schedule.receive_all(self.schedule, channel.reader, self._note)
+            maker.cost = channel.memory.cost
+        if n:
+            self.n_lost = 0
+
+    def _note(self, number: int, item: dict[Any, Any], size: int) -> None:
+        """Take note of what a worker tells of a visit."""
+        news = read_news(item)
+        if news is None:
+            self.schedule.receive(number, item, size)
+            return
+        what, value = news
+        if what == protocol.PICKLED:
+            self.schedule.receive(number, value, size)
+        elif what == protocol.STATE:
+            self.schedule.receive_state(number, value)
+        else:
+            self.schedule.receive_end(number, value)
+
+    def _replace(self, maker: Any) -> None:
+        """Have another worker do what one was to do that is gone, or raise what became of it."""
+        self.n_lost += 1
+        if not self.parallel.restart or maker.owner.error is not None or self.n_lost > _ATTEMPTS:
+            maker.owner.raise_error()
+            raise PescadorError(f"a worker of {self.parallel!r} has ended")
+        self.schedule.n_restarts += 1
+        lost = self.schedule.visits_at(maker)
+        maker.owner.end()
+        self.makers[self.makers.index(maker)] = self._new_maker()
+        self.schedule.begin_again(lost)
+        for other in self.makers:
+            other.flush()
+
+    def raise_error(self, visit: Any) -> None:
+        """Raise what a visit has raised."""
+        raise_from_worker(visit.error, visit.name)
+
+

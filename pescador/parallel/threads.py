@@ -1,0 +1,187 @@
+"""Threads that visits run in."""
+
+import queue
+import threading
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from .. import _schedule, _visits
+from .._channel.protocol import HEARTBEAT
+from .running import Running
+
+__all__ = ["Threads"]
+
+
+class _Job:
+    """A visit, and what is to be done for it; one thread at a time does it."""
+
+    def __init__(self, visit: Any, run: _visits.Run) -> None:
+        self.number = visit.number
+        self.what = (run, visit.streamer, visit.path, visit.bound, visit.base, visit.skip)
+        self.running: Running | None = None
+        self.lock = threading.Lock()
+        self.wanted = 0
+        self.busy = False
+        self.over = False
+        self.finishes: bool | None = None
+
+
+class _Maker(_schedule.Maker):
+    """All threads together."""
+
+    def __init__(self, pool: "Threads") -> None:
+        super().__init__()
+        self.jobs: dict[int, _Job] = {}
+        self.run = pool.run
+        self.ready = pool.ready
+
+    def open(self, visit: Any) -> None:
+        self.jobs[visit.number] = _Job(visit, self.run)
+
+    def more(self, visit: Any) -> None:
+        job = self.jobs[visit.number]
+        with job.lock:
+            job.wanted += 1
+            is_idle, job.busy = not job.busy, True
+        if is_idle:
+            self.ready.put(job)
+
+    def close(self, visit: Any, finishes: bool) -> None:
+        job = self.jobs.pop(visit.number, None)
+        if job is None:
+            return
+        with job.lock:
+            job.finishes = finishes
+            is_idle, job.busy = not job.busy, True
+        if is_idle:
+            self.ready.put(job)
+
+    def flush(self) -> None:
+        """Orders do not wait."""
+
+
+class Threads:
+    """Threads of this process, and what they have made.
+
+    Parameters
+    ----------
+    parallel : ParallelStreamer
+        Whose threads they are.
+    run : Run
+        What the visits are part of.
+    """
+
+    def __init__(self, parallel: Any, run: _visits.Run) -> None:
+        self.parallel = parallel
+        self.run = run
+        # In the order in which items were ordered.
+        self.ready: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.made: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
+        self.maker = _Maker(self)
+        self.threads: list[threading.Thread] = []
+        self.schedule: Any = None
+
+    def begin(self) -> None:
+        """Start the threads."""
+        for i in range(self.parallel.workers):
+            thread = threading.Thread(
+                target=_work, args=(self.ready, self.made), daemon=True, name=f"pescador-{i}"
+            )
+            thread.start()
+            self.threads.append(thread)
+
+    def wait_for_end(self) -> None:
+        """Wait until all threads have ended; one that is busy ends after its item."""
+        for _ in self.threads:
+            self.ready.put(None)
+        for thread in self.threads:
+            thread.join(self.parallel.timeout)
+
+    def end(self) -> None:
+        """Let go of everything."""
+        self.threads.clear()
+        self.maker.jobs.clear()
+
+    def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
+        """Work for this schedule."""
+        self.schedule = schedule
+
+    def is_usable(self) -> bool:
+        """Threads cost nothing to start."""
+        return False
+
+    def place(self, visit: Any) -> Any:
+        """Return where a visit is to run."""
+        return self.maker
+
+    def wait(self, visit: Any) -> None:
+        """Wait until something of a visit has arrived."""
+        while True:
+            with suppress(queue.Empty):
+                while True:
+                    self._take(*self.made.get(block=not visit.is_ready, timeout=HEARTBEAT))
+            if visit.is_ready:
+                return
+
+    def _take(self, what: str, number: int, value: Any) -> None:
+        if what == "item":
+            self.schedule.receive(number, value, _size_of(value))
+        elif what == "state":
+            self.schedule.receive_state(number, value)
+        else:
+            self.maker.jobs.pop(number, None)
+            self.schedule.receive_end(number, value)
+
+    def raise_error(self, visit: Any) -> None:
+        """Raise what a visit has raised."""
+        raise visit.error
+
+
+def _work(ready: Any, made: Any) -> None:
+    """Be one of the threads."""
+    while (job := ready.get()) is not None:
+        if job.finishes is not None:
+            _close(job)
+            continue
+        if not job.over:
+            _make(job, made)
+        with job.lock:
+            job.wanted -= 1
+            job.busy = goes_on = job.wanted > 0 or job.finishes is not None
+        if goes_on:
+            ready.put(job)
+
+
+def _make(job: _Job, made: Any) -> None:
+    """Make an item."""
+    try:
+        if job.running is None:
+            job.running = Running(*job.what)
+        item = next(job.running)
+    except StopIteration:
+        job.over = True
+        _close(job)
+        made.put(("end", job.number, None))
+    except BaseException as error:
+        job.over = True
+        made.put(("end", job.number, error))
+    else:
+        made.put(("item", job.number, item))
+        if (state := job.running.state()) is not None:
+            made.put(("state", job.number, state))
+
+
+def _close(job: _Job) -> None:
+    running, job.running = job.running, None
+    if running is not None:
+        # What a source raises while it is closed has no item to be raised at.
+        with suppress(Exception):
+            running.close(bool(job.finishes))
+
+
+def _size_of(item: Any) -> int:
+    """Return about how many bytes an item takes."""
+    values = item.values() if isinstance(item, dict) else item if isinstance(item, tuple) else [item]
+    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
