@@ -409,9 +409,9 @@ cdef class Engine(Compiled):
         try:
             if (<Run>self.inner.run).elsewhere is not None:
                 stream = (<Run>self.inner.run).elsewhere.visit(
-                    streamer, self.slots[slot].bound - self.slots[slot].count, self.inner)
+                    streamer, self.slots[slot].bound - self.slots[slot].count, self.inner,
+                    &self.endings[slot])
                 if stream is not None:
-                    self.endings[slot] = STOP
                     return stream
             return start(streamer, self.slots[slot].bound, self.inner, &self.endings[slot],
                          self.copies)

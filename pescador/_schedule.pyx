@@ -11,16 +11,18 @@ docs/inside/parallel.rst explains it.
 
 import time
 
-import numpy as np
-
 cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport INT64_MAX, int64_t
 
-from pescador._core cimport UNBOUNDED, Compiled, Scope, is_plain, path_of_visit
+from pescador._core cimport (
+    STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, is_plain, path_of_visit,
+)
 from pescador import _mux
 from pescador._core import is_stock
 from pescador._native.iterators cimport next_item, steal
@@ -62,8 +64,8 @@ cdef class Maker:
         """Make one item more."""
         raise NotImplementedError
 
-    cpdef object close(self, Visit visit, bint finishes):
-        """Close a visit; one that `finishes` has given all that it may."""
+    cpdef object close(self, Visit visit):
+        """Close a visit."""
         raise NotImplementedError
 
     cpdef object flush(self):
@@ -77,6 +79,7 @@ cdef class Visit:
     cdef readonly object streamer
     cdef readonly tuple path
     cdef readonly int64_t bound        # how many items it may give
+    cdef int64_t limit                 # likewise, and one if its source is asked once more then
     cdef readonly int64_t given        # how many were taken
     cdef readonly int64_t arrived      # how many were made
     cdef readonly int64_t ordered      # how many were asked for
@@ -93,13 +96,20 @@ cdef class Visit:
     cdef bint is_expected              # it begins within the plan
     cdef bint is_over                  # nobody wants more of it
     cdef int64_t planned               # how many items the plan takes from it
+    cdef int64_t allowed               # how many of these may be ordered
 
     def __cinit__(self, streamer, tuple path, int64_t bound):
         self.streamer = streamer
         self.path = path
-        self.bound = bound
+        self.set_bound(bound)
         self.length = -1
         self.items = []
+
+    cdef void set_bound(self, int64_t bound) noexcept:
+        self.bound = self.limit = bound
+        # As the streams of a mux are that are no sources or muxes.
+        if bound != UNBOUNDED and is_plain(self.streamer):
+            self.limit = bound + 1
 
     @property
     def name(self):
@@ -150,8 +160,9 @@ cdef class Schedule(Elsewhere):
     cdef int64_t n_numbers
     cdef int64_t waiting               # bytes of items that wait to be taken
     cdef int64_t outstanding           # items that are being made
+    cdef int64_t in_flight             # these, and those that wait to be taken
+    cdef int64_t n_attached            # visits that the run reads from
     cdef int64_t item_size             # in bytes, of the larger ones
-    cdef bint is_held_up               # an order was put off for want of room
     cdef Plan plan                     # or None
     cdef dict lengths                  # places -> how many items the last visit there had
     cdef public int64_t n_restarts
@@ -174,10 +185,13 @@ cdef class Schedule(Elsewhere):
 
     # ---- what the engines ask
 
-    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope):
+    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
+        cdef Remote node
         if self.stays(streamer) is not None:
             return None
-        return self.remote(streamer, bound, scope)
+        node = self.remote(streamer, bound, scope)
+        ending[0] = STEP_ONCE_MORE if is_plain(streamer) else STOP
+        return node
 
     cdef Remote remote(self, object streamer, int64_t bound, Scope scope):
         """What gives the items of the visit that begins now in a scope."""
@@ -192,19 +206,24 @@ cdef class Schedule(Elsewhere):
         if visit is not None and visit.bound != bound and not is_plain(streamer):
             # It was begun with another bound in mind.
             self.n_in_vain += visit.maker is not None
-            self.finish(visit, False)
+            self.finish(visit)
             visit = None
         if visit is None:
             visit = self.visits[path] = Visit(streamer, path, bound)
-        visit.bound = bound
+        visit.set_bound(bound)
         visit.is_attached = True
+        self.n_attached += 1
         node.visit = visit
         node.schedule = self
         return node
 
     def root(self, streamer, Scope scope):
         """Return what gives the items of a streamer that is no mux."""
-        return self.remote(streamer, UNBOUNDED, scope)
+        node = self.remote(streamer, UNBOUNDED, scope)
+        while hasattr(type(streamer), "__pescador_run__"):
+            streamer = streamer.streamer
+        node.steps = is_plain(streamer)
+        return node
 
     cdef Visit expected(self, object streamer, int64_t bound, tuple path):
         """The visit that is to begin."""
@@ -229,7 +248,8 @@ cdef class Schedule(Elsewhere):
         """Order items of a visit until so many were asked for in all."""
         if visit.length >= 0 or visit.error is not None or visit.is_over:
             return 0
-        limit = min(limit, visit.bound)
+        if limit >= visit.bound:
+            limit = visit.limit
         while visit.ordered < limit:
             if visit.maker is None:
                 self.begin(visit)
@@ -237,46 +257,40 @@ cdef class Schedule(Elsewhere):
             visit.ordered += 1
             visit.maker.outstanding += 1
             self.outstanding += 1
+            self.in_flight += 1
         return 0
 
-    cdef int order_early(self, Visit visit, int64_t given) except -1:
-        """Order what may be made early of a visit that has given so many, where there is room."""
-        cdef int64_t limit = given + self.read_ahead
-        if not visit.is_attached:
-            limit = min(visit.planned, max(self.read_ahead, 1))
-        while visit.ordered < min(limit, visit.bound):
-            if not self.has_room(visit):
-                self.is_held_up = True
-                return 0
-            if visit.length >= 0 or visit.error is not None or visit.is_over:
-                return 0
-            self.order(visit, visit.ordered + 1)
-        return 0
-
-    cdef bint has_room(self, Visit visit) noexcept:
+    cdef inline bint has_room(self, Visit visit) noexcept:
         """Whether one item more may be made early."""
         if visit.maker is not None and visit.maker.outstanding >= MOST_ORDERS:
             return False
         return self.waiting + (self.outstanding + 1) * self.item_size <= self.max_bytes
 
-    cdef int catch_up(self) except -1:
-        """Order what was put off."""
-        cdef Visit visit
-        self.is_held_up = False
-        for visit in list(self.visits.values()):
-            self.order_early(visit, visit.given)
-            if self.is_held_up:
+    cdef int order_early(self, Visit visit, int64_t given) except -1:
+        """Order what may be made early, when `visit` is about to have given so many items.
+
+        All together, it is as many items as `read_ahead` says of each visit that is read from: those
+        that the plan takes next, or, without one, so many of this visit.
+        """
+        if self.plan is not None and not self.plan.is_wrong:
+            return self.plan.order_next(self.n_attached * self.read_ahead + 1)
+        while (visit.ordered < min(given + self.read_ahead, visit.bound)
+                and self.has_room(visit)):
+            if visit.length >= 0 or visit.error is not None or visit.is_over:
                 return 0
+            self.order(visit, visit.ordered + 1)
         return 0
 
-    cdef int finish(self, Visit visit, bint finishes) except -1:
+    cdef int finish(self, Visit visit) except -1:
         """Have no more of a visit be made."""
         if visit.is_over:
             return 0
         visit.is_over = True
+        self.n_attached -= visit.is_attached
         if self.visits.get(visit.path) is visit:
             del self.visits[visit.path]
         self.waiting -= visit.size
+        self.in_flight -= len(visit.items) - visit.at
         visit.size = 0
         visit.items = []
         visit.at = 0
@@ -285,7 +299,7 @@ cdef class Schedule(Elsewhere):
         self.settle(visit)
         self.numbers.pop(visit.number, None)
         if visit.length < 0 and visit.error is None:
-            visit.maker.close(visit, finishes)
+            visit.maker.close(visit)
         return 0
 
     cdef int settle(self, Visit visit) except -1:
@@ -293,6 +307,7 @@ cdef class Schedule(Elsewhere):
         cdef int64_t missing = visit.ordered - visit.arrived
         visit.maker.outstanding -= missing
         self.outstanding -= missing
+        self.in_flight -= missing
         visit.ordered = visit.arrived
         return 0
 
@@ -366,16 +381,13 @@ cdef class Schedule(Elsewhere):
                 try:
                     self.pool.raise_error(visit)
                 finally:
-                    self.finish(visit, False)
+                    self.finish(visit)
             if visit.length >= 0:
-                self.end(visit)
+                self.finish(visit)
                 return NULL
             self.wait_for(visit)
         # Before the item is taken: who is interrupted here has it yet.
-        if visit.given + 1 < visit.bound:
-            self.order_early(visit, visit.given + 1)
-            if self.is_held_up and self.n_taken % 16 == 0:
-                self.catch_up()
+        self.order_early(visit, visit.given + 1)
         left = len(visit.items) - visit.at
         self.waiting -= visit.size // left
         visit.size -= visit.size // left
@@ -388,17 +400,14 @@ cdef class Schedule(Elsewhere):
             visit.items[visit.at] = None
             visit.at += 1
         visit.given += 1
+        self.in_flight -= 1
         self.n_taken += 1
-        if self.plan is not None and visit.given > visit.planned and self.plan.lead >= 0:
+        if (self.plan is not None and self.plan.lead >= 0 and visit.given > visit.planned
+                and visit.given <= visit.bound):
             self.plan.note_unforeseen(visit)
-        if visit.given == visit.bound:
-            self.finish(visit, True)
+        if visit.given == visit.limit:
+            self.finish(visit)
         return item
-
-    cdef int end(self, Visit visit) except -1:
-        """Note that a visit has ended before its bound."""
-        self.finish(visit, False)
-        return 0
 
     cdef int wait_for(self, Visit visit) except -1:
         """Wait for the next item of a visit."""
@@ -420,6 +429,7 @@ cdef class Schedule(Elsewhere):
         plan.schedule = self
         plan.start = start
         plan.is_wrong = True
+        plan.queue = []
         run.elsewhere = plan
         self.plan = plan
 
@@ -442,7 +452,7 @@ cdef class Schedule(Elsewhere):
         for visit in unused[:max(0, len(unused) - 2 * self.open_ahead)]:
             if visit.maker is not None:
                 self.n_in_vain += 1
-            self.finish(visit, False)
+            self.finish(visit)
         return 0
 
     def close(self):
@@ -451,7 +461,7 @@ cdef class Schedule(Elsewhere):
         for visit in list(self.visits.values()):
             if not visit.is_attached and visit.maker is not None:
                 self.n_in_vain += 1
-            self.finish(visit, False)
+            self.finish(visit)
 
     def stats(self):
         """Return what was counted."""
@@ -467,6 +477,7 @@ cdef class Remote(Compiled):
 
     cdef Visit visit
     cdef Schedule schedule
+    cdef bint steps                    # at its bound, which is ours, the source is asked once more
 
     is_elsewhere = True
 
@@ -477,17 +488,18 @@ cdef class Remote(Compiled):
         cdef PyObject* item = NULL
         if self.left > 0:
             item = self.schedule.take(self.visit)
-        elif self.visit is not None:
-            self.schedule.finish(self.visit, True)
+            self.left -= item is not NULL
+        elif self.steps:
+            self.steps = False
+            Py_XDECREF(self.schedule.take(self.visit))
         if item is NULL:
             raise StopIteration
-        self.left -= 1
         return steal(item)
 
     def __del__(self):
         # The engine around it has ended, or was dropped.
         if self.schedule is not None and self.visit is not None:
-            self.schedule.finish(self.visit, False)
+            self.schedule.finish(self.visit)
 
     @property
     def path(self):
@@ -497,25 +509,25 @@ cdef class Remote(Compiled):
     cpdef dict save(self, saver):
         if isinstance(self.visit.base, str):
             saver.refuse(self.visit.name, self.visit.base)
-        return {"left": self.left, "from": self.visit.base,
+        return {"left": self.left, "steps": self.steps, "from": self.visit.base,
                 "skip": self.visit.given - self.visit.base_at}
 
     cpdef object restore(self, dict state, loader):
         # A state that was taken here, or where it was not made elsewhere.
         if "skip" in state:
-            self.left = state["left"]
+            self.left, self.steps = state["left"], state["steps"]
             self.visit.base, skip = state["from"], loader.whole(state, "skip", 0)
         else:
             self.visit.base, skip = state, 0
         self.visit.given = self.visit.arrived = self.visit.ordered = skip
         if self.visit.bound != UNBOUNDED:
-            self.visit.bound += skip
+            self.visit.set_bound(self.visit.bound + skip)
 
     cpdef object replay_cost(self):
         return self.visit.given - self.visit.base_at
 
     cpdef object close_streams(self):
-        self.schedule.finish(self.visit, False)
+        self.schedule.finish(self.visit)
 
     def shown(self):
         """Return what an open stream shows of it."""
@@ -640,6 +652,8 @@ cdef class Plan(Elsewhere):
 
     cdef Schedule schedule
     cdef object start                  # () -> the engine that runs ahead
+    cdef list queue                    # visits whose items are to be ordered, one by one
+    cdef Py_ssize_t first              # of it
     cdef object ahead                  # that engine, or None
     cdef Compiled here                 # the one that it runs ahead of
     cdef bint is_wrong                 # it is to begin anew from that
@@ -649,10 +663,11 @@ cdef class Plan(Elsewhere):
     cdef int64_t rests_until           # number of the item before which it does not begin anew
     cdef int64_t rest                  # how long it rested the last time
 
-    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope):
+    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
         cdef Planned node
         if may_plan(streamer):
             return None
+        ending[0] = STOP
         node = Planned.__new__(Planned)
         node.schedule = self.schedule
         node.path = path_of_visit(scope)
@@ -690,6 +705,8 @@ cdef class Plan(Elsewhere):
         """Plan until enough visits have begun early."""
         cdef PyObject* item
         cdef Planned node
+        cdef Visit visit
+        cdef int64_t wanted
         if self.lead < 0 and self.n_ahead > 0:
             # It has begun visits that the run has not come to.
             self.note_wrong()
@@ -699,7 +716,9 @@ cdef class Plan(Elsewhere):
             if self.schedule.n_taken < self.rests_until:
                 return 0
             self.begin_anew()
-        while self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD:
+        wanted = self.schedule.n_attached * self.schedule.read_ahead + PLAN_EVERY
+        while self.lead < wanted or (
+                self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD):
             try:
                 item = next_item(self.ahead)
             except Exception:
@@ -713,21 +732,42 @@ cdef class Plan(Elsewhere):
                 break
             self.lead += 1
             node = <Planned?>steal(item)
-            if node.visit is not None:
-                if node.visit.planned < node.count:
-                    node.visit.planned = node.count
-                self.schedule.order_early(node.visit, node.visit.given)
+            visit = node.visit
+            if visit is not None:
+                visit.planned = node.count
+                self.queue.append(visit)
+                if not visit.is_attached and visit.ordered == 0:
+                    # Not before it is asked for anything has it begun.
+                    self.schedule.order(visit, 1)
             if self.lead % 1024 == 0:
                 PyErr_CheckSignals()
+        self.order_next(wanted)
         self.schedule.give_up()
+        return 0
+
+    cdef int order_next(self, int64_t wanted) except -1:
+        """Order the items that are taken next, until so many in all are made or wait."""
+        cdef Visit visit
+        while self.first < len(self.queue) and self.schedule.in_flight < wanted:
+            visit = <Visit>PyList_GET_ITEM(self.queue, self.first)
+            if not self.schedule.has_room(visit):
+                return 0
+            self.first += 1
+            visit.allowed += 1
+            self.schedule.order(visit, visit.allowed)
+        if self.first > MOST_AHEAD:
+            del self.queue[:self.first]
+            self.first = 0
         return 0
 
     cdef int begin_anew(self) except -1:
         """Be where the run is."""
         cdef Visit visit
         for visit in self.schedule.visits.values():
-            visit.planned = visit.given
+            visit.planned = visit.allowed = visit.given
             visit.is_expected = False
+        self.queue.clear()
+        self.first = 0
         self.n_ahead = 0
         self.lead = 0
         self.is_wrong = self.is_over = False
@@ -802,7 +842,6 @@ cdef enum:
     MORE
     BEGIN
     CLOSE
-    FINISH
     # So much work (in nanoseconds) is worth a message to the worker that is to do it.
     WORTH = 50000
     # How many items the beginning of a visit counts for.
@@ -820,45 +859,65 @@ cdef class Orders(Maker):
         Sends words, as bytes.
     send_visit : function
         ``send_visit(visit)`` has a visit begin from a state.
+
+    Attributes
+    ----------
+    cost : int
+        About how many nanoseconds an item takes the worker; 0 where that is not known.
     """
 
     cdef object send, send_visit
-    cdef list words
+    cdef public int64_t cost
+    cdef int64_t* words
+    cdef Py_ssize_t n, room
     cdef int64_t unsent                # work in them, in items
-    cdef public int64_t cost           # of an item, in nanoseconds; 0 where it is not known
 
     def __init__(self, owner, send, send_visit):
         self.owner = owner
         self.send = send
         self.send_visit = send_visit
-        self.words = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.words)
+
+    cdef int add(self, int64_t word) except -1:
+        cdef void* words
+        if self.n == self.room:
+            words = PyMem_Realloc(self.words, (2 * self.room + 64) * sizeof(int64_t))
+            if words is NULL:
+                raise MemoryError()
+            self.words = <int64_t*>words
+            self.room = 2 * self.room + 64
+        self.words[self.n] = word
+        self.n += 1
+        return 0
 
     cpdef object open(self, Visit visit):
         if visit.base is not None:
             self.flush()
             self.send_visit(visit)
             return
-        self.words.append(visit.number << 2 | BEGIN)
-        self.words.append(visit.bound)
-        self.words.append(visit.arrived - visit.base_at)
-        self.words.append(len(visit.path))
-        self.words.extend(visit.path)
+        self.add(visit.number << 2 | BEGIN)
+        self.add(visit.bound)
+        self.add(visit.arrived - visit.base_at)
+        self.add(len(visit.path))
+        for number in visit.path:
+            self.add(number)
         self.unsent += BEGINNING
 
     cpdef object more(self, Visit visit):
-        self.words.append(visit.number << 2 | MORE)
+        self.add(visit.number << 2 | MORE)
         self.unsent += 1
         if self.unsent * self.cost >= WORTH or self.cost == 0:
             self.flush()
 
-    cpdef object close(self, Visit visit, bint finishes):
-        self.words.append(visit.number << 2 | (FINISH if finishes else CLOSE))
+    cpdef object close(self, Visit visit):
+        self.add(visit.number << 2 | CLOSE)
 
     cpdef object flush(self):
-        if self.words:
-            words = np.array(self.words, np.int64)
-            self.words.clear()
-            self.unsent = 0
+        if self.n:
+            words = PyBytes_FromStringAndSize(<char*>self.words, self.n * sizeof(int64_t))
+            self.n = self.unsent = 0
             self.send(words)
 
 

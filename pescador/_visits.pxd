@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from pescador._core cimport BaseRun, Compiled, Scope
+from pescador._core cimport BaseRun, Compiled, Ending, Scope
 from pescador._native.seeds cimport Seed
 
 
@@ -16,13 +16,13 @@ cdef class Run(BaseRun):
 
 cdef class Elsewhere:
     # Has visits be made somewhere else.
-    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope)
+    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending)
     cdef Compiled ahead_of(self, Compiled engine)
 
 
 cdef Seed seed_of_visit(Run run, tuple path) except *
 cpdef Scope root_scope(run, path=*)
-cpdef tuple start_visit(object streamer, int64_t bound, Scope scope)
+cpdef Compiled start_visit(object streamer, int64_t bound, Scope scope)
 cpdef object stream_of(object streamer)
 cpdef Compiled open_visit(object streamer, Scope scope, dict copies)
 

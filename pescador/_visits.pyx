@@ -537,21 +537,20 @@ cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
         Py_LeaveRecursiveCall()
 
 
-cpdef tuple start_visit(object streamer, int64_t bound, Scope scope):
-    """Start one visit as a mux does, in a run.
-
-    Returns the iterator, and whether it is to be asked once more when it has given `bound` items.
-    """
+cpdef Compiled start_visit(object streamer, int64_t bound, Scope scope):
+    """Start one visit as a mux does, in a run; it is not asked for more than `bound` items."""
     cdef Ending ending = STOP
-    stream = start(streamer, bound, scope, &ending, {})
-    return stream, ending == STEP_ONCE_MORE
+    return start(streamer, bound, scope, &ending, {})
 
 
 cdef class Elsewhere:
     """Who is asked for each visit in a pool of a run, before it is started here."""
 
-    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope):
-        """What gives the items of a visit, at most `bound`; None if it is to be started here."""
+    cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
+        """What gives the items of a visit, at most `bound`; None if it is to be started here.
+
+        `ending` says who keeps to the bound, as in `_core.start`.
+        """
         raise NotImplementedError
 
     cdef Compiled ahead_of(self, Compiled engine):

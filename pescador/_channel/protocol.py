@@ -43,7 +43,6 @@ __all__ = [
     "END",
     "ENDED",
     "FAILED",
-    "FINISH",
     "HEARTBEAT",
     "ITEM",
     "MORE",
@@ -83,8 +82,8 @@ HEARTBEAT = 0.2
 
 # The low bits of a word tell what it orders of the visit whose number is in the others: an item
 # more; to begin it (its bound, how many items to leave out, the length of its path and the path
-# follow); to close it, or to do so after its source was asked for one item more.
-MORE, BEGIN, CLOSE, FINISH = range(4)
+# follow); to close it.
+MORE, BEGIN, CLOSE = range(3)
 BITS = 2
 
 # What a worker of many visits tells of one, by items.

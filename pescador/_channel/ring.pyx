@@ -193,9 +193,13 @@ cdef class Writer:
     ----------
     tag : int
         A number that goes with each item, for the consumer.
+    worth : int
+        How many items are worth that a consumer wakes which waits for one of them.
     """
 
     cdef public uint32_t tag
+    cdef public int64_t worth
+    cdef int64_t n_awaited             # items since the one that it waits for, and that one
     cdef SharedMemory memory
     cdef Control* control
     cdef char* records
@@ -274,10 +278,18 @@ cdef class Writer:
 
         With 0, in any case: it is to read what there is.
         """
+        cdef uint64_t awaited
         # After the store to head: either we see that it sleeps, or it sees the record.
-        if load(&self.control.asleep) and (
-                tag == 0 or load(&self.control.awaited) in (0, tag)
-                ) and exchange(&self.control.asleep, 0):
+        if not load(&self.control.asleep):
+            return 0
+        if tag != 0:
+            awaited = load(&self.control.awaited)
+            if awaited == tag or self.n_awaited:
+                self.n_awaited += 1
+            if awaited != 0 and (self.n_awaited == 0 or self.n_awaited < self.worth):
+                return 0
+        self.n_awaited = 0
+        if exchange(&self.control.asleep, 0):
             self.wake()
         return 0
 

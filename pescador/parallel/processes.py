@@ -58,7 +58,7 @@ class Processes:
         pool = weakref.proxy(self)
         maker = _schedule.Orders(
             channel,
-            lambda words: pool.send(channel, protocol.ORDERS + words.tobytes()),
+            lambda words: pool.send(channel, protocol.ORDERS + words),
             lambda visit: pool.send_visit(channel, visit),
         )
         if self.run:

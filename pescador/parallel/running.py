@@ -54,9 +54,7 @@ class Running:
         base: dict[str, Any] | None,
         skip: int,
     ) -> None:
-        self.node, self.steps_once_more = _visits.start_visit(
-            streamer, bound, _visits.root_scope(run, path)
-        )
+        self.node = _visits.start_visit(streamer, bound, _visits.root_scope(run, path))
         if base is not None:
             Loader().restore(self.node, base)
         for i in range(skip):
@@ -90,8 +88,6 @@ class Running:
         self.due = time.perf_counter() + (time.perf_counter() - now) / _SHARE
         return "; ".join(saver.refused) or state
 
-    def close(self, finishes: bool) -> None:
-        """Close the visit; where it finishes, its source is asked once more, as by a mux."""
-        if finishes and self.steps_once_more:
-            next(self.node, None)
+    def close(self) -> None:
+        """Close the visit."""
         self.node.close_streams()

@@ -25,7 +25,7 @@ class _Job:
         self.wanted = 0
         self.busy = False
         self.over = False
-        self.finishes: bool | None = None
+        self.closes = False
 
 
 class _Maker(_schedule.Maker):
@@ -48,12 +48,12 @@ class _Maker(_schedule.Maker):
         if is_idle:
             self.ready.put(job)
 
-    def close(self, visit: Any, finishes: bool) -> None:
+    def close(self, visit: Any) -> None:
         job = self.jobs.pop(visit.number, None)
         if job is None:
             return
         with job.lock:
-            job.finishes = finishes
+            job.closes = True
             is_idle, job.busy = not job.busy, True
         if is_idle:
             self.ready.put(job)
@@ -142,14 +142,14 @@ class Threads:
 def _work(ready: Any, made: Any) -> None:
     """Be one of the threads."""
     while (job := ready.get()) is not None:
-        if job.finishes is not None:
+        if job.closes:
             _close(job)
             continue
         if not job.over:
             _make(job, made)
         with job.lock:
             job.wanted -= 1
-            job.busy = goes_on = job.wanted > 0 or job.finishes is not None
+            job.busy = goes_on = job.wanted > 0 or job.closes
         if goes_on:
             ready.put(job)
 
@@ -178,7 +178,7 @@ def _close(job: _Job) -> None:
     if running is not None:
         # What a source raises while it is closed has no item to be raised at.
         with suppress(Exception):
-            running.close(bool(job.finishes))
+            running.close()
 
 
 def _size_of(item: Any) -> int:

@@ -22,6 +22,9 @@ __all__ = ["Production"]
 # How often (in seconds) a worker that is busy looks for messages.
 _LOOK = 0.005
 
+# So much work (in seconds) is worth that the consumer wakes.
+_WORTH = 5e-5
+
 # What items of numbers are made of: dtypes that are sent as they are.
 _KINDS = frozenset("biufcSUmM")
 
@@ -135,6 +138,7 @@ class _Orders:
             self.cost += 0.1 * (time.perf_counter() - before - self.cost)
             if self.memory is not None:
                 self.memory.cost = int(1e9 * self.cost)
+                self.writer.worth = _WORTH / max(self.cost, 1e-9)
             return item
 
     def _make(self, number: int) -> Any:
@@ -148,7 +152,7 @@ class _Orders:
                 self.telling.append((number, news(protocol.STATE, state)))
             return item
         except StopIteration:
-            self._close(number, finishes=False)
+            self._close(number)
             return news(protocol.ENDED)
         except BaseException as error:
             if self.is_forked:
@@ -197,20 +201,20 @@ class _Orders:
                 at += n
             else:
                 # Whatever was ordered before: nobody wants it.
-                self._close(number, finishes=order == protocol.FINISH)
+                self._close(number)
 
-    def _close(self, number: int, finishes: bool) -> None:
+    def _close(self, number: int) -> None:
         self.beginning.pop(number, None)
         visit = self.visits.pop(number, None)
         if visit is not None:
             # What a source raises while it is closed has no item to be raised at.
             with suppress(Exception):
-                visit.close(finishes)
+                visit.close()
 
     def close_all(self) -> None:
         """Close all visits."""
         for number in list(self.visits):
-            self._close(number, finishes=False)
+            self._close(number)
         self.beginning.clear()
         self.due.clear()
         self.telling.clear()
