@@ -20,7 +20,7 @@ from .protocol import HEARTBEAT, NAP, STOP, WAKE, Report, send_end, send_item, w
 if sys.platform == "linux":
     from .ring import Writer
 
-__all__ = ["describe", "work"]
+__all__ = ["Queue", "describe", "work"]
 
 
 def _file_of(pipe: Connection) -> object:
@@ -84,7 +84,7 @@ class _Consumer:
             send_end(self.pipe, error)
 
 
-class _Queue:
+class Queue:
     """Items that wait for the pipe, less than `max_bytes` of them; a thread sends them.
 
     For systems without shared memory.
@@ -197,7 +197,7 @@ def _write(stream: Iterable[Any], memory: Any, consumer: _Consumer) -> None:
 def _queue(stream: Iterable[Any], max_bytes: int, consumer: _Consumer) -> None:
     """Send the items of a stream over the pipe."""
     owner = os.getpid()
-    queue = _Queue(consumer, max_bytes)
+    queue = Queue(consumer, max_bytes)
     try:
         for item in stream:
             if os.getpid() != owner or not queue.put(write_item(item)):

@@ -10,7 +10,7 @@ from .._channel import protocol
 from .._channel.consumer import Channel, raise_from_worker
 from .._channel.protocol import read_news
 from ..exceptions import PescadorError
-from .worker import Production
+from .worker import VisitsOf
 
 __all__ = ["Processes"]
 
@@ -48,7 +48,7 @@ class Processes:
             self.makers.append(self._new_maker())
 
     def _new_maker(self) -> Any:
-        channel = Channel(self.parallel, Production(self.tree), None, self.max_bytes)
+        channel = Channel(self.parallel, VisitsOf(self.tree), None, self.max_bytes)
         try:
             channel.begin()
         except BaseException:

@@ -4,10 +4,16 @@ What it gives is what the same visit would give where it belongs, because all of
 its path: the seed, and which streamer of the tree it is.
 """
 
+import math
 import time
+from contextlib import suppress
 from typing import Any
 
+import cloudpickle
+import numpy as np
+
 from .. import _visits
+from .._channel.protocol import PICKLED, news
 from .._state import Loader, Saver
 from ..exceptions import PescadorError
 
@@ -65,23 +71,20 @@ class Running:
                     f"{_visits.place_of(path)}{streamer!r} has given {skip:,} items before, and has "
                     f"only {i:,} now"
                 ) from None
-        self.tracks = run.tracks
-        # A visit of a few items is soon made again.
-        self.due = time.perf_counter() + _SOON
+        # When its state is worth something: a visit of a few items is soon made again.
+        self.due = time.perf_counter() + _SOON if run.tracks else math.inf
 
     def __next__(self) -> Any:
         return next(self.node)
 
     def state(self) -> dict[str, Any] | str | None:
-        """Return the state after the last item, where replaying would be no match for it.
+        """Return the state after the last item, or the reason why there is none.
 
-        None where it would, or where the last one is not long ago; a reason where there is none.
+        None where its items are made again, whatever state there is. `due` says when to ask next.
         """
-        if not self.tracks or (now := time.perf_counter()) < self.due:
-            return None
+        now = time.perf_counter()
         if self.node.replay_cost():
-            # Its items are made again, whatever state there is.
-            self.tracks = False
+            self.due = math.inf
             return None
         saver = Saver()
         state: Any = saver.save(self.node)
@@ -89,5 +92,18 @@ class Running:
         return "; ".join(saver.refused) or state
 
     def close(self) -> None:
-        """Close the visit."""
-        self.node.close_streams()
+        """Close the visit; what a source raises then has no item to be raised at."""
+        with suppress(Exception):
+            self.node.close_streams()
+
+    def pickled(self, item: Any) -> dict[Any, Any]:
+        """Return what is sent to another process for an item that is no dict of arrays."""
+        try:
+            return news(PICKLED, item)
+        except Exception as error:
+            with suppress(Exception):
+                return {("pescador", PICKLED): np.frombuffer(cloudpickle.dumps(item), np.uint8)}
+            raise PescadorError(
+                f"an item of type {type(item).__qualname__} cannot be sent from a worker process "
+                f"({error}); kind='thread' sends nothing"
+            ) from error

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -169,16 +170,16 @@ def _make(job: _Job, made: Any) -> None:
         made.put(("end", job.number, error))
     else:
         made.put(("item", job.number, item))
-        if (state := job.running.state()) is not None:
-            made.put(("state", job.number, state))
+        if time.perf_counter() >= job.running.due:
+            state = job.running.state()
+            if state is not None:
+                made.put(("state", job.number, state))
 
 
 def _close(job: _Job) -> None:
     running, job.running = job.running, None
     if running is not None:
-        # What a source raises while it is closed has no item to be raised at.
-        with suppress(Exception):
-            running.close()
+        running.close()
 
 
 def _size_of(item: Any) -> int:

@@ -1,0 +1,249 @@
+"""The items that a worker process makes, in the order in which they were ordered.
+
+docs/inside/parallel.rst explains it.
+"""
+
+import pickle
+import time
+
+cimport cython
+cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_CheckExact
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, strchr
+
+from pescador._channel import protocol
+from pescador._native.iterators cimport next_item, steal
+
+cnp.import_array()
+
+cdef enum:
+    # The words of `_channel.protocol`.
+    MORE
+    BEGIN
+    CLOSE
+    BITS = 2
+
+# How often (in seconds) a worker that is busy looks for messages.
+cdef double LOOK = 0.005
+# So much work (in seconds) is worth that the consumer wakes.
+cdef double WORTH = 5e-5
+
+cdef object clock = time.perf_counter
+cdef bytes ORDERS = protocol.ORDERS
+
+
+@cython.final
+cdef class Visit:
+    """A visit that runs here."""
+
+    cdef object running                # a `Running`
+    cdef object items                  # the iterator
+    cdef double due                    # when its state is to be told; infinity for never
+
+
+@cython.final
+cdef class Production:
+    """An iterator over the items that were ordered; it stops where none is, and goes on later.
+
+    Parameters
+    ----------
+    consumer : object
+        Has ``messages``, and ``wait(timeout)``, which tells whether anything is wanted.
+    begin : function
+        ``begin(path, bound, base, skip)`` returns the `Running` of a visit.
+    start_run : function
+        Called with what `protocol.RUN` came with; all visits of the run before are closed.
+    describe : function
+        Returns what is told of an exception.
+    is_forked : function
+        Whether this is a copy, in a process that a stream has forked.
+
+    Attributes
+    ----------
+    tag : int
+        The number of the visit that the last item is of.
+    writer : Writer or None
+        Is told the same, and how long items take.
+    memory : SharedMemory or None
+        Likewise.
+    """
+
+    cdef object consumer, begin, start_run, describe, is_forked
+    cdef public object writer, memory
+    cdef readonly int64_t tag
+    cdef dict visits                   # number -> Visit
+    cdef dict beginning                # number -> (path, bound, base, skip) of those to begin
+    cdef list due                      # numbers of which an item is to be made
+    cdef Py_ssize_t first              # of these
+    cdef list telling                  # (number, item) that come before the next item
+    cdef double look_at, cost
+
+    def __init__(self, consumer, begin, start_run, describe, is_forked):
+        self.consumer = consumer
+        self.begin = begin
+        self.start_run = start_run
+        self.describe = describe
+        self.is_forked = is_forked
+        self.visits = {}
+        self.beginning = {}
+        self.due = []
+        self.telling = []
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef double before = clock()
+        if self.telling:
+            number, item = self.telling.pop(0)
+            self.name(number)
+            return item
+        if before > self.look_at:
+            self.look_at = before + LOOK
+            if not self.consumer.wait(0):
+                raise StopIteration
+        number = self.next_due()
+        self.name(number)
+        item = self.make(number, before)
+        # How long items take; the last ones count more.
+        self.cost += 0.1 * (<double>clock() - before - self.cost)
+        if self.memory is not None:
+            self.memory.cost = <int64_t>(1e9 * self.cost)
+            self.writer.worth = <int64_t>(WORTH / max(self.cost, 1e-9))
+        return item
+
+    cdef object next_due(self):
+        """The number of the visit of which an item is to be made."""
+        while self.consumer.messages or self.first < len(self.due):
+            if self.consumer.messages:
+                self.read()
+                continue
+            number = self.due[self.first]
+            self.first += 1
+            # Otherwise it has ended, or is not wanted any more.
+            if number in self.visits or number in self.beginning:
+                return number
+        self.due.clear()
+        self.first = 0
+        raise StopIteration
+
+    cdef int name(self, object number) except -1:
+        self.tag = number
+        if self.writer is not None:
+            self.writer.tag = number
+        return 0
+
+    cdef object make(self, object number, double now):
+        """The next item of a visit, or what became of it."""
+        cdef Visit visit
+        cdef PyObject* item
+        try:
+            found = self.visits.get(number)
+            if found is None:
+                visit = Visit.__new__(Visit)
+                visit.running = self.begin(*self.beginning.pop(number))
+                visit.items = visit.running.node
+                visit.due = visit.running.due
+                self.visits[number] = visit
+            else:
+                visit = <Visit>found
+            item = next_item(visit.items)
+            if item is NULL:
+                self.close(number)
+                return protocol.news(protocol.ENDED)
+            result = steal(item)
+            if now >= visit.due:
+                state = visit.running.state()
+                visit.due = visit.running.due
+                if state is not None:
+                    self.telling.append((number, protocol.news(protocol.STATE, state)))
+            return result if is_plain(result) else visit.running.pickled(result)
+        except BaseException as error:
+            if self.is_forked():
+                raise
+            self.visits.pop(number, None)
+            return protocol.news(protocol.FAILED, self.describe(error))
+
+    def wait(self):
+        """Wait for orders; tell whether anything is wanted."""
+        while not self.consumer.messages:
+            busy = self.first < len(self.due) or self.telling
+            if not self.consumer.wait(0 if busy else None):
+                return False
+            if busy:
+                break
+        return True
+
+    cdef int read(self) except -1:
+        """Take note of what was ordered."""
+        while self.consumer.messages:
+            message = self.consumer.messages.popleft()
+            kind = message[:1]
+            if kind == ORDERS:
+                self.take_orders(message)
+            elif kind == protocol.VISIT:
+                number, *what = pickle.loads(message[1:])
+                self.beginning[number] = tuple(what)
+            else:
+                self.close_all()
+                self.start_run(pickle.loads(message[1:]))
+        return 0
+
+    cdef int take_orders(self, bytes message) except -1:
+        cdef Py_ssize_t n = (PyBytes_GET_SIZE(message) - 1) // sizeof(int64_t), at, length
+        cdef int64_t word = 0
+        cdef list words = []
+        # They are not aligned.
+        for at in range(n):
+            memcpy(&word, PyBytes_AS_STRING(message) + 1 + at * sizeof(int64_t), sizeof(int64_t))
+            words.append(word)
+        at = 0
+        while at < n:
+            word = words[at]
+            at += 1
+            if word & ((1 << BITS) - 1) == MORE:
+                self.due.append(word >> BITS)
+            elif word & ((1 << BITS) - 1) == BEGIN:
+                bound, skip, length = words[at], words[at + 1], words[at + 2]
+                at += 3
+                path = tuple(words[at:at + length])
+                at += length
+                self.beginning[word >> BITS] = (path, bound, None, skip)
+            else:
+                # Whatever was ordered before: nobody wants it.
+                self.close(word >> BITS)
+        return 0
+
+    cdef int close(self, object number) except -1:
+        self.beginning.pop(number, None)
+        visit = self.visits.pop(number, None)
+        if visit is not None:
+            (<Visit>visit).running.close()
+        return 0
+
+    def close_all(self):
+        """Close all visits."""
+        for number in list(self.visits):
+            self.close(number)
+        self.beginning.clear()
+        self.due.clear()
+        self.first = 0
+        self.telling.clear()
+
+
+cdef bint is_plain(object item) except -1:
+    """Whether an item is sent as it is: a dict of names and arrays of numbers or strings."""
+    cdef cnp.dtype dtype
+    if type(item) is not dict or not <dict>item:
+        return False
+    for key, value in (<dict>item).items():
+        if not (PyUnicode_CheckExact(key) and cnp.PyArray_CheckExact(value)):
+            return False
+        dtype = <cnp.dtype>cnp.PyArray_DESCR(value)
+        # Numbers, strings and times: not objects, structures, or types of other libraries.
+        if strchr(b"biufcSUmM", dtype.kind) is NULL or dtype.metadata is not None:
+            return False
+    return True
