@@ -445,6 +445,9 @@ cdef class Column(Rows):
                 self.expected = NDARRAY if self.kind == ARRAYS else <PyTypeObject*>self.type
         return self.add(value)
 
+    cdef tuple row_shape(self):
+        return tuple([self.value_shape[j] for j in range(self.value_ndim)])
+
     cdef bint begins_with(self, cnp.ndarray array) noexcept:
         """Whether an item of a source that this takes would give the plan that there is."""
         return self.type is np_ndarray and array.dtype is self.given
@@ -697,6 +700,9 @@ cdef object kept(object value):
 
 cdef inline void copy(char* to, cnp.ndarray value, size_t n, bint past_cache) noexcept:
     cdef const char* source = cnp.PyArray_BYTES(value)
+    if source == to:
+        # It was written there.
+        return
     if n < WITHOUT_GIL:
         pescador_copy(to, source, n, False)
         return
@@ -736,6 +742,7 @@ cdef class Batches(StreamMap):
     cdef bint is_stale                 # items were added in the usual way since
     cdef int64_t changes               # of the columns and their plans, when `stamp` was given
     cdef int64_t stamp                 # what tables bear whose items all columns take
+    cdef bint has_asked                # whether the source can write into batches
     cdef list unfinished               # items of a batch that an error has ended
     # While each column takes rows of sources as they lie:
     cdef char** places                 # where the next row goes, of each column
@@ -817,11 +824,33 @@ cdef class Batches(StreamMap):
         except BaseException:
             self.keep_unfinished(n, first, None)
             raise
+        if not self.has_asked and n == self.size:
+            self.ask_for_rows()
         for column in self.columns:
             (<Column>column).held = None
             if result[(<Column>column).key] is None:
                 result[(<Column>column).key] = (<Column>column).end()
         return result
+
+    cdef int ask_for_rows(self) except -1:
+        """Ask a source that runs elsewhere to write its items into the next batches."""
+        cdef Column column
+        self.has_asked = True
+        if self.axis is not None or self.allocator is not None or not self.columns or not (
+                hasattr(self.source, "lay_out")):
+            return 0
+        for column in self.columns:
+            if (column.kind != ARRAYS or not column.direct or column.type is not np_ndarray
+                    or column.dtype is not column.given):
+                return 0
+        allocators = self.source.lay_out(self.size, [
+            ((<Column>column).dtype, (<Column>column).row_shape()) for column in self.columns])
+        if allocators is not None:
+            for column, allocator in zip(self.columns, allocators):
+                column.allocator = allocator
+                column.reuses = False
+                column.earlier = []
+        return 0
 
     cdef int keep_unfinished(self, Py_ssize_t n, Py_ssize_t first, object item) except -1:
         """Keep the items of a batch that cannot be completed, for the state of an open stream."""

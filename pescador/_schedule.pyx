@@ -9,6 +9,7 @@ than it thought, it begins anew from where the first engines are, and a visit wa
 docs/inside/parallel.rst explains it.
 """
 
+import functools
 import time
 
 cimport cython
@@ -44,6 +45,7 @@ cdef enum:
 
 cdef class Visit
 cdef class Remote
+cdef class Ahead
 cdef class Plan
 
 
@@ -62,6 +64,10 @@ cdef class Maker:
 
     cpdef object more(self, Visit visit):
         """Make one item more."""
+        raise NotImplementedError
+
+    cpdef object more_into(self, Visit visit, list rows):
+        """Make one item more, and write it where it is wanted (see `ring.Writer.rows`)."""
         raise NotImplementedError
 
     cpdef object close(self, Visit visit):
@@ -89,6 +95,7 @@ cdef class Visit:
     cdef readonly int64_t number       # what it is called there
     cdef readonly object base          # the state that it began from, or has reached meanwhile
     cdef readonly int64_t base_at      # how many items were given there
+    cdef dict rows                     # number of an item -> where it is wanted; None if none is
     cdef list items                    # those that arrived; the next is at `at`
     cdef Py_ssize_t at
     cdef int64_t size                  # of these, in bytes
@@ -127,6 +134,10 @@ cdef class Visit:
         return self.arrived - self.base_at
 
 
+# Visits that were begun in this process; a worker may serve one schedule after another.
+cdef int64_t n_numbers = 0
+
+
 cdef class Schedule(Elsewhere):
     """Has the visits of a run be made elsewhere, early.
 
@@ -157,9 +168,10 @@ cdef class Schedule(Elsewhere):
     cdef int64_t max_bytes
     cdef dict visits                   # path -> Visit, of those that are not over
     cdef dict numbers                  # number -> Visit, of those that were begun
-    cdef int64_t n_numbers
+    cdef object rows                   # a `BatchRows`, or None
     cdef int64_t waiting               # bytes of items that wait to be taken
     cdef int64_t outstanding           # items that are being made
+    cdef int64_t wanted_at             # the number of the item that is ordered now, or -1
     cdef int64_t in_flight             # these, and those that wait to be taken
     cdef int64_t n_attached            # visits that the run reads from
     cdef int64_t item_size             # in bytes, of the larger ones
@@ -181,6 +193,7 @@ cdef class Schedule(Elsewhere):
         self.numbers = {}
         self.lengths = {}
         self.item_size = LEAST_SIZE
+        self.wanted_at = -1
         run.elsewhere = self
 
     # ---- what the engines ask
@@ -236,8 +249,9 @@ cdef class Schedule(Elsewhere):
 
     cdef int begin(self, Visit visit) except -1:
         """Have a maker begin a visit."""
-        self.n_numbers += 1
-        visit.number = self.n_numbers
+        global n_numbers
+        n_numbers += 1
+        visit.number = n_numbers
         visit.maker = self.pool.place(visit)
         self.numbers[visit.number] = visit
         self.n_opened += 1
@@ -253,7 +267,17 @@ cdef class Schedule(Elsewhere):
         while visit.ordered < limit:
             if visit.maker is None:
                 self.begin(visit)
-            visit.maker.more(visit)
+            rows = None
+            if self.wanted_at >= 0 and visit.ordered < visit.bound:
+                rows = self.rows.place(self.wanted_at)
+                self.wanted_at = -1
+            if rows is None:
+                visit.maker.more(visit)
+            else:
+                if visit.rows is None:
+                    visit.rows = {}
+                visit.rows[visit.ordered] = rows
+                visit.maker.more_into(visit, rows)
             visit.ordered += 1
             visit.maker.outstanding += 1
             self.outstanding += 1
@@ -300,6 +324,19 @@ cdef class Schedule(Elsewhere):
         self.numbers.pop(visit.number, None)
         if visit.length < 0 and visit.error is None:
             visit.maker.close(visit)
+            if visit.rows:
+                # Until it has heard of that, the worker may write there.
+                self.pool.written_until_closed[visit.number] = (visit.maker, self.rows, visit.rows)
+                visit.rows = None
+        self.forget_rows(visit)
+        return 0
+
+    cdef int forget_rows(self, Visit visit) except -1:
+        """Note that no item of a visit is written any more to where it was wanted."""
+        if visit.rows:
+            for places in visit.rows.values():
+                self.rows.forget(places)
+        visit.rows = None
         return 0
 
     cdef int settle(self, Visit visit) except -1:
@@ -319,6 +356,10 @@ cdef class Schedule(Elsewhere):
         if visit is None:
             return None
         size = max(size, LEAST_SIZE)
+        if visit.rows:
+            places = visit.rows.pop(visit.arrived, None)
+            if places is not None:
+                self.rows.forget(places)
         visit.items.append(item)
         visit.arrived += 1
         visit.maker.outstanding -= 1
@@ -336,6 +377,7 @@ cdef class Schedule(Elsewhere):
         if visit is None:
             return
         self.settle(visit)
+        self.forget_rows(visit)
         if error is not None:
             visit.error = error
             return
@@ -363,6 +405,7 @@ cdef class Schedule(Elsewhere):
         for visit in visits:
             ordered = visit.ordered
             self.settle(visit)
+            self.forget_rows(visit)
             del self.numbers[visit.number]
             if visit.length < 0 and visit.error is None:
                 self.begin(visit)
@@ -430,6 +473,7 @@ cdef class Schedule(Elsewhere):
         plan.start = start
         plan.is_wrong = True
         plan.queue = []
+        plan.turns = []
         run.elsewhere = plan
         self.plan = plan
 
@@ -441,6 +485,7 @@ cdef class Schedule(Elsewhere):
         node = Ahead.__new__(Ahead)
         node.engine = engine
         node.schedule = self
+        self.plan.reader = node
         return node
 
     cdef int give_up(self) except -1:
@@ -462,6 +507,22 @@ cdef class Schedule(Elsewhere):
             if not visit.is_attached and visit.maker is not None:
                 self.n_in_vain += 1
             self.finish(visit)
+
+    def lay_out(self, int64_t number, Py_ssize_t size, list columns):
+        """Have workers write items into batches, from the item of this number on.
+
+        Returns
+        -------
+        allocators : list of function or None
+            ``(shape, dtype) -> ndarray`` for each column; None where workers share no memory.
+        """
+        if self.plan is None or self.plan.here is None or self.rows is not None:
+            return None
+        rows = self.rows = self.pool.new_rows(number, size, columns)
+        if rows is None:
+            return None
+        cdef Ahead ahead = self.plan.reader
+        return [functools.partial(allocated, rows, i, ahead) for i in range(len(columns))]
 
     def stats(self):
         """Return what was counted."""
@@ -534,6 +595,11 @@ cdef class Remote(Compiled):
         return self.visit.streamer, self.visit.given, []
 
 
+def allocated(rows, Py_ssize_t column, Ahead ahead, shape, dtype):
+    """Return an array for the batch that the last item begins."""
+    return rows.array(column, shape, dtype, ahead.n - 1)
+
+
 cdef class Begun(Compiled):
     """What is begun at the first item, by `begin` of a subclass."""
 
@@ -554,6 +620,12 @@ cdef class Begun(Compiled):
         if item is NULL:
             raise StopIteration
         return steal(item)
+
+    def lay_out(self, Py_ssize_t size, list columns):
+        """Have the next items be written into batches of this size; see `Schedule.lay_out`."""
+        if isinstance(self.node, Ahead):
+            return (<Ahead>self.node).lay_out(size, columns)
+        return None
 
 
 cdef class Ahead(Compiled):
@@ -580,6 +652,10 @@ cdef class Ahead(Compiled):
         if item is NULL:
             raise StopIteration
         return steal(item)
+
+    def lay_out(self, Py_ssize_t size, list columns):
+        """Have the next items be written into batches of this size; see `Schedule.lay_out`."""
+        return self.schedule.lay_out(self.n, size, columns)
 
     @property
     def kind(self):
@@ -656,6 +732,9 @@ cdef class Plan(Elsewhere):
     cdef Py_ssize_t first              # of it
     cdef object ahead                  # that engine, or None
     cdef Compiled here                 # the one that it runs ahead of
+    cdef Ahead reader                  # what that one is read through
+    cdef int64_t number                # of the item that it comes to next
+    cdef list turns                    # numbers of the items in `queue`
     cdef bint is_wrong                 # it is to begin anew from that
     cdef bint is_over
     cdef Py_ssize_t n_ahead            # visits that it has begun and the other one has not
@@ -736,9 +815,11 @@ cdef class Plan(Elsewhere):
             if visit is not None:
                 visit.planned = node.count
                 self.queue.append(visit)
+                self.turns.append(self.number)
                 if not visit.is_attached and visit.ordered == 0:
                     # Not before it is asked for anything has it begun.
                     self.schedule.order(visit, 1)
+            self.number += 1
             if self.lead % 1024 == 0:
                 PyErr_CheckSignals()
         self.order_next(wanted)
@@ -754,9 +835,16 @@ cdef class Plan(Elsewhere):
                 return 0
             self.first += 1
             visit.allowed += 1
-            self.schedule.order(visit, visit.allowed)
+            if visit.allowed > visit.ordered:
+                if self.schedule.rows is not None:
+                    self.schedule.wanted_at = self.turns[self.first - 1]
+                try:
+                    self.schedule.order(visit, visit.allowed)
+                finally:
+                    self.schedule.wanted_at = -1
         if self.first > MOST_AHEAD:
             del self.queue[:self.first]
+            del self.turns[:self.first]
             self.first = 0
         return 0
 
@@ -767,7 +855,11 @@ cdef class Plan(Elsewhere):
             visit.planned = visit.allowed = visit.given
             visit.is_expected = False
         self.queue.clear()
+        self.turns.clear()
         self.first = 0
+        self.number = self.reader.n
+        if self.schedule.rows is not None:
+            self.schedule.rows.plan_anew(self.number)
         self.n_ahead = 0
         self.lead = 0
         self.is_wrong = self.is_over = False
@@ -842,6 +934,7 @@ cdef enum:
     MORE
     BEGIN
     CLOSE
+    MORE_INTO
     # So much work (in nanoseconds) is worth a message to the worker that is to do it.
     WORTH = 50000
     # How many items the beginning of a visit counts for.
@@ -907,6 +1000,15 @@ cdef class Orders(Maker):
 
     cpdef object more(self, Visit visit):
         self.add(visit.number << 2 | MORE)
+        self.unsent += 1
+        if self.unsent * self.cost >= WORTH or self.cost == 0:
+            self.flush()
+
+    cpdef object more_into(self, Visit visit, list rows):
+        self.add(visit.number << 2 | MORE_INTO)
+        self.add(len(rows))
+        for number in rows:
+            self.add(number)
         self.unsent += 1
         if self.unsent * self.cost >= WORTH or self.cost == 0:
             self.flush()

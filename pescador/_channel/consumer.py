@@ -35,7 +35,7 @@ if sys.platform == "linux":
     from .memory import SharedMemory
     from .ring import Reader
 
-__all__ = ["Channel", "raise_from_worker"]
+__all__ = ["Channel", "raise_from_worker", "shared_memory"]
 
 # More bytes than any machine has, and fewer than it has addresses for.
 _MOST = 2**40
@@ -102,7 +102,7 @@ class Channel:
         method = streamer.start_method or process.default_method()
         max_bytes = min(self.max_bytes, _MOST)
         try:
-            self.memory = _shared_memory(max_bytes)
+            self.memory = shared_memory(max_bytes)
             self.pipe, worker_end = process.pipe(method)
         except OSError as error:
             raise _not_started(streamer, error) from error
@@ -326,7 +326,7 @@ _SILENCE = (
 )
 
 
-def _shared_memory(max_bytes: int) -> "SharedMemory | None":
+def shared_memory(max_bytes: int) -> "SharedMemory | None":
     """Return memory to share with a worker, of `max_bytes` or what there is, or None."""
     if sys.platform != "linux":
         return None

@@ -102,3 +102,16 @@ cdef class Heap:
     cpdef int free(self, int32_t number) noexcept
     cdef void insert_gap(self, Py_ssize_t i, Extent gap) noexcept
     cdef void remove_gap(self, Py_ssize_t i) noexcept
+
+
+cdef class Arena:
+    cdef readonly SharedMemory memory
+    cdef Heap heap
+    cdef dict blocks                   # number -> (Lease, how often it is to be written to)
+    cdef uint64_t returned             # how many returned blocks were freed
+    cdef uint64_t reserved             # how much of the heap has its pages
+
+    cdef Lease allocate(self, uint64_t size)
+    cdef int expect(self, Lease block) except -1
+    cdef int forget(self, uint32_t number) except -1
+    cdef Lease block(self, uint32_t number, uint64_t start, uint64_t size)

@@ -108,6 +108,16 @@ cdef class SharedMemory:
             close_descriptor(self.descriptor)
         self.descriptor = -1
 
+    def claim_for_workers(self, bint claimed_here):
+        """Have processes that are forked from now on have this memory, or copies of it.
+
+        With True, copies: they are none of ours. With False, the memory: they are workers.
+        """
+        if claimed_here:
+            self.claim()
+        else:
+            claimed.pop(<size_t><void*>self, None)
+
     cdef bint is_open(self) noexcept:
         """Whether the descriptor is there; the code of a stream may have closed it."""
         return self.descriptor >= 0 and pescador_is_file(self.descriptor, &self.stamp)
@@ -365,3 +375,66 @@ cdef class Heap:
     def place(self, int32_t number):
         """Return the start and the size of a block."""
         return self.blocks[number].start, self.blocks[number].size
+
+
+@cython.final
+cdef class Arena:
+    """Blocks of a memory that is shared with several workers, which write where they are told.
+
+    Parameters
+    ----------
+    memory : SharedMemory
+        Its heap is this object's.
+    """
+
+    def __cinit__(self, SharedMemory memory not None):
+        self.memory = memory
+        self.heap = Heap(memory.size - HEAP_AT)
+        self.blocks = {}
+
+    cdef Lease allocate(self, uint64_t size):
+        """A new block of so many bytes, with pages behind it; None where there is no room."""
+        cdef uint64_t returned = load(&self.memory.control.returned), stop
+        cdef int32_t number
+        while self.returned != returned:
+            self.heap.free(<int32_t>self.memory.returns[self.returned % BLOCKS])
+            self.returned += 1
+        number = self.heap.allocate(size)
+        if number < 0:
+            return None
+        stop = self.heap.blocks[number].start + self.heap.blocks[number].size
+        if stop > self.reserved:
+            if not self.memory.is_open() or shared_reserve(
+                    self.memory.descriptor, self.memory.base, HEAP_AT + self.reserved,
+                    stop - self.reserved):
+                self.heap.free(number)
+                return None
+            self.reserved = stop
+        return self.memory.lease(
+            number, HEAP_AT + self.heap.blocks[number].start, self.heap.blocks[number].size)
+
+    cdef int expect(self, Lease block) except -1:
+        """Note that a worker is about to write to a block."""
+        known = self.blocks.get(block.number)
+        self.blocks[block.number] = (block, 1 if known is None else known[1] + 1)
+        return 0
+
+    cdef int forget(self, uint32_t number) except -1:
+        """Note that a worker has done so, or will not."""
+        block, n = self.blocks[number]
+        if n == 1:
+            del self.blocks[number]
+        else:
+            self.blocks[number] = (block, n - 1)
+        return 0
+
+    cdef Lease block(self, uint32_t number, uint64_t start, uint64_t size):
+        """The block that so many bytes lie in, which a worker was about to write; or None."""
+        cdef Lease block
+        known = self.blocks.get(number)
+        if known is None:
+            return None
+        block = known[0]
+        if start < block.start or size > block.size or start - block.start > block.size - size:
+            return None
+        return block

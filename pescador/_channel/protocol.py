@@ -24,7 +24,7 @@ closed without an `END` is that of a worker that was killed.
 A worker of many visits (see `pescador.parallel`) tags each item with the number of its visit. It
 tells of a visit by items that have one key, a pair of ``"pescador"`` and a word: `PICKLED`, an item
 that is no mapping of keys to arrays; `ENDED`, the visit has ended; `FAILED`, it has failed, with a
-`Report`; `STATE`, its state after the last item.
+`Report`; `STATE`, its state after the last item; `CLOSED`, nothing of it is written any more.
 """
 
 import pickle
@@ -40,12 +40,14 @@ __all__ = [
     "BITS",
     "CHUNK",
     "CLOSE",
+    "CLOSED",
     "END",
     "ENDED",
     "FAILED",
     "HEARTBEAT",
     "ITEM",
     "MORE",
+    "MORE_INTO",
     "NAP",
     "ORDERS",
     "PICKLED",
@@ -82,12 +84,13 @@ HEARTBEAT = 0.2
 
 # The low bits of a word tell what it orders of the visit whose number is in the others: an item
 # more; to begin it (its bound, how many items to leave out, the length of its path and the path
-# follow); to close it.
-MORE, BEGIN, CLOSE = range(3)
+# follow); to close it; an item more, to be written where the consumer wants it (how many numbers
+# follow, and these: see `ring.Writer.rows`).
+MORE, BEGIN, CLOSE, MORE_INTO = range(4)
 BITS = 2
 
 # What a worker of many visits tells of one, by items.
-PICKLED, ENDED, FAILED, STATE = ("item", "ended", "failed", "state")
+PICKLED, ENDED, FAILED, STATE, CLOSED = ("item", "ended", "failed", "state", "closed")
 
 # How long (in seconds) a worker that waits for room sleeps before it looks for itself. The consumer
 # wakes it when it asks for items, but memory may come back while it does something else.

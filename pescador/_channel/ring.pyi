@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self, final
 
-from .memory import SharedMemory
+from .memory import Arena, SharedMemory
 
 @final
 class Schema: ...
@@ -10,12 +10,15 @@ class Schema: ...
 class Writer:
     tag: int
     worth: int
+    arena: SharedMemory | None
+    rows: list[int] | None
     def __new__(cls, memory: SharedMemory, wake: Callable[[], object]) -> Self: ...
     def fill(self, iterator: Iterator[Any]) -> Literal["ended", "full", "too large"]: ...
     def take_pending(self) -> Any: ...
 
 @final
 class Reader(Iterator[dict[Any, Any]]):
+    arena: Arena | None
     received: int
     size: int
     tag: int

@@ -35,7 +35,7 @@ from numpy cimport (
 )
 
 from pescador._channel.memory cimport (
-    BLOCKS, HEAP_AT, LINE, RECORDS, RECORDS_AT, Control, Heap, SharedMemory, round_up,
+    BLOCKS, HEAP_AT, LINE, RECORDS, RECORDS_AT, Arena, Control, Heap, Lease, SharedMemory, round_up,
 )
 from pescador._native.arrays cimport array_at
 from pescador._native.copy cimport pescador_copy
@@ -58,6 +58,13 @@ cdef enum:
     LONG = 1 << 18
     # How many schemas both ends remember.
     SCHEMAS = 64
+    # The tag of an item is in the bits from this one on; its schema is in those below.
+    TAG = 16
+
+cdef enum:
+    # Of an array that is in no block: inside its record, or where the consumer wants it.
+    INLINED = -1
+    IN_ROWS = -2
 
 cdef enum RecordType:
     PADDING                            # nothing until the end of the ring
@@ -195,10 +202,17 @@ cdef class Writer:
         A number that goes with each item, for the consumer.
     worth : int
         How many items are worth that a consumer wakes which waits for one of them.
+    arena : SharedMemory or None
+        Memory of the consumer, in which it may want an item.
+    rows : list or None
+        Where in it the arrays of the next item are wanted: the number of a block, the place and the
+        size of each, in bytes. An item that does not fit goes the usual way.
     """
 
-    cdef public uint32_t tag
+    cdef public uint64_t tag
     cdef public int64_t worth
+    cdef public SharedMemory arena
+    cdef public list rows
     cdef int64_t n_awaited             # items since the one that it waits for, and that one
     cdef SharedMemory memory
     cdef Control* control
@@ -209,7 +223,7 @@ cdef class Writer:
     cdef int64_t n_written             # how many schemas were written
     cdef object pending                # the item that found no room, or None
     cdef list arrays                   # of the item that is being written
-    cdef int32_t* blocks               # of each of them, -1 if it is inside the record
+    cdef int32_t* blocks               # of each of them, or INLINED, or IN_ROWS
     cdef Py_ssize_t n_blocks
     cdef uint64_t head
     cdef uint64_t tail                 # as last seen
@@ -271,6 +285,7 @@ cdef class Writer:
                 self.pending = item
                 return "too large"
             item = None
+            self.rows = None
             self.wake_up(self.tag)
 
     cdef int wake_up(self, uint64_t tag) except -1:
@@ -296,6 +311,7 @@ cdef class Writer:
     def take_pending(self):
         """Return `pending`, which went another way then."""
         item, self.pending = self.pending, None
+        self.rows = None
         return item
 
     cdef Schema find_schema(self, object item):
@@ -358,20 +374,38 @@ cdef class Writer:
         cdef uint64_t length = 16, size
         cdef Py_ssize_t i
         cdef PyObject* array
+        cdef bint in_rows = self.rows is not None and self.fits_rows()
         in_heap[0] = 0
         for i in range(len(self.arrays)):
             # Borrowed: nobody else changes the list.
             array = PyList_GET_ITEM(self.arrays, i)
             size = PyArray_NBYTES(<ndarray>array)
             length += 8 + 8 * PyArray_NDIM(<ndarray>array)
-            if size < inline_below:
+            if in_rows:
+                length += 8
+                self.blocks[i] = IN_ROWS
+            elif size < inline_below:
                 length += round_up(size, 8)
-                self.blocks[i] = -1
+                self.blocks[i] = INLINED
             else:
                 length += 8
                 in_heap[0] += round_up(size, LINE)
                 self.blocks[i] = 0
         return length
+
+    cdef bint fits_rows(self) noexcept:
+        """Whether the arrays have the sizes of the places that are wanted for them, in C order."""
+        cdef Py_ssize_t i
+        cdef PyObject* array
+        if self.arena is None or len(self.rows) != 3 * len(self.arrays):
+            return False
+        for i in range(len(self.arrays)):
+            array = PyList_GET_ITEM(self.arrays, i)
+            if (<uint64_t>PyArray_NBYTES(<ndarray>array) != <uint64_t>self.rows[3 * i + 2]
+                    or PyArray_FLAGS(<ndarray>array) & NPY_ARRAY_F_CONTIGUOUS
+                    and not PyArray_FLAGS(<ndarray>array) & NPY_ARRAY_C_CONTIGUOUS):
+                return False
+        return True
 
     cdef bint fits(self, uint64_t length, uint64_t in_heap) noexcept:
         """Tell whether the ring has room for a record, and the bound allows it."""
@@ -454,7 +488,7 @@ cdef class Writer:
         cdef PyObject* array
         cdef char* data
         write_head(record, length, ITEM)
-        word[1] = schema | <uint64_t>self.tag << 32
+        word[1] = schema | self.tag << TAG
         word += 2
         for i in range(n):
             array = PyList_GET_ITEM(self.arrays, i)
@@ -463,15 +497,23 @@ cdef class Writer:
             size = PyArray_NBYTES(<ndarray>array)
             fortran = flags & NPY_ARRAY_F_CONTIGUOUS and not flags & NPY_ARRAY_C_CONTIGUOUS
             # Other threads run during long copies, and may give an array another shape.
-            if (word + 1 + ndim + (1 if self.blocks[i] >= 0 else (size + 7) // 8) > end
-                    or self.blocks[i] >= 0 and size > self.heap.blocks[self.blocks[i]].size):
+            if (word + 1 + ndim + ((size + 7) // 8 if self.blocks[i] == INLINED else 1) > end
+                    or self.blocks[i] >= 0 and size > self.heap.blocks[self.blocks[i]].size
+                    or self.blocks[i] == IN_ROWS and size != <uint64_t>self.rows[3 * i + 2]):
                 raise PescadorError("an array of an item changed its shape while it was sent")
             word[0] = ndim | <uint64_t>fortran << 8
             for axis in range(ndim):
                 word[1 + axis] = PyArray_DIMS(<ndarray>array)[axis]
-            if self.blocks[i] < 0:
+            if self.blocks[i] == INLINED:
                 data = <char*>(word + 1 + ndim)
                 word += 1 + ndim + (size + 7) // 8
+            elif self.blocks[i] == IN_ROWS:
+                word[0] |= <uint64_t>1 << 10 | <uint64_t>self.rows[3 * i] << 32
+                word[1 + ndim] = self.rows[3 * i + 1]
+                if word[1 + ndim] > self.arena.size or size > self.arena.size - word[1 + ndim]:
+                    raise PescadorError("an item is wanted outside of the memory that is shared")
+                data = self.arena.base + word[1 + ndim]
+                word += 2 + ndim
             else:
                 word[0] |= <uint64_t>1 << 9 | <uint64_t>self.blocks[i] << 32
                 word[1 + ndim] = HEAP_AT + self.heap.blocks[self.blocks[i]].start
@@ -509,9 +551,12 @@ cdef class Reader:
         Of the last item: the number that came with it, and how many bytes it takes.
     received : int
         How many items there were.
+    arena : Arena or None
+        Where it wants items to be written to.
     """
 
-    cdef readonly uint32_t tag
+    cdef public Arena arena
+    cdef readonly uint64_t tag
     cdef readonly uint64_t size
     cdef SharedMemory memory
     cdef Control* control
@@ -570,7 +615,7 @@ cdef class Reader:
             self.wake()
         return 0
 
-    def is_empty(self, uint32_t awaited=0):
+    def is_empty(self, uint64_t awaited=0):
         """Tell whether there is no record; if so, the worker wakes us at the next.
 
         With `awaited`, at the next with this tag, or when it can write no more.
@@ -609,13 +654,13 @@ cdef class Reader:
         cdef uint64_t size, head
         cdef Py_ssize_t i
         cdef int axis, ndim
-        cdef bint fortran, in_heap
+        cdef bint fortran, in_heap, in_rows
         cdef Dtype dtype
         cdef dict item = {}
-        if end - word < 2 or <uint32_t>word[1] >= <uint64_t>len(self.schemas):
-            raise damaged("the schema of an item", 0 if end - word < 2 else <uint32_t>word[1])
-        cdef Schema schema = self.schemas[<Py_ssize_t><uint32_t>word[1]]
-        self.tag = word[1] >> 32
+        if end - word < 2 or word[1] % (1 << TAG) >= <uint64_t>len(self.schemas):
+            raise damaged("the schema of an item", 0 if end - word < 2 else word[1] % (1 << TAG))
+        cdef Schema schema = self.schemas[<Py_ssize_t>(word[1] % (1 << TAG))]
+        self.tag = word[1] >> TAG
         self.size = 8 * (end - word)
         word += 2
         for i in range(schema.n):
@@ -626,8 +671,9 @@ cdef class Reader:
             ndim = head & 0xff
             fortran = head >> 8 & 1
             in_heap = head >> 9 & 1
+            in_rows = head >> 10 & 1
             word += 1
-            if ndim > NPY_MAXDIMS or end - word < ndim + in_heap:
+            if ndim > NPY_MAXDIMS or end - word < ndim + (in_heap or in_rows):
                 raise damaged("a number of dimensions", ndim)
             size = PyDataType_ELSIZE(dtype)
             for axis in range(ndim):
@@ -640,6 +686,9 @@ cdef class Reader:
             if in_heap:
                 array = self.read_block(head >> 32, word[0], size, dtype, ndim, shape, fortran)
                 word += 1
+            elif in_rows:
+                array = self.read_row(head >> 32, word[0], size, dtype, ndim, shape)
+                word += 1
             elif PyDataType_ELSIZE(dtype) == 0:
                 array = empty(tuple([shape[axis] for axis in range(ndim)]), dtype, "C")
             else:
@@ -650,6 +699,17 @@ cdef class Reader:
                 word += (size + 7) // 8
             item[schema.keys[i]] = array
         return item
+
+    cdef object read_row(self, uint32_t number, uint64_t start, uint64_t size, Dtype dtype, int ndim,
+                         npy_intp* shape):
+        """Return an array that was written to where it was wanted."""
+        cdef Lease block = None if self.arena is None else self.arena.block(number, start, size)
+        if block is None:
+            raise damaged("the place of a row", start)
+        self.size += size
+        array = make_array(dtype, ndim, shape, self.arena.memory.base + start, False)
+        set_array_base(<ndarray>array, block)
+        return array
 
     cdef object read_block(self, uint32_t number, uint64_t start, uint64_t size, Dtype dtype,
                            int ndim, npy_intp* shape, bint fortran):

@@ -1,5 +1,6 @@
 """Worker processes that visits run in."""
 
+import math
 import os
 import pickle
 import weakref
@@ -7,7 +8,7 @@ from typing import Any
 
 from .. import _schedule
 from .._channel import protocol
-from .._channel.consumer import Channel, raise_from_worker
+from .._channel.consumer import Channel, raise_from_worker, shared_memory
 from .._channel.protocol import read_news
 from ..exceptions import PescadorError
 from .worker import VisitsOf
@@ -16,6 +17,8 @@ __all__ = ["Processes"]
 
 # So often in a row, without an item in between, workers may be killed before that is an error.
 _ATTEMPTS = 3
+# Items of fewer bytes are copied as fast as they are pointed to.
+_LEAST_ROW = 4096
 
 
 class Processes:
@@ -39,21 +42,38 @@ class Processes:
         self.schedule: Any = None
         # Workers that were lost since the last item.
         self.n_lost = 0
+        # What all workers can write to: batches.
+        self.arena: Any = None
+        # number of a visit -> (its maker, the rows, where in them it may write)
+        self.written_until_closed: dict[int, tuple[Any, Any, dict[int, list[int]]]] = {}
 
     # ---------------------------------------------------------------------------------- begin, end
 
     def begin(self) -> None:
         """Start the workers."""
+        memory = shared_memory(self.parallel.max_bytes)
+        if memory is not None:
+            from .._channel.memory import Arena
+
+            self.arena = Arena(memory)
         for _ in range(self.parallel.workers):
             self.makers.append(self._new_maker())
 
     def _new_maker(self) -> Any:
-        channel = Channel(self.parallel, VisitsOf(self.tree), None, self.max_bytes)
+        memory = None if self.arena is None else self.arena.memory
+        channel = Channel(self.parallel, VisitsOf(self.tree, memory), None, self.max_bytes)
+        if memory is not None:
+            memory.claim_for_workers(False)
         try:
             channel.begin()
         except BaseException:
             channel.end()
             raise
+        finally:
+            if memory is not None:
+                memory.claim_for_workers(True)
+        if channel.reader is not None:
+            channel.reader.arena = self.arena
         # Not by methods: a maker would hold us, and nobody would end the workers.
         pool = weakref.proxy(self)
         maker = _schedule.Orders(
@@ -76,6 +96,11 @@ class Processes:
         """End the workers that have not, and let go of all but their arrays."""
         while self.makers:
             self.makers.pop().owner.end()
+        self.written_until_closed.clear()
+        arena, self.arena = self.arena, None
+        if arena is not None:
+            arena.memory.close()
+            arena.memory.close_descriptor()
 
     def is_usable(self) -> bool:
         """Tell whether all workers are there, for another run."""
@@ -160,10 +185,18 @@ class Processes:
         what, value = news
         if what == protocol.PICKLED:
             self.schedule.receive(number, value, size)
+        elif what == protocol.CLOSED:
+            self._close_rows(number)
         elif what == protocol.STATE:
             self.schedule.receive_state(number, value)
         else:
             self.schedule.receive_end(number, value)
+
+    def _close_rows(self, number: int) -> None:
+        """Take note that nothing of a visit is written any more."""
+        _, rows, wanted = self.written_until_closed.pop(number, (None, None, {}))
+        for places in wanted.values():
+            rows.forget(places)
 
     def _replace(self, maker: Any) -> None:
         """Have another worker do what one was to do that is gone, or raise what became of it."""
@@ -174,10 +207,22 @@ class Processes:
         self.schedule.n_restarts += 1
         lost = self.schedule.visits_at(maker)
         maker.owner.end()
+        for number, (other, *_) in list(self.written_until_closed.items()):
+            if other is maker:
+                self._close_rows(number)
         self.makers[self.makers.index(maker)] = self._new_maker()
         self.schedule.begin_again(lost)
         for other in self.makers:
             other.flush()
+
+    def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
+        """Return batches that workers write to; None where nothing is gained by that."""
+        row_bytes = sum(dtype.itemsize * math.prod(shape) for dtype, shape in columns)
+        if self.arena is None or row_bytes < _LEAST_ROW:
+            return None
+        from .rows import BatchRows
+
+        return BatchRows(self.arena, begins, size, columns)
 
     def raise_error(self, visit: Any) -> None:
         """Raise what a visit has raised."""

@@ -24,6 +24,7 @@ cdef enum:
     MORE
     BEGIN
     CLOSE
+    MORE_INTO
     BITS = 2
 
 # How often (in seconds) a worker that is busy looks for messages.
@@ -77,7 +78,9 @@ cdef class Production:
     cdef dict visits                   # number -> Visit
     cdef dict beginning                # number -> (path, bound, base, skip) of those to begin
     cdef list due                      # numbers of which an item is to be made
+    cdef list rows                     # where each of these items is wanted, or None
     cdef Py_ssize_t first              # of these
+    cdef set into                      # numbers of visits whose items are wanted somewhere
     cdef list telling                  # (number, item) that come before the next item
     cdef double look_at, cost
 
@@ -90,6 +93,8 @@ cdef class Production:
         self.visits = {}
         self.beginning = {}
         self.due = []
+        self.rows = []
+        self.into = set()
         self.telling = []
 
     def __iter__(self):
@@ -107,7 +112,7 @@ cdef class Production:
                 raise StopIteration
         number = self.next_due()
         self.name(number)
-        item = self.make(number, before)
+        item = self.make(number, self.rows[self.first - 1], before)
         # How long items take; the last ones count more.
         self.cost += 0.1 * (<double>clock() - before - self.cost)
         if self.memory is not None:
@@ -127,6 +132,7 @@ cdef class Production:
             if number in self.visits or number in self.beginning:
                 return number
         self.due.clear()
+        self.rows.clear()
         self.first = 0
         raise StopIteration
 
@@ -136,7 +142,7 @@ cdef class Production:
             self.writer.tag = number
         return 0
 
-    cdef object make(self, object number, double now):
+    cdef object make(self, object number, object rows, double now):
         """The next item of a visit, or what became of it."""
         cdef Visit visit
         cdef PyObject* item
@@ -160,7 +166,11 @@ cdef class Production:
                 visit.due = visit.running.due
                 if state is not None:
                     self.telling.append((number, protocol.news(protocol.STATE, state)))
-            return result if is_plain(result) else visit.running.pickled(result)
+            if not is_plain(result):
+                return visit.running.pickled(result)
+            if rows is not None:
+                self.writer.rows = rows
+            return result
         except BaseException as error:
             if self.is_forked():
                 raise
@@ -206,6 +216,13 @@ cdef class Production:
             at += 1
             if word & ((1 << BITS) - 1) == MORE:
                 self.due.append(word >> BITS)
+                self.rows.append(None)
+            elif word & ((1 << BITS) - 1) == MORE_INTO:
+                length = words[at]
+                self.due.append(word >> BITS)
+                self.rows.append(words[at + 1:at + 1 + length])
+                self.into.add(word >> BITS)
+                at += 1 + length
             elif word & ((1 << BITS) - 1) == BEGIN:
                 bound, skip, length = words[at], words[at + 1], words[at + 2]
                 at += 3
@@ -215,6 +232,9 @@ cdef class Production:
             else:
                 # Whatever was ordered before: nobody wants it.
                 self.close(word >> BITS)
+                if word >> BITS in self.into:
+                    self.into.discard(word >> BITS)
+                    self.telling.append((word >> BITS, protocol.news(protocol.CLOSED)))
         return 0
 
     cdef int close(self, object number) except -1:
@@ -230,8 +250,8 @@ cdef class Production:
             self.close(number)
         self.beginning.clear()
         self.due.clear()
+        self.rows.clear()
         self.first = 0
-        self.telling.clear()
 
 
 cdef bint is_plain(object item) except -1:

@@ -83,6 +83,7 @@ class Threads:
         self.maker = _Maker(self)
         self.threads: list[threading.Thread] = []
         self.schedule: Any = None
+        self.written_until_closed: dict[int, Any] = {}
 
     def begin(self) -> None:
         """Start the threads."""
@@ -134,6 +135,9 @@ class Threads:
         else:
             self.maker.jobs.pop(number, None)
             self.schedule.receive_end(number, value)
+
+    def new_rows(self, begins: int, size: int, columns: list[Any]) -> None:
+        """Threads copy nothing."""
 
     def raise_error(self, visit: Any) -> None:
         """Raise what a visit has raised."""

@@ -18,10 +18,13 @@ class VisitsOf:
     ----------
     tree : Streamer
         Whose visits they are.
+    arena : SharedMemory or None
+        Where the consumer may want items to be written to.
     """
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: Any, arena: Any) -> None:
         self.tree = tree
+        self.arena = arena
         self.run: Any = None
 
     def __repr__(self) -> str:
@@ -49,15 +52,18 @@ class VisitsOf:
         if memory is None:
             _serve_pipe(production, consumer, max_bytes, is_forked)
         else:
-            _serve_memory(production, consumer, memory, is_forked)
+            _serve_memory(production, consumer, memory, self.arena, is_forked)
         production.close_all()
 
 
-def _serve_memory(production: Any, consumer: Any, memory: Any, is_forked: Any) -> None:
+def _serve_memory(
+    production: Any, consumer: Any, memory: Any, arena: Any, is_forked: Any
+) -> None:
     from .._channel.ring import Writer
 
     production.memory = memory
     production.writer = writer = Writer(memory, consumer.wake)
+    writer.arena = arena
     wanted = True
     while wanted:
         why = writer.fill(production)
