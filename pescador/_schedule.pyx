@@ -284,6 +284,15 @@ cdef class Schedule(Elsewhere):
             self.in_flight += 1
         return 0
 
+    cdef int order_as(self, Visit visit, int64_t limit, int64_t number) except -1:
+        """Order an item of a visit, which is to be the one of this number."""
+        if self.rows is not None:
+            self.wanted_at = number
+        try:
+            return self.order(visit, limit)
+        finally:
+            self.wanted_at = -1
+
     cdef inline bint has_room(self, Visit visit) noexcept:
         """Whether one item more may be made early."""
         if visit.maker is not None and visit.maker.outstanding >= MOST_ORDERS:
@@ -818,7 +827,7 @@ cdef class Plan(Elsewhere):
                 self.turns.append(self.number)
                 if not visit.is_attached and visit.ordered == 0:
                     # Not before it is asked for anything has it begun.
-                    self.schedule.order(visit, 1)
+                    self.schedule.order_as(visit, 1, self.number)
             self.number += 1
             if self.lead % 1024 == 0:
                 PyErr_CheckSignals()
@@ -836,12 +845,7 @@ cdef class Plan(Elsewhere):
             self.first += 1
             visit.allowed += 1
             if visit.allowed > visit.ordered:
-                if self.schedule.rows is not None:
-                    self.schedule.wanted_at = self.turns[self.first - 1]
-                try:
-                    self.schedule.order(visit, visit.allowed)
-                finally:
-                    self.schedule.wanted_at = -1
+                self.schedule.order_as(visit, visit.allowed, self.turns[self.first - 1])
         if self.first > MOST_AHEAD:
             del self.queue[:self.first]
             del self.turns[:self.first]
