@@ -17,10 +17,11 @@ import numpy as np
 from ._visits import attributes_of, place_of, set_generator, state_of_generator
 from .exceptions import PescadorError, StateError
 
-__all__ = ["FORMAT", "Loader", "Saver", "digest"]
+__all__ = ["FORMAT", "FORMATS", "Loader", "Saver", "digest"]
 
-#: The version of the format that states are written in.
-FORMAT = 1
+#: The version of the format that states are written in, and those that are read.
+FORMAT = 2
+FORMATS = (1, 2)
 
 #: The largest number that compiled code counts to.
 MOST = (1 << 63) - 1
@@ -30,8 +31,7 @@ _SCALARS = (type(None), bool, int, float, complex, str, bytes, np.bool_, np.numb
 
 def digest(array: Any) -> str:
     """Return a short name of the contents of an array."""
-    array = np.ascontiguousarray(array)
-    return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
 
 
 def _kind(node: Any) -> str:

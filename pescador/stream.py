@@ -7,7 +7,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 
 from . import _core, _repr, _visits
-from ._state import FORMAT, Loader, Saver
+from ._state import FORMAT, FORMATS, Loader, Saver
 from .exceptions import ArgumentError, PescadorError, StateError
 
 __all__ = ["Stream"]
@@ -134,9 +134,11 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
         """
         if not isinstance(state, dict) or "pescador" not in state:
             raise ArgumentError(f"state={state!r:.100} must be what state_dict() has returned")
-        if state["pescador"] != FORMAT:
+        if state["pescador"] not in FORMATS:
+            known = " and ".join(map(str, FORMATS))
             raise StateError(
-                f"the state has format {state['pescador']!r}; this version reads {FORMAT}"
+                f"the state has format {state['pescador']!r:.100}; this version of pescador "
+                f"reads {known}: take another state with it, or use the version that took this one"
             )
         if self.is_started or self.over or self._is_loaded:
             raise PescadorError(

@@ -713,6 +713,18 @@ def test_hooks_keep_their_state_in_attributes(among):
         assert list(make().open(state=after(make(), n, 20))) == items[n:]
 
 
+def test_the_state_of_a_large_pool_takes_no_sums_over_it():
+    mux = pescador.StochasticMux(
+        [Streamer(count, 5)] * 20_000, 4, 3, mode="exhaustive", random_state=1
+    )
+    stream = mux.open()
+    for _ in range(200):
+        next(stream)
+    before = pescador._choice.nodes_summed()
+    stream.state_dict()
+    assert pescador._choice.nodes_summed() == before
+
+
 def old_trees():
     """Trees whose states are kept as files; they never change, others may be added."""
     leaves = [
@@ -732,6 +744,10 @@ def old_trees():
     yield "chain", Seeded(pescador.ChainMux(leaves[3:5] + leaves[6:7], mode="cycle"), 3)
     rows = [pescador.sources.Rows({"x": np.arange(9)}, random_state=i) for i in range(4)]
     yield "batched", Streamer(pescador.buffer_stream, pescador.ShuffledMux(rows, random_state=1), 8)
+    pool = [Streamer(quiet, i, 9) for i in range(60)]
+    for mode in ("single_active", "exhaustive"):
+        weighted = {"mode": mode, "weights": range(1, 61), "random_state": 4}
+        yield mode, pescador.StochasticMux(pool, 3, 4, **weighted)
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.pickle")), ids=lambda path: path.stem)
@@ -800,6 +816,10 @@ DAMAGED = [
             (("pool", "share"), float("nan")),
             (("pool", "missing"), np.array([1 << 40])),
             (("pool", "missing"), np.zeros(1, np.uint8)[:0]),
+            (("pool", "events"), np.array([1 << 40])),
+            (("pool", "events"), np.array([1, 1, -1])),
+            (("pool", "times"), np.array([-1])),
+            (("pool", "times"), np.zeros(99, np.int64)),
             (("pruned",), np.array([-3])),
         )
     ],

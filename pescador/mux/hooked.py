@@ -42,10 +42,16 @@ class HookedStream(_core.Compiled):
         To be activated.
     scope : Scope
         In which it starts.
+
+    Attributes
+    ----------
+    recipe : dict
+        What the state is a state of.
     """
 
     def __init__(self, mux: Any, scope: _core.Scope) -> None:
         self.mux = mux
+        self.recipe: dict[str, Any] = mux.__pescador_recipe__()
         # Hooks that draw from the global states draw from those of this visit.
         self.states, self.path = _visits.states_of_visit(scope)
         self.active = self._call(mux.__enter__)
@@ -73,12 +79,6 @@ class HookedStream(_core.Compiled):
         self.failed = False
         self.left -= 1
         return sample
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What the state is a state of."""
-        recipe: dict[str, Any] = self.mux.__pescador_recipe__()
-        return recipe
 
     def save(self, saver: Saver) -> dict[str, Any]:
         """Return where the iteration is, in plain values."""
