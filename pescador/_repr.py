@@ -34,6 +34,21 @@ def register(cls: type) -> None:
     _streamer_class = cls
 
 
+class Mark:
+    """A value that there is one of, shown and pickled by its public name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # Where pickle looks for it.
+        self.__module__ = "pescador"
+
+    def __repr__(self) -> str:
+        return f"pescador.{self.name}"
+
+    def __reduce__(self) -> str:
+        return self.name
+
+
 class Node(NamedTuple):
     """A line of a tree and what is below it."""
 
@@ -108,6 +123,8 @@ def brief(value: Any, deep: bool = True) -> str:
         return f"{_name(kind)}({_inside(value.__dict__)})"
     if issubclass(kind, _FUNCTIONS):
         return _name(value)
+    if kind is Mark:
+        return repr(value)
     if kind is functools.partial:
         return f"partial({_name(value.func)})"
     if kind is types.GeneratorType:

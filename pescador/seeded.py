@@ -9,6 +9,7 @@ import numpy as np
 
 from . import _core, _visits
 from ._checks import is_number
+from ._repr import Mark
 from .core import Streamer
 from .exceptions import ArgumentError
 
@@ -19,22 +20,9 @@ T = TypeVar("T")
 _STATES = ("numpy", "random", "torch")
 
 
-class _Spawn:
-    """The mark that stands for the random generator of a visit."""
-
-    def __repr__(self) -> str:
-        return "pescador.SPAWN"
-
-    def __reduce__(self) -> str:
-        return "SPAWN"
-
-    def __deepcopy__(self, memo: dict[Any, Any]) -> "_Spawn":
-        return self
-
-
 #: Given to a generator function as its keyword argument ``rng``: each visit gets a
 #: ``np.random.Generator`` of its own.
-SPAWN = _Spawn()
+SPAWN = Mark("SPAWN")
 _core.register_spawn(SPAWN)
 
 
