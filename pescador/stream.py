@@ -100,7 +100,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
         if saver.refused and not allow_inexact:
             raise StateError(
                 "the state cannot be taken exactly (allow_inexact=True saves what can be): "
-                + "; ".join(saver.refused)
+                + saver.refusals()
             )
         state = {
             "pescador": FORMAT,
@@ -108,7 +108,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
             "ended": bool(self.has_ended),
             "seed": self._run.recipe,
             "tree": tree,
-            "inexact": saver.refused,
+            "inexact": [f"{name}: {reason}" for name, reason in saver.refused],
         }
         if saver.needs_global_state:
             state["numpy"] = np.random.get_state(legacy=False)
@@ -150,7 +150,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
             loader = Loader(strict)
             with loader.refusing(repr(self)):
                 loader.is_inexact = bool(state["inexact"])
-                loader.compare("seed", self._run.recipe, state["seed"])
+                loader.compare("the seed of Seeded", self._run.recipe, state["seed"])
                 index, ended = loader.whole(state, "index", 0), state["ended"]
                 loader.restore(node, state["tree"])
                 if "numpy" in state:

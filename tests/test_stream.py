@@ -313,6 +313,36 @@ def test_a_recipe_that_differs_is_named(other, message):
         other().open(state=state)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (stochastic(), Streamer("abc"), "is 'pescador.core.Streamer.*was 'pescador.mux.Stochast"),
+        (Streamer("abc"), stochastic(), "is 'pescador.mux.Stochast.*was 'pescador.core.Streamer"),
+        (Seeded("abc", 10**300), Seeded("abc", 1), r"entropy is 1, and was 1000*\.\.\.000* when"),
+        (Streamer("abc"), Seeded("abc", 10**300), r"Seeded is {.*\.\.\..*}, and was None"),
+        (stochastic(), stochastic(weights=[1, 2, 3]), r"weights differ \(strict=False lets them\)"),
+        (stochastic(), stochastic(streamers="abcd"), "is 4, and was 3 .*strict=False lets streams"),
+        (stochastic(streamers="abcd"), stochastic(), r"is 3, and was 4 when the state was taken:"),
+    ],
+)
+def test_what_differs_is_said_in_short_with_what_to_do(one, other, message):
+    with pytest.raises(StateError, match=message) as found:
+        other.open(state=after(one, 2))
+    assert "open the streamer that it was taken of" in str(found.value)
+    assert len(str(found.value)) < 320
+
+
+def test_a_reason_that_many_streams_share_is_said_once():
+    stream = pescador.RoundRobinMux([Streamer(once(3)) for _ in range(1_200)]).open()
+    for _ in range(1_200):
+        next(stream)
+    with pytest.raises(StateError) as found:
+        stream.state_dict()
+    assert str(found.value).count("give Streamer a generator function") == 1
+    assert "streamers[2], visit 0: Streamer(generator once); and 1,197 more: it" in str(found.value)
+    assert len(stream.state_dict(allow_inexact=True)["inexact"]) == 1_200
+
+
 def test_what_differs_deep_in_a_tree_is_named_with_its_place():
     def tree(mode):
         inner = pescador.RoundRobinMux(["abc", "def"], mode=mode)
