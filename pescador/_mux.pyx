@@ -598,6 +598,8 @@ cdef class ShuffledEngine(WeightedEngine):
             if self.resumes:
                 slot = self.resumed()
             else:
+                # Who fails to draw is to draw again.
+                self.turn = -1
                 slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
@@ -688,6 +690,8 @@ cdef class StochasticEngine(WeightedEngine):
             if self.resumes:
                 slot = self.resumed()
             else:
+                # Who fails to draw is to draw again.
+                self.turn = -1
                 slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:

@@ -1,6 +1,7 @@
 """`Streamer.open`: an iteration that can be held, and what it refuses."""
 
 import copy
+import ctypes
 import gc
 import io
 import pathlib
@@ -741,6 +742,102 @@ def test_hooks_keep_their_state_in_attributes(among):
     items = list(make().iterate(20))
     for n in range(len(items) + 1):
         assert list(make().open(state=after(make(), n, 20))) == items[n:]
+
+
+class Meeting(np.random.RandomState):
+    """A generator that may meet trouble when it is asked; its copies are of its own class."""
+
+    def __reduce__(self):
+        return met, (self.get_state(),)
+
+    def choice(self, *args, **kwargs):
+        Trouble.meet()
+        return super().choice(*args, **kwargs)
+
+    def binomial(self, *args, **kwargs):
+        Trouble.meet()
+        return super().binomial(*args, **kwargs)
+
+    def shuffle(self, values):
+        Trouble.meet()
+        super().shuffle(values)
+
+
+def met(state):
+    generator = Meeting()
+    generator.set_state(state)
+    return generator
+
+
+class Doubling(np.random.MT19937):
+    """A bit generator that gives 2.0 in place of the double at which it meets trouble."""
+
+    def __init__(self, seed=None):
+        super().__init__(seed)
+        kind = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_void_p)
+        # It follows the state and two functions.
+        place = self.ctypes.bit_generator.value + 3 * ctypes.sizeof(ctypes.c_void_p)
+        pointer = ctypes.c_void_p.from_address(place)
+        draw = kind(pointer.value)
+
+        def next_double(state):
+            try:
+                Trouble.meet()
+            except Failure:
+                return 2.0
+            return draw(state)
+
+        self.kept = kind(next_double)
+        pointer.value = ctypes.cast(self.kept, ctypes.c_void_p).value
+
+
+@pytest.mark.parametrize("generator", [Meeting, lambda seed: np.random.Generator(Doubling(seed))])
+@pytest.mark.parametrize(
+    ("kind", "kwargs"),
+    [
+        ("StochasticMux", {"n_active": 3, "rate": 4}),
+        ("StochasticMux", {"n_active": 3, "rate": 4, "mode": "single_active"}),
+        ("ShuffledMux", {}),
+        ("RoundRobinMux", {"mode": "permuted_cycle"}),
+    ],
+)
+def test_a_mux_that_fails_to_draw_goes_on_as_it_would_have_or_is_refused(kind, kwargs, generator):
+    def make():
+        pool = [range(10 * i, 10 * i + 5) for i in range(6)]
+        return getattr(pescador, kind)(pool, **kwargs, random_state=generator(1))
+
+    items = list(make().iterate(40))
+    for trouble in range(60):
+        Trouble.after(trouble)
+        stream = make().open(40)
+        given = []
+        try:
+            for item in stream:
+                given.append(item)
+        except (Failure, PescadorError):
+            pass
+        finally:
+            Trouble.left = None
+        try:
+            state = stream.state_dict()
+        except StateError:
+            continue
+        assert given + list(make().open(state=state)) == items
+
+
+class Derived(np.random.RandomState):
+    """A generator whose copies are NumPy's own."""
+
+
+def test_a_mux_over_a_generator_of_a_class_of_its_own_is_opened():
+    def make():
+        mux = pescador.RoundRobinMux(["ab", "cde"], "permuted_cycle", random_state=Derived(1))
+        return pescador.StochasticMux([mux, "fgh", "ij"], 2, 4, random_state=Derived(2))
+
+    items = list(make().iterate(40))
+    assert list(make().open(40)) == items
+    for n in (0, 1, 13, 40):
+        assert list(make().open(state=after(make(), n, 40))) == items[n:]
 
 
 def test_the_state_of_a_large_pool_takes_no_sums_over_it():
