@@ -16,7 +16,6 @@ import zlib
 import numpy as np
 from numpy.random import mtrand
 
-from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -189,7 +188,7 @@ cdef int mark_slowly(Marks* marks) except -1:
     marks.has_gauss = state["has_gauss"]
     words = RANDOM.getstate()[1]
     marks.python = <uint64_t>words[1] << 32 | <uint32_t>words[624]
-    marks.gauss_next = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
+    marks.gauss_next = python_gauss()
     return 0
 
 
@@ -418,7 +417,7 @@ cdef class GlobalStates:
 
     cdef inline int exchange_gauss(self) except -1:
         """Exchange the deviates that random.gauss has left over, which are seldom there."""
-        cdef PyObject* found = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
+        cdef PyObject* found = python_gauss()
         if found is NULL or found == <PyObject*>self.gauss_next:
             return 0
         there = <object>found

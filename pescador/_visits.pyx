@@ -39,6 +39,9 @@ cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char* where) except -1
     void Py_LeaveRecursiveCall()
 
+    ctypedef struct PyTypeObject:
+        void* tp_iternext
+
 cdef type RandomState = np.random.RandomState
 
 
@@ -573,6 +576,15 @@ cdef Leaf leaf_over(object iterable, Scope scope):
     leaf.start(iter, (iterable,))
     leaf.is_shared = True
     return leaf
+
+
+def step_as_reader(kind):
+    """Have instances of a class be stepped as a Reader is, without a look-up of __next__.
+
+    Python steps a subclass of a compiled class by a call of its method. A subclass of `kind`, and
+    `kind` once its __next__ is assigned, are stepped so again.
+    """
+    (<PyTypeObject*>kind).tp_iternext = (<PyTypeObject*>Reader).tp_iternext
 
 
 cdef class Inner(Compiled):

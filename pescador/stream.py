@@ -202,3 +202,6 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
 
     def _repr_html_(self) -> str:
         return _repr.as_html(self._tree())
+
+
+_visits.step_as_reader(Stream)
