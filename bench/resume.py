@@ -1,17 +1,21 @@
-"""Runs that are saved and resumed: the size of a state, the time to save it and to go on from it.
+"""Runs that are saved and resumed, and what one seed for all of their streams costs.
 
+Of a state: its size, the time to save it and to go on from it.
 Each contestant mixes many small streams, 100 of them open, and is saved after as many samples as
 `samples` says. Restoring ends with the next sample, which has to be the one that was to come.
+
+Of a seed: the time of a sample with it, and without.
 """
 
 import itertools
 import pickle
 import random
 
+import numpy as np
 from case import case, over
-from jobs import Calls, Skip
+from jobs import Calls, Items, Skip
 
-OPEN, LENGTH = 100, 100
+OPEN, LENGTH, SEEDED = 100, 100, 32
 
 
 def some(i):
@@ -172,3 +176,60 @@ def _(step, samples):
         return stream
 
     return job(step, samples, start, lambda stream: datasets[id(stream)].state_dict())
+
+
+def drawing():
+    """A stream that draws from the global state, which governing it exchanges."""
+    while True:
+        yield np.random.random()
+
+
+def drawing_from(*, rng):
+    """The same, from a generator that it is given."""
+    while True:
+        yield rng.random()
+
+
+@case(
+    "sample",
+    "One seed for all",
+    short=[{}, *over("seeded", True), *over("spawn", True), *over("spawn", True, seeded=True)],
+    tiny={"seeded": True},
+    warm=lambda **params: 10 * SEEDED,
+)
+def seeds(pescador, seeded=False, spawn=False):
+    """ShuffledMux of 32 streams that draw from np.random, or `spawn`ed generators; under Seeded."""
+    if not hasattr(pescador, "Seeded"):
+        raise Skip("has no Seeded")
+    rng = pescador.SPAWN if seeded else np.random.default_rng(0)
+    stream = pescador.Streamer(drawing_from, rng=rng) if spawn else pescador.Streamer(drawing)
+    mux = pescador.ShuffledMux([stream] * SEEDED, random_state=0)
+    return Items((pescador.Seeded(mux, 0) if seeded else mux).iterate())
+
+
+@seeds.by("hand", way="np.random.set_state and random.setstate around each step")
+def _(seeded=False, spawn=False):
+    streams = [
+        drawing_from(rng=np.random.default_rng(i)) if spawn else drawing() for i in range(SEEDED)
+    ]
+    states = [
+        (np.random.RandomState(i).get_state(), random.Random(i).getstate()) for i in range(SEEDED)
+    ]
+    choice = random.Random(0)
+
+    def mixed():
+        while True:
+            i = int(choice.random() * SEEDED)
+            if not seeded or spawn:
+                yield next(streams[i])
+                continue
+            callers = np.random.get_state(), random.getstate()
+            np.random.set_state(states[i][0])
+            random.setstate(states[i][1])
+            item = next(streams[i])
+            states[i] = np.random.get_state(), random.getstate()
+            np.random.set_state(callers[0])
+            random.setstate(callers[1])
+            yield item
+
+    return Items(mixed())

@@ -131,6 +131,8 @@ cdef class Pool:
     cdef int build_tree(self) except -1
     cdef bint has(self, Py_ssize_t i) noexcept nogil
     cdef int set(self, Py_ssize_t i, bint on) except -1
+    cdef void flip(self, int64_t stream) noexcept nogil
+    cdef int restore_journal(self, list events, list times) except -1
     cdef int log(self, int64_t stream) except -1
     cdef void apply(self, int64_t stream) noexcept nogil
     cdef int memo_of(self, double v) noexcept nogil

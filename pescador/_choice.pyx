@@ -127,6 +127,11 @@ cdef int reserve(void** memory, size_t n, size_t size) except -1:
     return 0
 
 
+cdef object narrowed(object values):
+    """An array of whole numbers in the smallest type that has room for them."""
+    return values.astype(np.min_scalar_type(-1 - int(np.abs(values).max(initial=0))))
+
+
 cdef class Categorical:
     """``generator.choice(k, p=weights / norm)``, given the uniform draw behind it.
 
@@ -307,7 +312,7 @@ cdef class Pool:
             return 0
         self.log(change * (i + 1))
         self.m += change
-        self.bits[i // 64] ^= (<uint64_t>1) << (i % 64)
+        self.flip(i + 1)
         word = i // 64 + 1
         while word <= self.n_words:
             self.counts[word] += change
@@ -543,8 +548,11 @@ cdef class Pool:
         return 64 * word + pescador_nth_bit(self.bits[AT(word, self.n_words)], <int>rank)
 
     def save(self):
-        """Return the probability of each stream that can be picked, and which cannot."""
-        self.replay()
+        """Return which streams cannot be picked, and the probability of each that can.
+
+        The probability is that before the journal, which comes with it: replaying takes longer
+        than all else that is saved of a mux.
+        """
         bits = None
         missing = np.zeros(0, np.int64)
         if self.m < self.n:
@@ -554,7 +562,14 @@ cdef class Pool:
         # As places, or as a bit for each stream: whatever is shorter.
         if 64 * len(missing) > self.n:
             missing = np.packbits(bits, bitorder="little")
-        return {"n": self.n, "share": self.v, "missing": missing}
+        journal = np.zeros((2, self.length), np.int64)
+        cdef int64_t* to = <int64_t*>cnp.PyArray_DATA(journal)
+        cdef Py_ssize_t i
+        for i in range(self.length):
+            to[i] = self.journal[i].stream
+            to[self.length + i] = self.journal[i].times
+        return {"n": self.n, "share": self.v, "missing": missing,
+                "events": narrowed(journal[0]), "times": narrowed(journal[1])}
 
     def restore(self, dict state):
         """Have such a probability, and such streams that cannot be picked; none was picked yet."""
@@ -575,8 +590,41 @@ cdef class Pool:
             self.apply(self.journal[self.n_replayed].stream)
             self.n_replayed += 1
         self.n_replayed = self.length = 0
-        # Those that were added since are as likely as the others.
-        self.v = share if self.n == n else 1.0 / max(self.m, 1)
+        if self.n == n:
+            self.v = share
+            # Format 1 has no journal.
+            if "events" in state:
+                self.restore_journal(state["events"].tolist(), state["times"].tolist())
+        else:
+            # Those that were added since are as likely as the others.
+            self.v = 1.0 / max(self.m, 1)
+
+    cdef int restore_journal(self, list events, list times) except -1:
+        """Have such a journal, and nodes that do not know of its events."""
+        cdef int64_t stream
+        cdef Py_ssize_t i
+        if len(events) != len(times):
+            raise ValueError(f"'pool' has {len(events)} events, and {len(times)} 'times'")
+        if self.n_nodes == 0 and events:
+            self.build_tree()
+        for i in range(len(events) - 1, -1, -1):
+            stream = events[i]
+            if not (-self.n <= stream <= self.n and times[i] >= 0
+                    and (stream == 0 or self.has(max(stream, -stream) - 1) == (stream > 0))):
+                raise ValueError(f"'pool' cannot have the event {stream}, {times[i]} times")
+            self.apply(-stream)
+            self.flip(stream)
+        for stream, number in zip(events, times):
+            self.flip(stream)
+            self.log(stream)
+            self.journal[self.length - 1].times = number
+        return 0
+
+    cdef void flip(self, int64_t stream) noexcept nogil:
+        """Have the bit of a stream that came or went be what it was not."""
+        cdef Py_ssize_t i = max(stream, -stream) - 1
+        if i >= 0:
+            self.bits[AT(i, self.n) // 64] ^= (<uint64_t>1) << (i % 64)
 
     @property
     def distribution(self):
@@ -591,15 +639,20 @@ cdef class Pool:
         return values
 
 
-def pool_after(n, changes):
+def pool_after(n, changes, restored_after=None):
     """Return what a pool of n picks after each change, and its distribution in the end, for tests.
 
     A change is (i, on, times, draws): whether stream i can be picked, how many normalisations come
-    after that, and the draws to pick for.
+    after that, and the draws to pick for. After so many changes, another pool goes on from the
+    state of the first.
     """
     pool = Pool(n)
     picks = []
-    for i, on, times, draws in changes:
+    for step, (i, on, times, draws) in enumerate(changes):
+        if step == restored_after:
+            state = pool.save()
+            pool = Pool(n)
+            pool.restore(state)
         pool.set(i, on)
         for _ in range(times):
             pool.renormalise()

@@ -5,6 +5,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from pescador._native.bitgen cimport bitgen_t
+from pescador._native.dicts cimport next_value
 from pescador._native.seeds cimport Seed
 from pescador._rng cimport Mersenne
 
@@ -45,6 +46,14 @@ cdef struct Marks:
 cdef int mark_slowly(Marks* marks) except -1
 
 
+cdef inline PyObject* python_gauss() except? NULL:
+    """The deviate that random.gauss has left over, or None; it is the first attribute."""
+    cdef Py_ssize_t position = 0
+    cdef PyObject* found = next_value(
+        <PyObject*>RANDOM_FIELDS, &position, <PyObject*>"gauss_next")
+    return found if found is not NULL else PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
+
+
 cdef inline int mark(Marks* marks) except -1:
     """Note where both states are."""
     cdef Mersenne* words
@@ -55,7 +64,7 @@ cdef inline int mark(Marks* marks) except -1:
     marks.numpy = <uint64_t>words.key[1] << 32 | <uint32_t>words.pos
     marks.python = <uint64_t>python.state[1] << 32 | <uint32_t>python.index
     marks.has_gauss = legacy.has_gauss
-    marks.gauss_next = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
+    marks.gauss_next = python_gauss()
     return 0
 
 

@@ -16,7 +16,6 @@ import zlib
 import numpy as np
 from numpy.random import mtrand
 
-from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -189,7 +188,7 @@ cdef int mark_slowly(Marks* marks) except -1:
     marks.has_gauss = state["has_gauss"]
     words = RANDOM.getstate()[1]
     marks.python = <uint64_t>words[1] << 32 | <uint32_t>words[624]
-    marks.gauss_next = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
+    marks.gauss_next = python_gauss()
     return 0
 
 
@@ -260,10 +259,25 @@ cdef GlobalStates seeded_states(Seed* seed, tuple governed):
     mersenne_seed(states.own.numpy.key, words, 4, states.own.python.key, words + 4, n)
     states.own.numpy.pos = states.own.python.pos = 624
     if "torch" in governed:
-        generator = sys.modules["torch"].Generator()
+        generator = torch_module().Generator()
         generator.manual_seed(words[0] | <unsigned long long>words[1] << 32)
         states.torch = generator.get_state()
     return states
+
+
+cdef object TORCH = None
+
+
+cdef object torch_module():
+    """The module torch, which a worker has not imported yet.
+
+    It is kept: at the end of the process, generators are closed when modules are gone.
+    """
+    global TORCH
+    if TORCH is None:
+        import torch
+        TORCH = torch
+    return TORCH
 
 
 cdef class GlobalStates:
@@ -283,15 +297,14 @@ cdef class GlobalStates:
                 self.enter_python(callers)
                 python = True
             if self.torch is not None:
-                torch = sys.modules["torch"]
-                self.callers_torch = torch.get_rng_state()
-                torch.set_rng_state(self.torch)
+                self.callers_torch = TORCH.get_rng_state()
+                TORCH.set_rng_state(self.torch)
         except BaseException:
             # A signal has met a function of Python's or torch's.
             own, self.torch = self.torch, None
             try:
                 if self.callers_torch is not None:
-                    sys.modules["torch"].set_rng_state(self.callers_torch)
+                    TORCH.set_rng_state(self.callers_torch)
             finally:
                 self.leave_some(callers, numpy, python)
                 self.torch, self.callers_torch = own, None
@@ -320,11 +333,10 @@ cdef class GlobalStates:
         return 0
 
     cdef int leave_torch(self) except -1:
-        torch = sys.modules["torch"]
         try:
-            self.torch = torch.get_rng_state()
+            self.torch = TORCH.get_rng_state()
         finally:
-            torch.set_rng_state(self.callers_torch)
+            TORCH.set_rng_state(self.callers_torch)
             self.callers_torch = None
         return 0
 
@@ -405,7 +417,7 @@ cdef class GlobalStates:
 
     cdef inline int exchange_gauss(self) except -1:
         """Exchange the deviates that random.gauss has left over, which are seldom there."""
-        cdef PyObject* found = PyDict_GetItemWithError(RANDOM_FIELDS, "gauss_next")
+        cdef PyObject* found = python_gauss()
         if found is NULL or found == <PyObject*>self.gauss_next:
             return 0
         there = <object>found
@@ -439,11 +451,12 @@ cdef class GlobalStates:
 
     cdef object digest(self):
         """What tells whether another has drawn as much, in a few words."""
+        torch = [] if self.torch is None else [zlib.crc32(self.torch.numpy())]
         if self.bits is not None:
-            return [zlib.crc32(repr(self.bits.state).encode())]
+            return [zlib.crc32(repr(self.bits.state).encode()), *torch]
         return [self.own.numpy.pos, self.own.numpy.key[0], self.own.numpy.key[623],
                 self.own.has_gauss, self.own.python.pos, self.own.python.key[0],
-                self.own.python.key[623], self.gauss_next]
+                self.own.python.key[623], self.gauss_next, *torch]
 
     cpdef object as_plain(self):
         """The states of this visit as they are now."""
@@ -469,7 +482,7 @@ cdef class GlobalStates:
         take_python(&self.own, state["python"])
         self.gauss_next = state["gauss_next"]
         if self.torch is not None and state["torch"] is not None:
-            self.torch = sys.modules["torch"].from_numpy(np.array(state["torch"]))
+            self.torch = TORCH.from_numpy(np.array(state["torch"]))
         return 0
 
 

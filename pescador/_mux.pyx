@@ -46,6 +46,8 @@ cdef enum:
     LASTING_DRAWS = 16
     # Changes of a pool that are carried out together, where states may be asked for.
     TRACKED_JOURNAL = 1 << 12
+    # The digest of so many weights takes as long as all else that is saved of a mux.
+    MANY_WEIGHTS = 1 << 14
 
 
 cdef struct Slot:
@@ -194,6 +196,8 @@ cdef class Engine(Compiled):
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         self.pool = list(mux.streamers)
         self.n = len(self.pool)
+        if self.n >= MANY_WEIGHTS and self.is_tracked():
+            self.known_recipe = mux.__pescador_recipe__()
 
     def __dealloc__(self):
         PyMem_Free(self.endings)
@@ -594,6 +598,8 @@ cdef class ShuffledEngine(WeightedEngine):
             if self.resumes:
                 slot = self.resumed()
             else:
+                # Who fails to draw is to draw again.
+                self.turn = -1
                 slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:
@@ -643,7 +649,7 @@ cdef class StochasticEngine(WeightedEngine):
         self.picked[:] = [-1, -1]
         self.available = Pool(self.n)
         if self.is_tracked():
-            # A state is to be taken soon after it is asked for.
+            # It is a part of states.
             self.available.longest = min(self.available.longest, TRACKED_JOURNAL)
         self.valid = np.ones(self.n, dtype=np.uint8)
         self.is_valid = <unsigned char*>cnp.PyArray_DATA(self.valid)
@@ -684,6 +690,8 @@ cdef class StochasticEngine(WeightedEngine):
             if self.resumes:
                 slot = self.resumed()
             else:
+                # Who fails to draw is to draw again.
+                self.turn = -1
                 slot = self.turn = self.next_slot()
             item = self.pull(slot)
             if item is not NULL:

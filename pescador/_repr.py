@@ -34,6 +34,21 @@ def register(cls: type) -> None:
     _streamer_class = cls
 
 
+class Mark:
+    """A value that there is one of, shown and pickled by its public name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # Where pickle looks for it.
+        self.__module__ = "pescador"
+
+    def __repr__(self) -> str:
+        return f"pescador.{self.name}"
+
+    def __reduce__(self) -> str:
+        return self.name
+
+
 class Node(NamedTuple):
     """A line of a tree and what is below it."""
 
@@ -53,7 +68,7 @@ def _is(value: Any, *kinds: type) -> bool:
     return issubclass(type(value), kinds)
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """Leave out the middle of a text that is longer than `width`."""
     if len(text) <= width:
         return text
@@ -75,7 +90,7 @@ def _string(value: str | bytes) -> str:
 
 def _name(function: Any) -> str:
     name = getattr(function, "__name__", None)
-    return _cut(name if isinstance(name, str) else type(function).__name__, _TEXT)
+    return cut(name if isinstance(name, str) else type(function).__name__, _TEXT)
 
 
 def brief(value: Any, deep: bool = True) -> str:
@@ -98,16 +113,18 @@ def brief(value: Any, deep: bool = True) -> str:
     if kind in (type(None), bool, int, float, complex, range) or (
         issubclass(kind, np.generic) and not issubclass(kind, np.void)
     ):
-        return _cut(str(value), _TEXT)
+        return cut(str(value), _TEXT)
     if issubclass(kind, pathlib.PurePath):
         return f"{_name(kind)}({_string(str(value))})"
     if issubclass(kind, np.ndarray):
         shape = ", ".join(map(str, value.shape))
-        return f"{_name(kind)} {_cut(str(value.dtype), _TEXT)}[{shape}]"
+        return f"{_name(kind)} {cut(str(value.dtype), _TEXT)}[{shape}]"
     if _is(value, _streamer_class):
         return f"{_name(kind)}({_inside(value.__dict__)})"
     if issubclass(kind, _FUNCTIONS):
         return _name(value)
+    if kind is Mark:
+        return repr(value)
     if kind is functools.partial:
         return f"partial({_name(value.func)})"
     if kind is types.GeneratorType:
@@ -199,7 +216,7 @@ def _arguments(fields: dict[str, Any]) -> list[str]:
 
 
 def _call(streamer: Any, *parts: str) -> str:
-    return _cut(f"{_name(type(streamer))}({', '.join(parts)})", _LINE)
+    return cut(f"{_name(type(streamer))}({', '.join(parts)})", _LINE)
 
 
 def line(streamer: Any) -> str:
@@ -240,7 +257,7 @@ def _data(value: Any) -> str:
     """Return what several sources read from have in common."""
     path = str(value) if _is(value, str, pathlib.PurePath) else ""
     suffix = pathlib.PurePath(path).suffix
-    return f"{_cut(suffix, _TEXT)} files" if suffix else _name(type(value))
+    return f"{cut(suffix, _TEXT)} files" if suffix else _name(type(value))
 
 
 def _group(members: list[Any]) -> str:

@@ -14,24 +14,37 @@ from typing import Any
 
 import numpy as np
 
+from ._repr import cut
 from ._visits import attributes_of, place_of, set_generator, state_of_generator
 from .exceptions import PescadorError, StateError
 
-__all__ = ["FORMAT", "Loader", "Saver", "digest"]
+__all__ = ["FORMAT", "FORMATS", "Loader", "Saver", "digest"]
 
-#: The version of the format that states are written in.
-FORMAT = 1
+#: The version of the format that states are written in, and those that are read.
+FORMAT = 2
+FORMATS = (1, 2)
 
 #: The largest number that compiled code counts to.
 MOST = (1 << 63) - 1
 
+_NAMED = 3  # streams that are named for each reason of a refusal; more are counted
+_SHOWN = 80  # characters of a value in a message
+
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, np.bool_, np.number)
+
+
+def _differing(now: Any, before: Any) -> str:
+    """Return in short how two parts of recipes differ: of muxes, their classes tell."""
+    here, there = (
+        cut(repr(value.get("class", value) if isinstance(value, dict) else value), _SHOWN)
+        for value in (now, before)
+    )
+    return f"is {here}, and was {there} when the state was taken"
 
 
 def digest(array: Any) -> str:
     """Return a short name of the contents of an array."""
-    array = np.ascontiguousarray(array)
-    return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
 
 
 def _kind(node: Any) -> str:
@@ -44,14 +57,14 @@ class Saver:
 
     Attributes
     ----------
-    refused : list of str
-        What cannot be restored exactly, each with its place and what to do.
+    refused : list of (str, str)
+        What cannot be restored exactly: its place and name, and why or what to do.
     needs_global_state : bool
         Whether anything draws from the global state of ``np.random``.
     """
 
     def __init__(self) -> None:
-        self.refused: list[str] = []
+        self.refused: list[tuple[str, str]] = []
         self.needs_global_state = False
 
     def save(self, node: Any) -> dict[str, Any]:
@@ -69,7 +82,19 @@ class Saver:
 
     def refuse(self, name: str, reason: str) -> None:
         """Note that something cannot be restored exactly."""
-        self.refused.append(f"{name}: {reason}")
+        self.refused.append((name, reason))
+
+    def refusals(self) -> str:
+        """Return what was refused in words: each reason once, with some of its names."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.refused:
+            names.setdefault(reason, []).append(name)
+        return "; ".join(
+            "; ".join(found[:_NAMED])
+            + (f"; and {len(found) - _NAMED:,} more" if len(found) > _NAMED else "")
+            + f": {reason}"
+            for reason, found in names.items()
+        )
 
     def uses_global_state(self) -> None:
         """Note that something draws from the global state of ``np.random``."""
@@ -131,7 +156,7 @@ class Loader:
                 return
             if recipe is not None:
                 self.compare(name, recipe, state["recipe"])
-            self.compare("kind", _kind(node), state["kind"])
+            self.compare(f"{name}, kind", _kind(node), state["kind"])
             node.restore(state, self)
 
     def restore_and_skip(self, node: Any, state: dict[str, Any], name: str) -> None:
@@ -143,8 +168,9 @@ class Loader:
                 next(node)
             except StopIteration:
                 raise self.error(
-                    name, f"it has given {state['skip']} items since its state was taken, and has "
-                    f"only {i} now"
+                    name,
+                    f"it has given {state['skip']} items since its state was taken, and has "
+                    f"only {i} now",
                 ) from None
 
     @contextlib.contextmanager
@@ -188,18 +214,26 @@ class Loader:
             )
         return values
 
-    def compare(self, what: str, now: Any, before: Any) -> None:
+    def compare(self, what: str, now: Any, before: Any, hint: str = "") -> None:
         """Refuse a stream that is made otherwise than the one that was saved."""
-        if isinstance(now, dict) and isinstance(before, dict):
+        kinds = [isinstance(value, dict) and "class" in value for value in (now, before)]
+        if isinstance(now, dict) and isinstance(before, dict) and kinds[0] == kinds[1]:
             for field in sorted(now.keys() | before.keys()):
                 here, there = now.get(field), before.get(field)
-                grows = field == "n_streams" and here is not None and here >= (there or 0)
-                if self.strict or not (grows or field == "weights"):
-                    self.compare(f"{what}, {field}", here, there)
-        elif now != before and what.endswith(", weights"):
-            raise StateError(f"the state does not fit: {what} differ; strict=False lets them")
+                if field == "weights":
+                    hint = " (strict=False lets them)"
+                elif field == "n_streams" and here is not None and here >= (there or 0):
+                    hint = " (strict=False lets streams be added at the end)"
+                else:
+                    hint = ""
+                if self.strict or not hint:
+                    self.compare(f"{what}, {field}", here, there, hint)
         elif now != before:
-            raise StateError(f"the state does not fit: {what} is {now!r}, and was {before!r}")
+            differ = "differ" if what.endswith(", weights") else _differing(now, before)
+            raise StateError(
+                f"the state does not fit: {what} {differ}{hint}: "
+                "open the streamer that it was taken of, or start without it"
+            )
 
     def error(self, name: str, reason: str) -> StateError:
         """Return an error that names the stream which cannot be restored."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from . import _batches, _core, _maps
 from ._checks import as_count, as_index, as_keys, is_number
+from ._repr import Mark
 from .exceptions import ArgumentError
 from .exceptions import DataError as DataError
 from .exceptions import PescadorError as PescadorError
@@ -301,18 +302,8 @@ def _caching(
     return lambda items: _maps.Cached(items, size, prob, rng)
 
 
-class _Skip:
-    """The mark that `transform` drops an item by."""
-
-    def __repr__(self) -> str:
-        return "pescador.SKIP"
-
-    def __reduce__(self) -> str:
-        return "SKIP"
-
-
 #: What the function of `transform` returns to drop an item.
-SKIP = _Skip()
+SKIP = Mark("SKIP")
 
 
 def transform(stream: Iterable[T], function: Callable[[T], Any]) -> Generator[Any, None, None]:

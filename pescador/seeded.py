@@ -9,6 +9,7 @@ import numpy as np
 
 from . import _core, _visits
 from ._checks import is_number
+from ._repr import Mark
 from .core import Streamer
 from .exceptions import ArgumentError
 
@@ -19,22 +20,9 @@ T = TypeVar("T")
 _STATES = ("numpy", "random", "torch")
 
 
-class _Spawn:
-    """The mark that stands for the random generator of a visit."""
-
-    def __repr__(self) -> str:
-        return "pescador.SPAWN"
-
-    def __reduce__(self) -> str:
-        return "SPAWN"
-
-    def __deepcopy__(self, memo: dict[Any, Any]) -> "_Spawn":
-        return self
-
-
 #: Given to a generator function as its keyword argument ``rng``: each visit gets a
 #: ``np.random.Generator`` of its own.
-SPAWN = _Spawn()
+SPAWN = Mark("SPAWN")
 _core.register_spawn(SPAWN)
 
 
@@ -72,8 +60,9 @@ class Seeded(Streamer[T]):
       ``Generator(PCG64(sequence))``.
     * While the code of a stream runs, the global states of ``np.random`` and `random` are that
       visit's own: they start as ``np.random.seed(words[:4])`` and as ``random.seed`` of the number
-      whose 32-bit digits are ``words[4:]``, the lowest first. The caller's are as they were after
-      each step.
+      whose 32-bit digits are ``words[4:]``, the lowest first; that of torch, if `states` has it, as
+      ``torch.manual_seed(words[0] + (words[1] << 32))``. The caller's are as they were after each
+      step.
     * A function that is given `pescador.SPAWN` for its keyword argument ``rng`` gets
       ``np.random.default_rng(sequence)``; nothing is exchanged for it.
     * Seeds and generators that were given explicitly stay what they are.

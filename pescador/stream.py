@@ -7,7 +7,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 
 from . import _core, _repr, _visits
-from ._state import FORMAT, Loader, Saver
+from ._state import FORMAT, FORMATS, Loader, Saver
 from .exceptions import ArgumentError, PescadorError, StateError
 
 __all__ = ["Stream"]
@@ -100,7 +100,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
         if saver.refused and not allow_inexact:
             raise StateError(
                 "the state cannot be taken exactly (allow_inexact=True saves what can be): "
-                + "; ".join(saver.refused)
+                + saver.refusals()
             )
         state = {
             "pescador": FORMAT,
@@ -108,7 +108,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
             "ended": bool(self.has_ended),
             "seed": self._run.recipe,
             "tree": tree,
-            "inexact": saver.refused,
+            "inexact": [f"{name}: {reason}" for name, reason in saver.refused],
         }
         if saver.needs_global_state:
             state["numpy"] = np.random.get_state(legacy=False)
@@ -134,9 +134,11 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
         """
         if not isinstance(state, dict) or "pescador" not in state:
             raise ArgumentError(f"state={state!r:.100} must be what state_dict() has returned")
-        if state["pescador"] != FORMAT:
+        if state["pescador"] not in FORMATS:
+            known = " and ".join(map(str, FORMATS))
             raise StateError(
-                f"the state has format {state['pescador']!r}; this version reads {FORMAT}"
+                f"the state has format {state['pescador']!r:.100}; this version of pescador "
+                f"reads {known}: take another state with it, or use the version that took this one"
             )
         if self.is_started or self.over or self._is_loaded:
             raise PescadorError(
@@ -148,7 +150,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
             loader = Loader(strict)
             with loader.refusing(repr(self)):
                 loader.is_inexact = bool(state["inexact"])
-                loader.compare("seed", self._run.recipe, state["seed"])
+                loader.compare("the seed of Seeded", self._run.recipe, state["seed"])
                 index, ended = loader.whole(state, "index", 0), state["ended"]
                 loader.restore(node, state["tree"])
                 if "numpy" in state:
@@ -200,3 +202,6 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
 
     def _repr_html_(self) -> str:
         return _repr.as_html(self._tree())
+
+
+_visits.step_as_reader(Stream)

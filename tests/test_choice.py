@@ -81,3 +81,9 @@ def test_a_pool_that_changes_picks_what_numpy_picks_and_has_its_distribution(n, 
     # Without close calls, nothing is summed before the end.
     silent = [(i, on, times, []) for i, on, times, _ in changes]
     assert (_choice.pool_after(n, silent)[1] == p).all()
+    # Restored, it goes on as it would have, whether or not its journal was replayed before.
+    cut = seed % max(len(changes), 1)
+    picks, distribution = _choice.pool_after(n, changes, restored_after=cut)
+    assert picks == expected
+    assert (distribution == p).all()
+    assert (_choice.pool_after(n, silent, restored_after=cut)[1] == p).all()

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pescador
-from pescador import ChainMux, RoundRobinMux, ShuffledMux, StochasticMux, Streamer, ZMQStreamer
+from pescador import (
+    SKIP,
+    SPAWN,
+    ChainMux,
+    RoundRobinMux,
+    ShuffledMux,
+    StochasticMux,
+    Streamer,
+    ZMQStreamer,
+)
 from pescador.sources import Rows, Windows
 from streams import count, data, forever
 
@@ -85,6 +94,7 @@ def test_showing_a_streamer_changes_nothing_of_it(streamer):
         (Streamer(count, np.zeros((10, 2), "f4")), "Streamer(count, ndarray float32[10, 2])"),
         (Streamer(count, pathlib.PurePosixPath("a/b")), "Streamer(count, PurePosixPath('a/b'))"),
         (Streamer(count, Untouchable()), "Streamer(count, <Untouchable>)"),
+        (Streamer(count, SKIP, rng=SPAWN), "Streamer(count, pescador.SKIP, rng=pescador.SPAWN)"),
         (Streamer(count, 10**5000), "Streamer(count, int of 16,610 bits)"),
         (Streamer(Streamer(count, 3)), "Streamer(Streamer(count, ...))"),
         (Streamer(count, np.str_("a"), np.float32(0.5)), "Streamer(count, 'a', 0.5)"),
@@ -94,6 +104,14 @@ def test_showing_a_streamer_changes_nothing_of_it(streamer):
 )
 def test_arguments_are_named_measured_or_abbreviated(streamer, expected):
     assert repr(streamer) == expected
+
+
+@pytest.mark.parametrize("mark", [SKIP, SPAWN])
+def test_a_copy_of_a_mark_is_the_mark(mark):
+    assert copy.copy(mark) is copy.deepcopy(mark) is pickle.loads(pickle.dumps(mark)) is mark
+    # As earlier versions pickled it.
+    place = {"SKIP": "maps", "SPAWN": "seeded"}[mark.name]
+    assert pickle.loads(f"cpescador.{place}\n{mark.name}\n.".encode()) is mark
 
 
 def test_settings_that_are_not_the_default_are_shown():

@@ -515,19 +515,132 @@ def test_in_a_worker_it_draws_the_same(build):
     assert plain(list(build(mux).iterate(9))) == plain(list(Seeded(mux, SEED).iterate(9)))
 
 
-def test_torchs_state_may_be_governed():
-    torch = pytest.importorskip("torch")
+# --------------------------------------------------------------------------------------- torch
 
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def tensors(n=5, more=0):
+    # Where a worker imports it, too.
+    import torch
+
+    for _ in range(n):
+        # Of normal deviates, torch keeps one as well.
+        yield torch.rand(()).item(), torch.randn(()).item(), np.random.rand()
+        torch.rand(more)
+
+
+def under_torch(function, *args, seed=SEED):
+    return Seeded(Streamer(function, *args), seed, states=("numpy", "random", "torch"))
+
+
+def test_torch_draws_from_the_first_two_words_of_the_seed(torch):
+    words, numpy, own = Visit().words, Visit().numpy, torch.Generator()
+    own.manual_seed(int(words[0]) + (int(words[1]) << 32))
+    assert list(under_torch(tensors)) == [
+        (torch.rand((), generator=own).item(), torch.randn((), generator=own).item(), numpy.rand())
+        for _ in range(5)
+    ]
+
+
+def test_torchs_state_is_the_callers_after_each_step_after_an_error_and_at_the_end(torch):
     def code():
-        while True:
-            yield torch.rand(()).item()
+        inner = under_torch(tensors, seed=1).iterate()
+        try:
+            for item in tensors(3):
+                yield item, next(inner)
+            raise Failure
+        finally:
+            torch.rand(3)
 
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    seeded = Seeded(Streamer(code), SEED, states=("torch",))
-    first = list(seeded.iterate(4))
-    assert list(seeded.iterate(4)) == first
+    items = []
+
+    def read():
+        for item in under_torch(code):
+            items.append(item)
+            assert torch.equal(torch.get_rng_state(), before)
+
+    with pytest.raises(Failure):
+        read()
+    assert items == list(zip(under_torch(tensors, 3), under_torch(tensors, 3, seed=1), strict=True))
     assert torch.equal(torch.get_rng_state(), before)
+    for _ in under_torch(code).iterate(2):
+        pass
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Located:
+    """An iterable whose iterator draws from torch, and can tell where it is."""
+
+    def __iter__(self):
+        return LocatedIterator()
+
+
+class LocatedIterator:
+    def __init__(self):
+        self.index = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        import torch
+
+        self.index += 1
+        return self.index, torch.randn(()).item()
+
+    def state_dict(self):
+        return {"index": self.index}
+
+    def load_state_dict(self, state):
+        self.index = state["index"]
+
+
+@pytest.mark.parametrize(
+    "leaf", [Streamer(tensors, 50), Streamer(Located())], ids=["replayed", "located"]
+)
+def test_a_stream_that_draws_from_torch_goes_on_from_its_state(torch, leaf):
+    seeded = Seeded(pescador.ShuffledMux([leaf, leaf]), SEED, states=("torch", "numpy"))
+    items = list(seeded.iterate(20))
+    stream = seeded.open(20)
+    for n in range(20):
+        torch.rand(3)
+        assert list(seeded.open(state=stream.state_dict())) == items[n:]
+        assert next(stream) == items[n]
+
+
+def test_a_replay_that_draws_otherwise_from_torch_is_an_error(torch):
+    stream = under_torch(tensors, 9).open()
+    for _ in range(3):
+        next(stream)
+    with pytest.raises(pescador.StateError, match="other random numbers"):
+        under_torch(tensors, 9, 1).open(state=stream.state_dict())
+    # Format 1 did not tell.
+    state = stream.state_dict()
+    state["tree"]["states"].pop()
+    under_torch(tensors, 9, 1).open(state={**state, "pescador": 1})
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("outside", [True, False])
+def test_a_worker_draws_the_same_from_torch(torch, method, outside):
+    def arrays():
+        for item in tensors():
+            yield {"x": np.array(item)}
+
+    states = ("numpy", "random", "torch")
+    if outside:
+        seeded = Seeded(pescador.ZMQStreamer(arrays, start_method=method), SEED, states=states)
+    else:
+        seeded = pescador.ZMQStreamer(
+            Seeded(Streamer(arrays), SEED, states=states), start_method=method
+        )
+    assert plain(list(seeded.iterate())) == plain(list(under_torch(arrays)))
 
 
 @pytest.mark.parametrize(

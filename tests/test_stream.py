@@ -1,6 +1,7 @@
 """`Streamer.open`: an iteration that can be held, and what it refuses."""
 
 import copy
+import ctypes
 import gc
 import io
 import pathlib
@@ -311,6 +312,36 @@ def test_a_recipe_that_differs_is_named(other, message):
     state = after(stochastic(), 4)
     with pytest.raises(StateError, match=message):
         other().open(state=state)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (stochastic(), Streamer("abc"), "is 'pescador.core.Streamer.*was 'pescador.mux.Stochast"),
+        (Streamer("abc"), stochastic(), "is 'pescador.mux.Stochast.*was 'pescador.core.Streamer"),
+        (Seeded("abc", 10**300), Seeded("abc", 1), r"entropy is 1, and was 1000*\.\.\.000* when"),
+        (Streamer("abc"), Seeded("abc", 10**300), r"Seeded is {.*\.\.\..*}, and was None"),
+        (stochastic(), stochastic(weights=[1, 2, 3]), r"weights differ \(strict=False lets them\)"),
+        (stochastic(), stochastic(streamers="abcd"), "is 4, and was 3 .*strict=False lets streams"),
+        (stochastic(streamers="abcd"), stochastic(), r"is 3, and was 4 when the state was taken:"),
+    ],
+)
+def test_what_differs_is_said_in_short_with_what_to_do(one, other, message):
+    with pytest.raises(StateError, match=message) as found:
+        other.open(state=after(one, 2))
+    assert "open the streamer that it was taken of" in str(found.value)
+    assert len(str(found.value)) < 320
+
+
+def test_a_reason_that_many_streams_share_is_said_once():
+    stream = pescador.RoundRobinMux([Streamer(once(3)) for _ in range(1_200)]).open()
+    for _ in range(1_200):
+        next(stream)
+    with pytest.raises(StateError) as found:
+        stream.state_dict()
+    assert str(found.value).count("give Streamer a generator function") == 1
+    assert "streamers[2], visit 0: Streamer(generator once); and 1,197 more: it" in str(found.value)
+    assert len(stream.state_dict(allow_inexact=True)["inexact"]) == 1_200
 
 
 def test_what_differs_deep_in_a_tree_is_named_with_its_place():
@@ -713,6 +744,114 @@ def test_hooks_keep_their_state_in_attributes(among):
         assert list(make().open(state=after(make(), n, 20))) == items[n:]
 
 
+class Meeting(np.random.RandomState):
+    """A generator that may meet trouble when it is asked; its copies are of its own class."""
+
+    def __reduce__(self):
+        return met, (self.get_state(),)
+
+    def choice(self, *args, **kwargs):
+        Trouble.meet()
+        return super().choice(*args, **kwargs)
+
+    def binomial(self, *args, **kwargs):
+        Trouble.meet()
+        return super().binomial(*args, **kwargs)
+
+    def shuffle(self, values):
+        Trouble.meet()
+        super().shuffle(values)
+
+
+def met(state):
+    generator = Meeting()
+    generator.set_state(state)
+    return generator
+
+
+class Doubling(np.random.MT19937):
+    """A bit generator that gives 2.0 in place of the double at which it meets trouble."""
+
+    def __init__(self, seed=None):
+        super().__init__(seed)
+        kind = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_void_p)
+        # It follows the state and two functions.
+        place = self.ctypes.bit_generator.value + 3 * ctypes.sizeof(ctypes.c_void_p)
+        pointer = ctypes.c_void_p.from_address(place)
+        draw = kind(pointer.value)
+
+        def next_double(state):
+            try:
+                Trouble.meet()
+            except Failure:
+                return 2.0
+            return draw(state)
+
+        self.kept = kind(next_double)
+        pointer.value = ctypes.cast(self.kept, ctypes.c_void_p).value
+
+
+@pytest.mark.parametrize("generator", [Meeting, lambda seed: np.random.Generator(Doubling(seed))])
+@pytest.mark.parametrize(
+    ("kind", "kwargs"),
+    [
+        ("StochasticMux", {"n_active": 3, "rate": 4}),
+        ("StochasticMux", {"n_active": 3, "rate": 4, "mode": "single_active"}),
+        ("ShuffledMux", {}),
+        ("RoundRobinMux", {"mode": "permuted_cycle"}),
+    ],
+)
+def test_a_mux_that_fails_to_draw_goes_on_as_it_would_have_or_is_refused(kind, kwargs, generator):
+    def make():
+        pool = [range(10 * i, 10 * i + 5) for i in range(6)]
+        return getattr(pescador, kind)(pool, **kwargs, random_state=generator(1))
+
+    items = list(make().iterate(40))
+    for trouble in range(60):
+        Trouble.after(trouble)
+        stream = make().open(40)
+        given = []
+        try:
+            for item in stream:
+                given.append(item)
+        except (Failure, PescadorError):
+            pass
+        finally:
+            Trouble.left = None
+        try:
+            state = stream.state_dict()
+        except StateError:
+            continue
+        assert given + list(make().open(state=state)) == items
+
+
+class Derived(np.random.RandomState):
+    """A generator whose copies are NumPy's own."""
+
+
+def test_a_mux_over_a_generator_of_a_class_of_its_own_is_opened():
+    def make():
+        mux = pescador.RoundRobinMux(["ab", "cde"], "permuted_cycle", random_state=Derived(1))
+        return pescador.StochasticMux([mux, "fgh", "ij"], 2, 4, random_state=Derived(2))
+
+    items = list(make().iterate(40))
+    assert list(make().open(40)) == items
+    for n in (0, 1, 13, 40):
+        assert list(make().open(state=after(make(), n, 40))) == items[n:]
+
+
+def test_the_state_of_a_large_pool_takes_no_sums_over_it():
+    mux = pescador.StochasticMux(
+        [Streamer(count, 5)] * 20_000, 4, 3, mode="exhaustive", random_state=1
+    )
+    stream = mux.open()
+    for _ in range(200):
+        next(stream)
+    before = pescador._choice.nodes_summed()
+    stream.state_dict()
+    assert pescador._choice.nodes_summed() == before
+
+
 def old_trees():
     """Trees whose states are kept as files; they never change, others may be added."""
     leaves = [
@@ -732,6 +871,10 @@ def old_trees():
     yield "chain", Seeded(pescador.ChainMux(leaves[3:5] + leaves[6:7], mode="cycle"), 3)
     rows = [pescador.sources.Rows({"x": np.arange(9)}, random_state=i) for i in range(4)]
     yield "batched", Streamer(pescador.buffer_stream, pescador.ShuffledMux(rows, random_state=1), 8)
+    pool = [Streamer(quiet, i, 9) for i in range(60)]
+    for mode in ("single_active", "exhaustive"):
+        weighted = {"mode": mode, "weights": range(1, 61), "random_state": 4}
+        yield mode, pescador.StochasticMux(pool, 3, 4, **weighted)
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.pickle")), ids=lambda path: path.stem)
@@ -800,6 +943,10 @@ DAMAGED = [
             (("pool", "share"), float("nan")),
             (("pool", "missing"), np.array([1 << 40])),
             (("pool", "missing"), np.zeros(1, np.uint8)[:0]),
+            (("pool", "events"), np.array([1 << 40])),
+            (("pool", "events"), np.array([1, 1, -1])),
+            (("pool", "times"), np.array([-1])),
+            (("pool", "times"), np.zeros(99, np.int64)),
             (("pruned",), np.array([-3])),
         )
     ],

@@ -159,8 +159,11 @@ def _open(mux: "BaseMux[Any]", parent: _core.Scope | None) -> _mux.Engine | None
     return _engine(mux, parent) if _is_compiled(mux) else None
 
 
-def _hooked(mux: "BaseMux[Any]", scope: _core.Scope) -> HookedStream | None:
+def _hooked(mux: "BaseMux[Any]", scope: _core.Scope) -> Any:
     """Return an activation that can be saved, unless a mux iterates in a way of its own."""
+    if _is_compiled(mux):
+        # This copy of a mux has a generator of NumPy's, and the mux one of a class of its own.
+        return _engine(mux, scope)
     return HookedStream(mux, scope) if type(mux).iterate is BaseMux.iterate else None
 
 

@@ -27,7 +27,9 @@ def hook_loop(
             yield scope.next(mux.streams_[slot])
             given += 1
             mux.stream_counts_[slot] += 1
+            scope.slot = None
         except StopIteration:
+            scope.slot = None
             mux._on_stream_exhausted(slot)
             mux._replace_stream(slot)
         slot = None
@@ -42,10 +44,16 @@ class HookedStream(_core.Compiled):
         To be activated.
     scope : Scope
         In which it starts.
+
+    Attributes
+    ----------
+    recipe : dict
+        What the state is a state of.
     """
 
     def __init__(self, mux: Any, scope: _core.Scope) -> None:
         self.mux = mux
+        self.recipe: dict[str, Any] = mux.__pescador_recipe__()
         # Hooks that draw from the global states draw from those of this visit.
         self.states, self.path = _visits.states_of_visit(scope)
         self.active = self._call(mux.__enter__)
@@ -74,26 +82,23 @@ class HookedStream(_core.Compiled):
         self.left -= 1
         return sample
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What the state is a state of."""
-        recipe: dict[str, Any] = self.mux.__pescador_recipe__()
-        return recipe
-
     def save(self, saver: Saver) -> dict[str, Any]:
         """Return where the iteration is, in plain values."""
-        active, name = self.active, repr(self.mux)
+        active, name = self.active, f"{_visits.place_of(self.path)}{self.mux!r}"
         counts = np.array(active.stream_counts_)
         due = self.due
+        started = active.__dict__.get("__pescador_started__")
         if self.loop is not None and self.failed:
-            due = self.scope.slot
+            # A chain draws nothing: its stream has ended and ends again, and it tries again.
+            due = 0 if started is not None else self.scope.slot
+            if due is None:
+                saver.refuse(name, "it has failed or was interrupted while it chose a stream")
         elif self.loop is not None and self.loop.gi_frame is not None:
             # The loop counts a sample when it goes on.
             counts[self.scope.slot] += 1
         fields = {**_visits.attributes_of(active), "stream_counts_": counts}
         if getattr(active, "rng", None) is np.random and self.states is None:
             saver.uses_global_state()
-        started = active.__dict__.get("__pescador_started__")
         return {
             "left": self.left,
             "due": due,

@@ -89,7 +89,7 @@ class Running:
         saver = Saver()
         state: Any = saver.save(self.node)
         self.due = time.perf_counter() + (time.perf_counter() - now) / _SHARE
-        return "; ".join(saver.refused) or state
+        return saver.refusals() or state
 
     def close(self) -> None:
         """Close the visit; what a source raises then has no item to be raised at."""
