@@ -13,6 +13,8 @@ import time
 
 import numpy as np
 
+from pescador import _mux
+
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
@@ -20,9 +22,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t
 
-from pescador._core cimport UNBOUNDED, Compiled, Scope, is_plain, path_of_visit
-from pescador import _mux
-from pescador._core import is_stock
+from pescador._core cimport UNBOUNDED, Compiled, Scope, path_of_visit
+from pescador._hooks cimport is_plain, is_stock
 from pescador._native.iterators cimport next_item, steal
 from pescador._visits cimport Elsewhere, Run, place_of
 
