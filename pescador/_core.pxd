@@ -1,11 +1,9 @@
 # Fields and C entry points of _core.pyx.
 
-from cpython.function cimport PyFunction_Check
-from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport int64_t
 
 from pescador._global_rng cimport GlobalStates
-from pescador._snapshots cimport Snapshots
+from pescador._isolation cimport Copies
 
 
 cdef int64_t UNBOUNDED                 # a bound that no stream reaches
@@ -30,16 +28,13 @@ cdef class BaseRun:
     cdef Compiled start_hooked(self, object streamer, int64_t bound, Scope scope, dict copies)
 
 
-cdef class Scope:
+cdef class Scope(Copies):
     cdef readonly BaseRun run          # that this is a part of, or None
     cdef bint is_root                  # what starts in it is no member of a pool
-    cdef readonly Scope parent         # the activation that this one happened in, or None
     cdef object seeded                 # what a mux of a seeded run draws from that has no generator
     cdef dict seen                     # id of a mux -> it: those that were looked at for generators
-    cdef dict copies                   # id of a generator -> (it, the copy that stands for it here)
     cdef list late                     # (generator, places) of those that were copied at a visit
     cdef list drawn_from               # shared generators that a mux here or further out draws from
-    cdef Snapshots snapshots           # of large arrays; the outermost scope's
     cdef bint bare                     # it has a path and nothing else
     cdef readonly tuple path           # (place, number of the visit) of each level, from the root
     cdef Py_ssize_t place              # in the pool: of the streamer that is started now
@@ -52,9 +47,7 @@ cdef class Scope:
     cdef object stepped                # the iterator that hooks read from now
     cdef dict nodes                    # id of such an iterator -> (it, its visit), in a run
 
-    cdef int add_copy(self, object generator) except -1
     cdef int add_late(self, object generator, tuple places) except -1
-    cpdef object find(self, object key)
     cdef int64_t count(self) except -1
     cdef int make_room(self, Py_ssize_t n) except -1
 
@@ -82,45 +75,11 @@ cdef class Opener:
     cdef Compiled open(self, Scope scope)
 
 
-cdef class Memo(dict):
-    cdef Scope scope
-    cdef bint again
-    cdef list generators               # copies that were made, where a run keeps track of them
-
-
-cdef class Family:
-    cdef tuple hooks                   # ((name, what it is on that class), ...)
-    cdef object opener, hooked         # see register
-
-
-cdef inline bint is_simple(object value) noexcept:
-    # Whether this is immutable, and of a type that nearly all arguments of streams have.
-    cdef type kind = type(value)
-    return (kind is int or kind is str or kind is float or PyFunction_Check(value)
-            or value is None)
-
-
-cdef inline bint all_simple(tuple values) noexcept:
-    cdef Py_ssize_t i
-    for i in range(len(values)):
-        if not is_simple(<object>PyTuple_GET_ITEM(values, i)):
-            return False
-    return True
-
-
-# What is shared and what is copied.
-cpdef object isolate(object value, object memo)
-cpdef bint is_shared(object memo) except? True
 cdef object new_memo(Scope scope, bint again)
 
 # Where a visit is.
 cdef Scope bare_scope(Scope scope)
 cdef tuple path_of_visit(Scope scope)
-
-# Which streamers have hooks of their own.
-cdef Family family_of(type kind)
-cdef bint is_plain(object streamer) noexcept
-cdef dict plain_fields(object streamer)
 
 # Starting.
 cdef object start(object streamer, int64_t bound, Scope scope, Ending* ending, dict copies)

@@ -1,45 +1,36 @@
 """Streams as the compiled code sees them; it knows no mux, and no run but as `BaseRun`.
 
-First activation: what is copied when a stream starts, and for whom. Then the iterators that a
-started stream is read through.
+First activation: how a stream starts. Then the iterators that a started stream is read through.
 
 docs/inside/activation.rst explains it.
 """
 
-import copy
-import datetime
-import decimal
-import fractions
-import io
 import math
 import numbers
-import pathlib
-import re
-import types
-import uuid
 
 import numpy as np
 
-from pescador import _empty, _rng
+from pescador import _empty
 from pescador.exceptions import ArgumentError
 
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.list cimport PyList_GET_ITEM
+from cpython.function cimport PyFunction_Check
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
-from cpython.tuple cimport PyTuple_Check
-from cpython.type cimport PyType_Check
 from libc.stdint cimport INT64_MAX, int64_t
 
 from pescador._global_rng cimport GlobalStates
+from pescador._hooks cimport (
+    Family, family_of, is_iterated_plainly, is_stock, plain_fields,
+)
+from pescador._isolation cimport (
+    Copies, Memo, all_simple, is_immutable, is_shared, isolate, note_shared, reads_shared,
+)
 from pescador._native.dicts cimport pescador_field
 from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
-from pescador._rng cimport Mersenne, mersenne_of
-from pescador._snapshots cimport (
-    Snapshots, copy_array, is_large, is_plain_array, view_of_constant,
-)
+from pescador._snapshots cimport Snapshots
 
 cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char* where) except -1
@@ -67,34 +58,7 @@ UNBOUNDED = INT64_MAX
 # ------------------------------------------------------------------------------- activation
 
 
-# Values of exactly these types cannot change: all activations share them. (copy.deepcopy shares
-# functions and classes as well, and refuses modules.)
-cdef frozenset IMMUTABLE = frozenset({
-    type(None), type(Ellipsis), type(NotImplemented), bool, int, float, complex, str, bytes, range,
-    type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
-    datetime.date, datetime.timedelta, datetime.timezone,
-    decimal.Decimal, fractions.Fraction, uuid.UUID, re.Pattern,
-    pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath,
-    np.ufunc,
-    *(scalar for scalar in np.sctypeDict.values() if scalar not in (np.void, np.object_)),
-})
-
-cdef type Function = types.FunctionType
-
-# The most frequent types of those that can change, to be told from the others at once.
-cdef frozenset MUTABLE = frozenset({list, dict, set, bytearray, np.ndarray})
-
-# A memo has this key once it has met an iterator or a file that activations share; all other keys
-# are ids.
-cdef str SHARED = "pescador.shared"
-
-cdef object np_dtype = np.dtype
-cdef type RandomState = np.random.RandomState, Generator = np.random.Generator
-cdef type MT19937 = np.random.MT19937
-cdef frozenset BIT_GENERATORS = _rng.BIT_GENERATORS
-
-
-cdef class Scope:
+cdef class Scope(Copies):
     """What belongs to one activation of a mux: copies of random generators, snapshots, a path.
 
     An activation draws from copies of the generators, so that it can be repeated. Muxes and streams
@@ -184,14 +148,6 @@ cdef class Scope:
         self.late.append((generator, places))
         return 0
 
-    cdef int add_copy(self, object generator) except -1:
-        """Have a copy stand for a generator here: of its copy further out, if there is one."""
-        if id(generator) not in self.copies:
-            found = self.find(id(generator))
-            copied = isolate(generator if found is None else found, {})
-            self.copies[id(generator)] = (generator, copied)
-        return 0
-
     def has_seen(self, mux):
         """Tell whether a mux was looked at for its generators, here or further out."""
         cdef Scope scope = self
@@ -239,16 +195,6 @@ cdef class Scope:
         """Have what is started next be at this place, and its visit have this number."""
         self.place = place
         self.number = number
-
-    cpdef object find(self, object key):
-        """Return the copy of the generator of this id, here or further out; or None."""
-        cdef Scope scope = self
-        while scope is not None:
-            entry = scope.copies.get(key)
-            if entry is not None:
-                return entry[1]
-            scope = scope.parent
-        return None
 
 
 cdef class BaseRun:
@@ -317,393 +263,6 @@ cpdef Scope around(streamer):
     return scope
 
 
-cdef class Memo(dict):
-    """A memo for copying inside a scope: it has the scope's copies of generators.
-
-    With `again` it has copies of these, as they are now: what a stream that starts draws from.
-    Without, it has them themselves, for a streamer that will be activated and copy them then.
-    """
-
-    def __init__(self, Scope scope, bint again):
-        self.scope = scope
-        self.again = again
-        if scope is not None and scope.run is not None and scope.run.tracks:
-            self.generators = []
-
-    def get(self, key, default=None):
-        """Return the copy of the object of this id."""
-        if key not in self:
-            found = self.scope.find(key)
-            if found is None:
-                return default
-            self[key] = isolate(found, {}) if self.again else found
-            if self.generators is not None:
-                self.generators.append(self[key])
-        return self[key]
-
-
-cdef object MISSING = object()
-
-
-cdef object known_copy(object memo, object value):
-    """The copy of a value that the memo has, or MISSING."""
-    if type(memo) is dict:
-        return (<dict>memo).get(id(value), MISSING)
-    return memo.get(id(value), MISSING)
-
-
-cdef int add_to_memo(object memo, object value, object result) except -1:
-    """Note the copy of a value, and keep the value: while it is there, nothing else has its id."""
-    cdef PyObject* found
-    memo[id(value)] = result
-    key = id(memo)
-    if type(memo) is dict or type(memo) is Memo:
-        # setdefault would make a list each time: 500 instructions a value.
-        found = PyDict_GetItemWithError(memo, key)
-        if found is not NULL:
-            kept = <object>found
-            kept.append(value)
-            return 0
-    memo.setdefault(key, []).append(value)
-    return 0
-
-
-cdef inline int is_immutable(object value) except -1:
-    """Whether a value cannot change, nor anything in it."""
-    return is_simple(value) or cannot_change(value, None)
-
-
-cdef int cannot_change(object value, set seen) except -1:
-    """is_immutable, inside a tuple: those whose ids are in `seen` were looked at."""
-    cdef type kind = type(value)
-    if kind is tuple:
-        return all_simple(<tuple>value) or all_immutable(value, seen)
-    if kind in IMMUTABLE:
-        return True
-    if kind in MUTABLE:
-        return False
-    if kind is frozenset or (PyTuple_Check(value) and is_named_tuple(kind)):
-        return all_immutable(value, seen)
-    if PyType_Check(value):
-        return True
-    if kind is datetime.datetime or kind is datetime.time:
-        return value.tzinfo is None or type(value.tzinfo) is datetime.timezone
-    if issubclass(kind, np_dtype):
-        # The names of fields can be assigned, and metadata hold anything.
-        return value.names is None and value.metadata is None and (
-            value.subdtype is None or is_immutable(value.base))
-    return False
-
-
-cdef bint is_named_tuple(type kind) except? True:
-    """Whether this is a class as collections.namedtuple makes them: a tuple and nothing more."""
-    if type(kind) is not type or kind.__bases__ != (tuple,) or kind.__dictoffset__ != 0:
-        return False
-    own = kind.__dict__
-    return "_fields" in own and not (
-        "__deepcopy__" in own or "__reduce_ex__" in own or "__reduce__" in own
-        or "__iter__" in own)
-
-
-cdef Py_ssize_t first_mutable(list values) except -1:
-    """The place of the first item that can change; the length if there is none."""
-    cdef Py_ssize_t i = 0
-    cdef PyObject* item
-    cdef PyTypeObject* known = NULL
-    while i < len(values):
-        item = PyList_GET_ITEM(values, i)
-        # Items of one type are the rule.
-        if Py_TYPE(item) != known:
-            value = <object>item
-            if type(value) in IMMUTABLE:
-                known = Py_TYPE(item)
-            elif not is_immutable(value):
-                break
-        i += 1
-    return i
-
-
-cdef bint holds_immutable(dict values) except? True:
-    for key, item in values.items():
-        if not (is_immutable(key) and is_immutable(item)):
-            return False
-    return True
-
-
-cdef int all_immutable(object values, set seen) except -1:
-    # Tuples may share tuples: thirty levels of (t, t) lead to one value in a billion ways.
-    if seen is None:
-        seen = set()
-    elif id(values) in seen:
-        return True
-    seen.add(id(values))
-    Py_EnterRecursiveCall(" while copying what a stream starts from")
-    try:
-        for item in values:
-            if not (is_simple(item) or cannot_change(item, seen)):
-                return False
-        return True
-    finally:
-        Py_LeaveRecursiveCall()
-
-
-cpdef object isolate(object value, object memo):
-    """Return what ``copy.deepcopy(value, memo)`` would, faster; what cannot change is shared.
-
-    So are generator objects and open files, which cannot be copied; the memo says so then.
-    """
-    if is_immutable(value):
-        return value
-    found = known_copy(memo, value)
-    if found is not MISSING:
-        return found
-    Py_EnterRecursiveCall(" while copying what a stream starts from")
-    try:
-        return isolate_mutable(value, memo)
-    finally:
-        Py_LeaveRecursiveCall()
-
-
-cdef object isolate_mutable(object value, object memo):
-    cdef type kind = type(value)
-    cdef dict fields
-    if kind is list:
-        return isolate_list(value, memo)
-    if kind is dict:
-        return isolate_dict(value, memo)
-    if kind is tuple:
-        return isolate_tuple(value, memo)
-    if is_plain_array(value):
-        result = view_of_constant(value)
-        if result is None:
-            if type(memo) is Memo and is_large(value):
-                result = (<Memo>memo).scope.snapshots.take(value)
-            else:
-                result = copy_array(value)
-    elif kind is set and first_mutable(list(value)) == len(value):
-        # By way of a list, as deepcopy goes: set.copy may give another order.
-        result = set(list(value))
-    elif kind is bytearray:
-        result = bytearray(value)
-    elif kind is RandomState or kind is Generator or kind in BIT_GENERATORS:
-        result = copy_generator(value, memo)
-        if (type(memo) is Memo and (<Memo>memo).generators is not None
-                and kind not in BIT_GENERATORS):
-            (<Memo>memo).generators.append(result)
-    else:
-        fields = plain_fields(value)
-        if fields is not None:
-            return copy_streamer(value, fields, memo)
-        if is_read_by_iterating(value):
-            return copy_or_share(value, memo)
-        return copy.deepcopy(value, memo)
-    add_to_memo(memo, value, result)
-    return result
-
-
-cdef list isolate_list(list value, object memo):
-    cdef Py_ssize_t n = first_mutable(value)
-    cdef list result = value[:n]
-    add_to_memo(memo, value, result)
-    cdef Py_ssize_t i = n
-    while i < len(value):
-        result.append(isolate(value[i], memo))
-        i += 1
-    return result
-
-
-cdef dict isolate_dict(dict value, object memo):
-    cdef dict result
-    if holds_immutable(value):
-        result = value.copy()
-        add_to_memo(memo, value, result)
-        return result
-    result = {}
-    add_to_memo(memo, value, result)
-    for key, item in value.items():
-        item = isolate(item, memo)
-        result[isolate(key, memo)] = item
-    return result
-
-
-cdef object isolate_tuple(tuple value, object memo):
-    cdef list items = [isolate(item, memo) for item in value]
-    # It was copied on the way if it holds itself, by way of a list.
-    found = known_copy(memo, value)
-    if found is not MISSING:
-        return found
-    cdef Py_ssize_t i
-    for i in range(len(items)):
-        if items[i] is not value[i]:
-            result = tuple(items)
-            add_to_memo(memo, value, result)
-            return result
-    # Others that hold it need not look at it again.
-    add_to_memo(memo, value, value)
-    return value
-
-
-cdef object copy_streamer(object streamer, dict fields, object memo):
-    """What Streamer.__deepcopy__ makes of a plain Streamer."""
-    cdef dict own = {}
-    result = plain_streamer.__new__(plain_streamer)
-    result.__dict__ = own
-    add_to_memo(memo, streamer, result)
-    for name, item in fields.items():
-        own[name] = isolate(item, memo)
-    return result
-
-
-cdef bint is_read_by_iterating(object value) except? True:
-    """Whether a value is an iterator or a file, which may refuse to be copied."""
-    return hasattr(type(value), "__next__") or isinstance(value, io.IOBase)
-
-
-cdef object copy_or_share(object value, object memo):
-    """A copy of an iterator or a file; itself, where it cannot be copied."""
-    # On a copy of the memo: who fails halfway has made copies that nobody is to find.
-    if type(memo) is Memo:
-        trial = Memo((<Memo>memo).scope, (<Memo>memo).again)
-        trial.update(memo)
-        (<Memo>trial).generators = (<Memo>memo).generators
-    else:
-        trial = copy.copy(memo)
-    try:
-        result = copy.deepcopy(value, trial)
-    except TypeError:
-        memo[SHARED] = True
-        add_to_memo(memo, value, value)
-        return value
-    kept = trial.pop(id(trial), [])
-    memo.update(trial)
-    memo.setdefault(id(memo), []).extend(kept)
-    return result
-
-
-cpdef bint is_shared(object memo) except? True:
-    """Tell whether isolating with this memo met a value that activations share."""
-    return SHARED in memo
-
-
-def reads_shared(value, set seen=None):
-    """Tell whether an activation would read from a generator or file that others read too."""
-    cdef dict fields = plain_fields(value)
-    if fields is not None and not fields["kwargs"] and (
-            is_immutable(fields["streamer"]) and is_immutable(fields["args"])):
-        return False
-    if seen is None:
-        seen = set()
-    if id(value) in seen or is_immutable(value):
-        return False
-    seen.add(id(value))
-    if is_read_by_iterating(value):
-        memo = {}
-        copy_or_share(value, memo)
-        return SHARED in memo
-    if family_of(type(value)) is not None:
-        value = value.__dict__
-    if type(value) is dict:
-        value = value.values()
-    elif type(value) is list:
-        value = value[first_mutable(value):]
-    elif type(value) is not tuple:
-        return False
-    Py_EnterRecursiveCall(" while looking for what cannot be iterated twice")
-    try:
-        for item in value:
-            if reads_shared(item, seen):
-                return True
-    finally:
-        Py_LeaveRecursiveCall()
-    return False
-
-
-class Zeros(np.random.bit_generator.ISeedSequence):
-    """A seed that takes no time, for bit generators whose state is set right after."""
-
-    words = [0] * 624                  # as many as MT19937 asks for; any sequence will do
-
-    def generate_state(self, n_words, dtype=np.uint32):
-        """Return zeros."""
-        return self.words if n_words == 624 else np.zeros(n_words, dtype)
-
-
-cdef object ZEROS = Zeros()
-
-
-cdef object copy_generator(object generator, object memo):
-    """What copy.deepcopy makes of a generator or bit generator of NumPy's own types."""
-    cdef type kind = type(generator)
-    if kind is Generator:
-        return Generator(isolate(generator.bit_generator, memo))
-    if kind is RandomState:
-        result = RandomState(isolate(generator._bit_generator, memo))
-        # Of two normal deviates that are drawn at once, the second waits outside the bits' state.
-        state = generator.get_state(legacy=False)
-        if state["has_gauss"]:
-            result.set_state(state)
-        return result
-    sequence = generator.seed_seq
-    if sequence is not None:
-        sequence = isolate(sequence, memo)
-    cdef Mersenne* words = mersenne_of(generator) if sequence is None else NULL
-    if words is not NULL:
-        result = MT19937(ZEROS)
-        result._legacy_seeding(0)
-        with generator.lock:
-            mersenne_of(result)[0] = words[0]
-    else:
-        result = kind(ZEROS)
-        result.__setstate__((generator.state, sequence))
-    return result
-
-
-cdef class Family:
-    """A class whose behaviour the compiled code stands for."""
-
-
-cdef dict families = {}                # class -> Family
-# Streamer, and the tag that its type had when its hooks were last seen to be ours. Python gives a
-# type another tag, or 0, when any of its attributes changes.
-cdef type plain_streamer = None
-cdef unsigned int plain_tag = 0
-cdef Py_ssize_t n_plain_fields = 0     # how many attributes its instances have
-cdef object plain_iter = None          # its __iter__, which maps call
-
-
-def register(cls, names, *, model=None, opener=None, hooked=None):
-    """Note the hooks of a class whose behaviour the compiled code stands for.
-
-    A subclass, an instance or a patch that replaces one of them gets its own called instead.
-    With `model`, an instance: those of exactly its class that have as many attributes start
-    without any Python frame of pescador's.
-    ``opener(streamer, scope)`` returns the compiled iterator of one activation, or None if the
-    hooks are to be called. In a run, ``hooked(streamer, scope)`` returns an iterator that calls
-    them and can be saved, or None if it has none either.
-    """
-    global plain_streamer, plain_iter, n_plain_fields
-    cdef Family family = Family()
-    family.hooks = tuple([(name, getattr(cls, name)) for name in names])
-    family.opener = opener
-    family.hooked = hooked
-    families[cls] = family
-    if model is not None:
-        plain_streamer = cls
-        n_plain_fields = len(model.__dict__)
-        plain_iter = cls.__iter__
-
-
-cdef Family family_of(type kind):
-    """The class of ours that a type is or derives from, or None."""
-    family = families.get(kind)
-    if family is None:
-        for base in kind.__mro__:
-            family = families.get(base)
-            if family is not None:
-                break
-    return family
-
-
 cdef object opened(object streamer, Scope scope):
     """The compiled iterator of one activation of a streamer, or None if it has none."""
     cdef PyTypeObject* kind = Py_TYPE(<PyObject*>streamer)
@@ -738,45 +297,6 @@ cdef inline Opener opener_of(dict fields):
     return None
 
 
-cpdef bint is_stock(object streamer) except? True:
-    """Tell whether a streamer has exactly the behaviour of the class of ours that it is."""
-    cdef type kind = type(streamer)
-    cdef Family family = family_of(kind)
-    if family is None:
-        return False
-    own = streamer.__dict__
-    for name, original in family.hooks:
-        if getattr(kind, name) is not original or name in own:
-            return False
-    return True
-
-
-cdef bint is_plain(object streamer) noexcept:
-    """Whether this is a Streamer of exactly the plain class, as most are."""
-    return type(streamer) is plain_streamer
-
-
-def not_plain(list streamers):
-    """Return those that are not of exactly the plain class: usually few, or none."""
-    return [streamer for streamer in streamers if not is_plain(streamer)]
-
-
-cdef dict plain_fields(object streamer):
-    """The attributes of a plain Streamer that has only its own; None for any other."""
-    global plain_tag
-    if type(streamer) is not plain_streamer:
-        return None
-    cdef dict fields = PyObject_GenericGetDict(streamer, NULL)
-    if len(fields) != n_plain_fields:
-        return None
-    cdef unsigned int tag = (<PyTypeObject*>plain_streamer).tp_version_tag
-    if tag == 0 or tag != plain_tag:
-        if not is_stock(streamer):
-            return None
-        plain_tag = (<PyTypeObject*>plain_streamer).tp_version_tag
-    return fields
-
-
 cdef object activate(object streamer, dict fields, Scope scope, Ending* ending):
     """The iterator of one activation of a plain Streamer."""
     cdef Py_ssize_t position = 0
@@ -786,7 +306,7 @@ cdef object activate(object streamer, dict fields, Scope scope, Ending* ending):
     source = pescador_field(fields, &position, "streamer")
     args = pescador_field(fields, &position, "args")
     kwargs = pescador_field(fields, &position, "kwargs")
-    if (type(source) is Function and type(args) is tuple and all_simple(<tuple>args)
+    if (PyFunction_Check(source) and type(args) is tuple and all_simple(<tuple>args)
             and type(kwargs) is dict and not <dict>kwargs):
         # As most are: nothing to isolate.
         ending[0] = STEP_ONCE_MORE
@@ -815,7 +335,8 @@ cdef object new_memo(Scope scope, bint again):
     """A memo for copying what a stream starts from in a scope."""
     if scope is None or (scope.bare and scope.run is None):
         return {}
-    return Memo(scope, again)
+    tracks = scope.run is not None and scope.run.tracks
+    return Memo(scope, again, [] if tracks else None)
 
 
 cdef object activate_any(object source, object args, object kwargs, Scope scope, Ending* ending):
@@ -831,7 +352,7 @@ cdef object activate_any(object source, object args, object kwargs, Scope scope,
                 kwargs = isolate(kwargs, memo)
                 if asks_for_generator(kwargs):
                     give_generator(kwargs, np.random.default_rng(fresh_sequence()))
-        if SHARED in memo:
+        if is_shared(memo):
             ending[0] = STOP
     return iter(source(*args, **kwargs) if callable(source) else source)
 
@@ -985,7 +506,7 @@ def register_map(function, make):
 
 cdef object map_of(object function):
     """What makes the compiled iterator of a map; None for other functions and values."""
-    return maps.get(function) if type(function) is Function else None
+    return maps.get(function) if PyFunction_Check(function) else None
 
 
 cdef tuple isolate_for_map(object args, object kwargs, Scope scope, object memo):
@@ -1003,7 +524,7 @@ cdef object open_stream(object stream, Scope scope, object memo):
     """The iterator of one activation of a stock streamer that is idle; None for other values."""
     cdef dict fields
     cdef Ending ending = STEP_ONCE_MORE
-    if not is_stock(stream) or type(stream).__iter__ is not plain_iter or stream.is_activated_copy:
+    if not is_stock(stream) or not is_iterated_plainly(stream) or stream.is_activated_copy:
         return None
     Py_EnterRecursiveCall(" while starting a stream of a stream")
     try:
@@ -1017,7 +538,7 @@ cdef object open_stream(object stream, Scope scope, object memo):
     finally:
         Py_LeaveRecursiveCall()
     if ending == STOP:
-        memo[SHARED] = True
+        note_shared(memo)
     return source
 
 

@@ -28,8 +28,9 @@ from libc.stdint cimport int64_t
 from pescador._choice cimport Categorical, Pool, choose, pick_by_sums
 from pescador._core cimport (
     EMPTY_PASSES, ENDS_ITSELF, STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, as_bound,
-    bare_scope, ends_empty, fuse, hooked_copy, is_plain, plain_fields, start,
+    bare_scope, ends_empty, fuse, hooked_copy, start,
 )
+from pescador._hooks cimport is_plain, plain_fields
 from pescador._native.bounds cimport AT
 from pescador._native.iterators cimport next_item, steal
 from pescador._native.prefetch cimport PREFETCH, items_of, prefetch_values

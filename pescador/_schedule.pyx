@@ -12,6 +12,8 @@ docs/inside/parallel.rst explains it.
 import functools
 import time
 
+from pescador import _mux
+
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
@@ -22,10 +24,9 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport INT64_MAX, int64_t
 
 from pescador._core cimport (
-    STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, is_plain, path_of_visit,
+    STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, path_of_visit,
 )
-from pescador import _mux
-from pescador._core import is_stock
+from pescador._hooks cimport is_plain, is_stock
 from pescador._native.iterators cimport next_item, steal
 from pescador._visits cimport Elsewhere, Run, place_of
 

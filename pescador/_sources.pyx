@@ -12,7 +12,7 @@ import weakref
 
 import numpy as np
 
-from pescador._core import isolate
+from pescador._isolation import isolate
 from pescador.exceptions import DataError
 
 cimport cython

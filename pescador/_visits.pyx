@@ -23,14 +23,15 @@ from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
 from pescador._core cimport (
-    STEP_ONCE_MORE, STOP, UNBOUNDED, BaseRun, Compiled, Ending, Family, Memo, Scope, all_simple,
-    asks_for_generator, bare_scope, failed_start, family_of, fresh_sequence, give_generator,
-    hooked_copy, is_plain, is_shared, isolate, map_of, new_memo, opened, path_of_visit,
-    plain_fields, split_stream, start, stopped_start,
+    STEP_ONCE_MORE, STOP, UNBOUNDED, BaseRun, Compiled, Ending, Scope, asks_for_generator,
+    bare_scope, failed_start, fresh_sequence, give_generator, hooked_copy, map_of, new_memo, opened,
+    path_of_visit, split_stream, start as start_stream, stopped_start,
 )
 from pescador._global_rng cimport (
     GlobalStates, Marks, has_moved, mark, seeded_states, set_bits,
 )
+from pescador._hooks cimport Family, family_of, is_plain, plain_fields
+from pescador._isolation cimport Memo, all_simple, is_shared, isolate
 from pescador._native.iterators cimport next_item, pescador_stream, steal
 from pescador._native.seeds cimport Seed, seed_key, seed_words
 from pescador._seeds cimport take_entropy
@@ -545,7 +546,7 @@ cpdef Compiled open_visit(object streamer, Scope scope, dict copies):
 cpdef Compiled start_visit(object streamer, int64_t bound, Scope scope):
     """Start one visit as a mux does, in a run; it is not asked for more than `bound` items."""
     cdef Ending ending = STOP
-    return start(streamer, bound, scope, &ending, {})
+    return start_stream(streamer, bound, scope, &ending, {})
 
 
 cdef class Elsewhere:

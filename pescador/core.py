@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, cast
 
-from . import _core, _repr
+from . import _core, _hooks, _isolation, _repr
 from .exceptions import ArgumentError, PescadorError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Streamer(Generic[T]):
         result = type(self).__new__(type(self))
         memo[id(self)] = result
         for name, value in self.__dict__.items():
-            result.__dict__[name] = _core.isolate(value, memo)
+            result.__dict__[name] = _isolation.isolate(value, memo)
         return result
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Streamer(Generic[T]):
         """Return an activated copy."""
         memo: dict[Any, Any] = {}
         active = copy.deepcopy(self, memo)
-        if _core.is_shared(memo):
+        if _isolation.is_shared(memo):
             active.__pescador_shared__ = True
         active._activate()
         return active
@@ -352,7 +352,7 @@ class Streamer(Generic[T]):
         return _repr.as_html(_repr.tree(self))
 
 
-_core.register(
+_hooks.register(
     Streamer,
     ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
     model=Streamer(()),

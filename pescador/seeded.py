@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from . import _core, _visits
+from . import _core, _hooks, _visits
 from ._checks import is_number
 from ._repr import Mark
 from .core import Streamer
@@ -195,7 +195,7 @@ def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
     return node if scope is None else _visits.Inner(node, root.run, scope)
 
 
-_core.register(
+_hooks.register(
     Seeded,
     ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
     opener=_open,

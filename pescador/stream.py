@@ -6,7 +6,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from . import _core, _repr, _visits
+from . import _core, _hooks, _repr, _visits
 from ._state import FORMAT, FORMATS, Loader, Saver
 from .exceptions import ArgumentError, PescadorError, StateError
 
@@ -61,7 +61,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
         """Start the iteration, at the first item; return its iterator."""
         tree = self._streamer
         run = self._given_run
-        if run is None and hasattr(type(tree), "__pescador_run__") and _core.is_stock(tree):
+        if run is None and hasattr(type(tree), "__pescador_run__") and _hooks.is_stock(tree):
             run, tree = tree.__pescador_run__(True), tree.streamer
         run = _visits.Run(True) if run is None else run
         node = _visits.open_visit(tree, _visits.root_scope(run), {})

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import zmq
 
-from . import _core
+from . import _core, _hooks
 from ._channel import process
 from ._channel.consumer import Channel
 from ._channel.reporting import RemoteStream
@@ -301,12 +301,12 @@ class ZMQStreamer(Streamer[T]):
 
 def _open(streamer: ZMQStreamer[Any], scope: _core.Scope | None) -> RemoteStream | None:
     """Return a visit in a run; others call the hooks."""
-    if scope is None or scope.run is None or not _core.is_stock(streamer):
+    if scope is None or scope.run is None or not _hooks.is_stock(streamer):
         return None
     return RemoteStream(streamer, scope)
 
 
-_core.register(
+_hooks.register(
     ZMQStreamer,
     ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
     opener=_open,

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core, _mux, _rng
+from .. import _core, _hooks, _mux, _rng
 from .._state import digest
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
@@ -69,7 +69,7 @@ class EngineAttribute:
 def not_plain(mux: "BaseMux[Any]") -> list[Any]:
     """Return the members of the pool that are not of the plain class; refuse what is no stream."""
     pool = mux.streamers if isinstance(mux.streamers, list) else []
-    others = _core.not_plain(pool)
+    others = _hooks.not_plain(pool)
     if not all(isinstance(streamer, Streamer) for streamer in others):
         mux.__pescador_pool__(pool)
     return others
@@ -120,7 +120,7 @@ def require_streams(mux: "BaseMux[Any]") -> None:
 def _is_compiled(mux: "BaseMux[Any]") -> bool:
     """Tell whether an engine does all that a mux does; if not, its hooks are called."""
     return (
-        _core.is_stock(mux)
+        _hooks.is_stock(mux)
         and mux.__pescador_has_engine__
         and (mux.rng is np.random or type(mux.rng) in (np.random.RandomState, np.random.Generator))
     )
@@ -169,7 +169,7 @@ def _hooked(mux: "BaseMux[Any]", scope: _core.Scope) -> Any:
 
 def register(cls: type["BaseMux[Any]"], *more: str) -> None:
     """Note the hooks of a class of muxes: those of all, and `more` that only this one has."""
-    _core.register(cls, (*_HOOKS, *more), opener=_open, hooked=_hooked)
+    _hooks.register(cls, (*_HOOKS, *more), opener=_open, hooked=_hooked)
 
 
 class BaseMux(Streamer[T]):

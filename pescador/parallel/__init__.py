@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import _core, _schedule, _visits
+from .. import _core, _hooks, _schedule, _visits
 from .._channel import process
 from .._channel.signals import Guard
 from .._checks import as_bool, as_choice, as_count, is_number
@@ -237,7 +237,7 @@ class ParallelVisit(_schedule.Begun):
         self.words: list[int] | None = None
         self.sequence: Any = None
         self.governs: tuple[str, ...] = ("numpy", "random")
-        if type(self.tree) is Seeded and _core.is_stock(self.tree):
+        if type(self.tree) is Seeded and _hooks.is_stock(self.tree):
             run = self.tree.__pescador_run__(self.tracks)
             self.sequence, self.governs, self.tree = run.sequence, run.governs, self.tree.streamer
         elif outer is not None and outer.is_seeded:
@@ -360,7 +360,7 @@ def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> Paralle
     return ParallelVisit(parallel, scope)
 
 
-_core.register(
+_hooks.register(
     ParallelStreamer,
     ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
     opener=_open,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core, _schedule, _visits
+from .. import _hooks, _schedule, _visits
 from ..core import Streamer
 from ..seeded import SPAWN
 from ..sources.source import Source
@@ -68,7 +68,7 @@ class Placement:
 
 def _reason(streamer: Any, seen: dict[int, Any]) -> str | None:
     """Return why a streamer cannot run apart from the others of its tree."""
-    if not _core.is_stock(streamer):
+    if not _hooks.is_stock(streamer):
         return "it overrides a hook of its class"
     if streamer.is_activated_copy:
         return "it is an activated copy"

@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from .. import _sources
 from .._checks import as_bool, as_choice, as_distinct_keys
-from .._core import Opened, Scope, around, is_stock, isolate, note_started
-from .._core import register as register_hooks
+from .._core import Opened, Scope, around, note_started
+from .._hooks import is_stock
+from .._hooks import register as register_hooks
+from .._isolation import isolate
 from ..core import Streamer
 from ..exceptions import ArgumentError
 from ..util import Rng, Seed, get_rng

@@ -1,0 +1,6 @@
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+def isolate(value: _T, memo: dict[Any, Any]) -> _T: ...
+def is_shared(memo: dict[Any, Any]) -> bool: ...
