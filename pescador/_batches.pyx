@@ -776,7 +776,8 @@ cdef class Batches(StreamMap):
     cdef dict batch(self):
         """The next batch, which may be shorter than others at the end."""
         cdef PyObject* pointer
-        cdef Py_ssize_t n = 0, first = self.position
+        cdef Column column
+        cdef Py_ssize_t i, n = 0, first = self.position
         self.room = self.n_copied = 0
         item = None
         try:
@@ -816,20 +817,22 @@ cdef class Batches(StreamMap):
         self.count_copied()
         if n < self.size and (n == 0 or not self.partial):
             raise StopIteration
+        cdef list joined = []
         cdef dict result = {}
         try:
             # NumPy may refuse to join these, before any of the others is handed out.
             for column in self.columns:
-                result[(<Column>column).key] = (<Column>column).join(first)
+                joined.append(column.join(first))
         except BaseException:
             self.keep_unfinished(n, first, None)
             raise
+        for i in range(len(joined)):
+            column = self.columns[i]
+            values = joined[i]
+            column.held = None
+            result[column.key] = column.end() if values is None else values
         if not self.has_asked and n == self.size:
             self.ask_for_rows()
-        for column in self.columns:
-            (<Column>column).held = None
-            if result[(<Column>column).key] is None:
-                result[(<Column>column).key] = (<Column>column).end()
         return result
 
     cdef int ask_for_rows(self) except -1:

@@ -4,6 +4,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pescador._native.bitgen cimport bitgen_t
+from pescador._native.mersenne cimport mersenne_double
 from pescador._native.threads cimport pescador_threaded
 
 
@@ -52,7 +53,7 @@ cdef class Uniform:
     cdef bitgen_t* bits
     cdef Mersenne* words               # see mersenne_of
     cdef bint is_known                 # whether the bit generator is NumPy's own
-    cdef bint needs_care               # whether a draw is more than a call of `bits`
+    cdef bint needs_care               # whether others may draw from it, or draws are checked
 
     cdef int use(self, bit_generator) except -1
     cdef int refresh(self) except -1
@@ -65,6 +66,14 @@ cdef inline double draw(Uniform uniform) except? -1.0:
     """The next double in [0, 1)."""
     if uniform.needs_care:
         return draw_with_care(uniform)
+    cdef Mersenne* words = uniform.words
+    cdef int place
+    if words is not NULL:
+        place = words.pos
+        if place <= 622:
+            # What the bit generator would do, without a call of it.
+            words.pos = place + 2
+            return mersenne_double(&words.key[place])
     return uniform.bits.next_double(uniform.bits.state)
 
 
@@ -81,21 +90,12 @@ cpdef int64_t drawn_count(method, tuple args) except -1
 
 
 cdef inline double peek(Uniform uniform, int later) noexcept nogil:
-    """The draw after `later` others, to 27 bits, for prefetching; -1 if it cannot be known."""
+    """The draw after `later` others, for prefetching; -1 if it cannot be known."""
     cdef int place
-    cdef uint32_t word
     if uniform.words is NULL or (uniform.lock is not None and pescador_threaded()):
         return -1.0
     place = uniform.words.pos + 2 * later
-    if place >= 624:
-        return -1.0
-    # As MT19937 does: a double is made from 27 bits of one word and 26 of the next.
-    word = uniform.words.key[place]
-    word ^= word >> 11
-    word ^= (word << 7) & 0x9d2c5680U
-    word ^= (word << 15) & 0xefc60000U
-    word ^= word >> 18
-    return (word >> 5) / 134217728.0
+    return mersenne_double(&uniform.words.key[place]) if place <= 622 else -1.0
 
 
 @cython.final

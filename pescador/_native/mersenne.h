@@ -1,4 +1,5 @@
-/* The Mersenne Twister [1] as NumPy and Python seed it: init_by_array of the authors' code.
+/* The Mersenne Twister [1] as NumPy and Python seed it, by init_by_array of the authors' code, and the
+ * doubles that they make of it.
  *
  * [1] Matsumoto, M. and Nishimura, T. (1998). Mersenne Twister: a 623-dimensionally equidistributed
  *     uniform pseudo-random number generator. ACM TOMACS 8, 3-30. */
@@ -8,6 +9,20 @@
 #include <string.h>
 
 #define PESCADOR_MERSENNE_WORDS 624
+
+/* The double that two words of a state make: random_sample, or genrand_res53 of the authors' code. Both
+ * words are tempered at once; what a shift moves from one into the other is masked. */
+static inline double
+pescador_mersenne_double(const uint32_t *words)
+{
+    uint64_t pair = (uint64_t)words[0] | (uint64_t)words[1] << 32;
+    pair ^= pair >> 11 & 0x001fffff001fffffu;
+    pair ^= pair << 7 & 0x9d2c56809d2c5680u;
+    pair ^= pair << 15 & 0xefc60000efc60000u;
+    pair ^= pair >> 18 & 0x00003fff00003fffu;
+    /* 27 bits of the first and 26 of the second. */
+    return (double)(int64_t)((pair & 0xffffffe0u) << 21 | pair >> 38) / 9007199254740992.0;
+}
 
 /* What both start from before a seed is mixed in; filled by pescador_mersenne_prepare. */
 static uint32_t pescador_mersenne_base[PESCADOR_MERSENNE_WORDS];

@@ -269,9 +269,7 @@ class ParallelVisit(_schedule.Begun):
             placement.stays,
             length_of,
             self.parallel.read_ahead,
-            self.parallel.workers
-            if self.parallel.open_ahead is None
-            else self.parallel.open_ahead,
+            self.parallel.workers if self.parallel.open_ahead is None else self.parallel.open_ahead,
             self.parallel.max_bytes,
         )
         self.parallel.__dict__["__pescador_last__"] = self.schedule

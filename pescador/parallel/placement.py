@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _hooks, _schedule, _visits
+from .. import _hooks, _schedule
 from ..core import Streamer
 from ..seeded import SPAWN
 from ..sources.source import Source

@@ -227,5 +227,3 @@ class Processes:
     def raise_error(self, visit: Any) -> None:
         """Raise what a visit has raised."""
         raise_from_worker(visit.error, visit.name)
-
-

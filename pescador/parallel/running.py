@@ -68,8 +68,8 @@ class Running:
                 next(self.node)
             except StopIteration:
                 raise PescadorError(
-                    f"{_visits.place_of(path)}{streamer!r} has given {skip:,} items before, and has "
-                    f"only {i:,} now"
+                    f"{_visits.place_of(path)}{streamer!r} has given {skip:,} items before, and "
+                    f"has only {i:,} now"
                 ) from None
         # When its state is worth something: a visit of a few items is soon made again.
         self.due = time.perf_counter() + _SOON if run.tracks else math.inf

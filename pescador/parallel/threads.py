@@ -188,5 +188,5 @@ def _close(job: _Job) -> None:
 
 def _size_of(item: Any) -> int:
     """Return about how many bytes an item takes."""
-    values = item.values() if isinstance(item, dict) else item if isinstance(item, tuple) else [item]
+    values = item.values() if isinstance(item, dict) else (item,)
     return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

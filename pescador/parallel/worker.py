@@ -56,9 +56,7 @@ class VisitsOf:
         production.close_all()
 
 
-def _serve_memory(
-    production: Any, consumer: Any, memory: Any, arena: Any, is_forked: Any
-) -> None:
+def _serve_memory(production: Any, consumer: Any, memory: Any, arena: Any, is_forked: Any) -> None:
     from .._channel.ring import Writer
 
     production.memory = memory
