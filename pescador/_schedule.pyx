@@ -12,6 +12,8 @@ docs/inside/parallel.rst explains it.
 import functools
 import time
 
+import numpy as np
+
 from pescador import _mux
 
 cimport cython
@@ -40,6 +42,8 @@ cdef enum:
     PLAN_EVERY = 8
     # For so many items at most, a plan that was wrong does not begin anew.
     LONGEST_REST = 1 << 10
+    # How many states of a visit are kept that it will have reached some items later.
+    MOST_STATES = 4
     # An item takes this at least, in bytes, wherever it waits.
     LEAST_SIZE = 512
 
@@ -96,7 +100,9 @@ cdef class Visit:
     cdef readonly int64_t number       # what it is called there
     cdef readonly object base          # the state that it began from, or has reached meanwhile
     cdef readonly int64_t base_at      # how many items were given there
+    cdef list later                    # (items given, state) of those that it will have reached
     cdef dict rows                     # number of an item -> where it is wanted; None if none is
+    cdef dict turns                    # likewise -> (which item of the run it is to be, its place)
     cdef list items                    # those that arrived; the next is at `at`
     cdef Py_ssize_t at
     cdef int64_t size                  # of these, in bytes
@@ -170,6 +176,7 @@ cdef class Schedule(Elsewhere):
     cdef dict visits                   # path -> Visit, of those that are not over
     cdef dict numbers                  # number -> Visit, of those that were begun
     cdef object rows                   # a `BatchRows`, or None
+    cdef dict occupied                 # place of a row -> (Visit, number of its item that is there)
     cdef int64_t waiting               # bytes of items that wait to be taken
     cdef int64_t outstanding           # items that are being made
     cdef int64_t wanted_at             # the number of the item that is ordered now, or -1
@@ -178,6 +185,8 @@ cdef class Schedule(Elsewhere):
     cdef int64_t item_size             # in bytes, of the larger ones
     cdef Plan plan                     # or None
     cdef dict lengths                  # places -> how many items the last visit there had
+    cdef dict usual                    # places of a mux -> the last of these, and how often in a row
+    cdef bint is_mixed                 # some visits run here
     cdef public int64_t n_restarts
     cdef readonly int64_t n_taken, n_opened, n_in_vain, n_wrong, n_waits
     cdef readonly double seconds_waited
@@ -193,6 +202,8 @@ cdef class Schedule(Elsewhere):
         self.visits = {}
         self.numbers = {}
         self.lengths = {}
+        self.occupied = {}
+        self.usual = {}
         self.item_size = LEAST_SIZE
         self.wanted_at = -1
         run.elsewhere = self
@@ -269,16 +280,19 @@ cdef class Schedule(Elsewhere):
             if visit.maker is None:
                 self.begin(visit)
             rows = None
-            if self.wanted_at >= 0 and visit.ordered < visit.bound:
+            if self.wanted_at >= 0 and self.wanted_at >= self.plan.reader.n and (
+                    visit.ordered < visit.bound):
                 rows = self.rows.place(self.wanted_at)
-                self.wanted_at = -1
             if rows is None:
                 visit.maker.more(visit)
             else:
                 if visit.rows is None:
                     visit.rows = {}
+                    visit.turns = {}
                 visit.rows[visit.ordered] = rows
+                visit.turns[visit.ordered] = (self.wanted_at, rows[1])
                 visit.maker.more_into(visit, rows)
+            self.wanted_at = -1
             visit.ordered += 1
             visit.maker.outstanding += 1
             self.outstanding += 1
@@ -287,7 +301,7 @@ cdef class Schedule(Elsewhere):
 
     cdef int order_as(self, Visit visit, int64_t limit, int64_t number) except -1:
         """Order an item of a visit, which is to be the one of this number."""
-        if self.rows is not None:
+        if self.rows is not None and not self.is_mixed:
             self.wanted_at = number
         try:
             return self.order(visit, limit)
@@ -323,6 +337,7 @@ cdef class Schedule(Elsewhere):
         self.n_attached -= visit.is_attached
         if self.visits.get(visit.path) is visit:
             del self.visits[visit.path]
+        self.leave_rows(visit)
         self.waiting -= visit.size
         self.in_flight -= len(visit.items) - visit.at
         visit.size = 0
@@ -349,6 +364,15 @@ cdef class Schedule(Elsewhere):
         visit.rows = None
         return 0
 
+    cdef int leave_rows(self, Visit visit) except -1:
+        """Forget where the items of a visit are that nobody takes any more."""
+        if visit.turns:
+            for i, (_, place) in visit.turns.items():
+                if i < visit.arrived:
+                    self.occupied.pop(place, None)
+        visit.turns = None
+        return 0
+
     cdef int settle(self, Visit visit) except -1:
         """Note that nothing more arrives of what was ordered."""
         cdef int64_t missing = visit.ordered - visit.arrived
@@ -370,6 +394,7 @@ cdef class Schedule(Elsewhere):
             places = visit.rows.pop(visit.arrived, None)
             if places is not None:
                 self.rows.forget(places)
+                self.occupied[places[1]] = (visit, visit.arrived)
         visit.items.append(item)
         visit.arrived += 1
         visit.maker.outstanding -= 1
@@ -393,16 +418,46 @@ cdef class Schedule(Elsewhere):
             return
         visit.length = visit.arrived
         if self.plan is not None:
-            self.lengths[visit.path[::2]] = visit.length
+            self.learn(visit.path[::2], visit.length)
             if visit.planned > visit.length:
                 self.plan.note_wrong()
+
+    cdef int learn(self, tuple places, int64_t length) except -1:
+        """Note how many items a visit had: its streamer, and the others of that mux."""
+        cdef tuple mux = places[:len(places) - 1]
+        self.lengths[places] = length
+        before, times = self.usual.get(mux, (-1, 0))
+        self.usual[mux] = (length, times + 1 if before == length else 1)
+        return 0
+
+    cdef int64_t likely_length(self, object streamer, tuple places) except -1:
+        """How many items a visit is thought to have."""
+        length = self.length_of(streamer)
+        if length is None:
+            length = self.lengths.get(places)
+        if length is None:
+            length, times = self.usual.get(places[:len(places) - 1], (-1, 0))
+            if times < 2:
+                return UNBOUNDED
+        return length
 
     def receive_state(self, int64_t number, state):
         """Take the state of a visit after the items that have arrived."""
         cdef Visit visit = self.numbers.get(number)
-        if visit is not None:
-            visit.base = state
-            visit.base_at = visit.arrived
+        if visit is None:
+            return
+        if visit.later is None:
+            visit.later = []
+        # It is some items ahead of what was taken.
+        del visit.later[MOST_STATES - 1:]
+        visit.later.append((visit.arrived, state))
+        self.reach(visit)
+
+    cdef int reach(self, Visit visit) except -1:
+        """Have the state of a visit be the last one that it has reached."""
+        while visit.later and visit.later[0][0] <= visit.given:
+            visit.base_at, visit.base = visit.later.pop(0)
+        return 0
 
     def visits_at(self, Maker maker):
         """Return the visits that run at a maker."""
@@ -440,6 +495,8 @@ cdef class Schedule(Elsewhere):
                 return NULL
             self.wait_for(visit)
         # Before the item is taken: who is interrupted here has it yet.
+        if self.plan is not None:
+            self.check_plan(visit)
         self.order_early(visit, visit.given + 1)
         left = len(visit.items) - visit.at
         self.waiting -= visit.size // left
@@ -455,12 +512,43 @@ cdef class Schedule(Elsewhere):
         visit.given += 1
         self.in_flight -= 1
         self.n_taken += 1
-        if (self.plan is not None and self.plan.lead >= 0 and visit.given > visit.planned
-                and visit.given <= visit.bound):
-            self.plan.note_unforeseen(visit)
+        if visit.later is not None:
+            self.reach(visit)
         if visit.given == visit.limit:
             self.finish(visit)
         return item
+
+    cdef int check_plan(self, Visit visit) except -1:
+        """Find the plan wrong if the next item of a visit is not what it has planned."""
+        if self.plan.lead >= 0 and visit.given >= visit.planned and visit.given < visit.bound:
+            self.plan.note_unforeseen(visit)
+        if self.rows is None:
+            return 0
+        cdef int64_t turn = -1, number = self.plan.reader.n - 1
+        place = None
+        if visit.turns is not None:
+            turn, place = visit.turns.pop(visit.given, (-1, None))
+            self.occupied.pop(place, None)
+        if turn >= 0 and turn != number:
+            self.plan.note_wrong()
+        if place is None or place != self.rows.place_of(number):
+            # It is copied to its row.
+            self.clear_row(number)
+        return 0
+
+    cdef int clear_row(self, int64_t number) except -1:
+        """Have nothing of another item be in the row of the one of this number, now or later."""
+        cdef Visit visit
+        if not self.rows.is_free(number):
+            self.plan.note_wrong()
+            self.pool.wait_until(functools.partial(self.rows.is_free, number))
+        found = self.occupied.pop(self.rows.place_of(number), None)
+        if found is not None:
+            visit, i = found
+            visit.turns.pop(i, None)
+            i += visit.at - visit.given
+            visit.items[i] = {key: np.array(value) for key, value in visit.items[i].items()}
+        return 0
 
     cdef int wait_for(self, Visit visit) except -1:
         """Wait for the next item of a visit."""
@@ -761,13 +849,11 @@ cdef class Plan(Elsewhere):
         node.schedule = self.schedule
         node.path = path_of_visit(scope)
         node.places = node.path[::2]
-        node.length = UNBOUNDED
-        known = self.schedule.length_of(streamer)
-        if known is None:
-            known = self.schedule.lengths.get(node.places)
-        if known is not None:
-            node.length = known
-        if self.schedule.stays(streamer) is None:
+        node.length = self.schedule.likely_length(streamer, node.places)
+        if self.schedule.stays(streamer) is not None:
+            # Where its items end, that nobody can tell in time, other rows would be due.
+            self.schedule.is_mixed = True
+        else:
             node.visit = self.schedule.expected(streamer, bound, node.path)
             if not (node.visit.is_attached or node.visit.is_expected):
                 node.visit.is_expected = True
@@ -805,6 +891,7 @@ cdef class Plan(Elsewhere):
             if self.schedule.n_taken < self.rests_until:
                 return 0
             self.begin_anew()
+            self.schedule.give_up()
         wanted = self.schedule.n_attached * self.schedule.read_ahead + PLAN_EVERY
         while self.lead < wanted or (
                 self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD):
@@ -832,9 +919,7 @@ cdef class Plan(Elsewhere):
             self.number += 1
             if self.lead % 1024 == 0:
                 PyErr_CheckSignals()
-        self.order_next(wanted)
-        self.schedule.give_up()
-        return 0
+        return self.order_next(wanted)
 
     cdef int order_next(self, int64_t wanted) except -1:
         """Order the items that are taken next, until so many in all are made or wait."""

@@ -177,7 +177,7 @@ class Channel:
         self.check_owner()
         while True:
             # Asked before the look at the memory: nothing is written there after that.
-            is_over = self.ended or self.pipe is None
+            is_over = self.is_over()
             if self.has_items():
                 return True
             if is_over:
@@ -201,6 +201,10 @@ class Channel:
         if self.incoming is not None:
             return not self.missing
         return self.reader is not None and not self.reader.is_empty(awaited)
+
+    def is_over(self) -> bool:
+        """Tell whether the worker has said its last word, or can say no more."""
+        return self.ended or self.pipe is None
 
     def is_gone(self) -> bool:
         """Tell whether the worker has ended."""
@@ -272,10 +276,10 @@ class Channel:
         self.check_owner()
         return bool(ready)
 
-    def listen(self) -> None:
-        """Read a message, or look what became of a worker that sends none."""
+    def listen(self, timeout: float = HEARTBEAT) -> None:
+        """Read a message, or look what became of a worker that sends none for some seconds."""
         assert self.worker is not None
-        if self._is_readable(HEARTBEAT):
+        if self._is_readable(timeout):
             self._read_message()
         elif process.is_gone(self.worker) and not self._is_readable(0):
             # A process that the worker forked holds the pipe open.

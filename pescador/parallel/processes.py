@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from .. import _schedule
@@ -19,6 +20,8 @@ __all__ = ["Processes"]
 _ATTEMPTS = 3
 # Items of fewer bytes are copied as fast as they are pointed to.
 _LEAST_ROW = 4096
+# How long (in seconds) to wait between two looks at what all workers have sent.
+_PAUSE = 0.0005
 
 
 class Processes:
@@ -105,7 +108,7 @@ class Processes:
     def is_usable(self) -> bool:
         """Tell whether all workers are there, for another run."""
         return self.owner == os.getpid() and not any(
-            maker.owner.ended or maker.owner.is_gone() for maker in self.makers
+            maker.owner.is_over() or maker.owner.is_gone() for maker in self.makers
         )
 
     def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
@@ -146,7 +149,7 @@ class Processes:
             channel = maker.owner
             channel.check_owner()
             # Asked before the look at the memory: nothing is written there after that.
-            is_over = channel.ended or channel.pipe is None
+            is_over = channel.is_over()
             self._receive(maker)
             if visit.is_ready:
                 break
@@ -156,6 +159,22 @@ class Processes:
                 channel.listen()
         for maker in self.makers:
             self._receive(maker)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Take what arrives until something holds."""
+        for maker in self.makers:
+            maker.flush()
+        while True:
+            lost = [maker for maker in self.makers if maker.owner.is_over()]
+            for maker in self.makers:
+                self._receive(maker)
+            if condition():
+                return
+            for maker in lost:
+                self._replace(maker)
+            for maker in self.makers:
+                if not (maker.owner.is_over() or maker.owner.has_items()):
+                    maker.owner.listen(_PAUSE)
 
     def _receive(self, maker: Any) -> None:
         """Take what a worker has sent."""
@@ -217,8 +236,8 @@ class Processes:
 
     def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
         """Return batches that workers write to; None where nothing is gained by that."""
-        row_bytes = sum(dtype.itemsize * math.prod(shape) for dtype, shape in columns)
-        if self.arena is None or row_bytes < _LEAST_ROW:
+        row_bytes = [dtype.itemsize * math.prod(shape) for dtype, shape in columns]
+        if self.arena is None or sum(row_bytes) < _LEAST_ROW or not all(row_bytes):
             return None
         from .rows import BatchRows
 

@@ -38,6 +38,7 @@ cdef class BatchRows:
     cdef int64_t begins, size
     cdef list columns, row_bytes
     cdef dict batches                  # number of a batch -> blocks of its columns, or None
+    cdef set pending                   # where rows are about to be written, by their first columns
     cdef int64_t earliest              # the first batch that may be written to
     cdef int64_t last                  # the last batch that was begun
 
@@ -49,6 +50,7 @@ cdef class BatchRows:
         self.row_bytes = [
             dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in columns]
         self.batches = {}
+        self.pending = set()
         self.last = -1
 
     cdef list blocks_of(self, int64_t batch):
@@ -81,10 +83,12 @@ cdef class BatchRows:
         for block, size in zip(blocks, self.row_bytes):
             self.arena.expect(block)
             places += (block.number, block.start + row * size, size)
+        self.pending.add(places[1])
         return places
 
     def forget(self, list places):
         """Note that an item was written, or will not be."""
+        self.pending.discard(places[1])
         for number in places[::3]:
             self.arena.forget(number)
 
@@ -99,6 +103,20 @@ cdef class BatchRows:
         cdef int64_t batch = max(number - self.begins, 0) // self.size
         self.earliest = batch + (batch == self.last)
         self.batches = {key: blocks for key, blocks in self.batches.items() if key < self.earliest}
+
+    def is_free(self, int64_t number):
+        """Tell whether no worker is about to write the row of the item of this number."""
+        return self.place_of(number) not in self.pending
+
+    def place_of(self, int64_t number):
+        """Return the place of the row of an item, in its first column; None where it has none."""
+        cdef int64_t batch = (number - self.begins) // self.size
+        cdef list blocks = self.batches.get(batch)
+        cdef Lease block
+        if number < self.begins or blocks is None:
+            return None
+        block = blocks[0]
+        return block.start + (number - self.begins) % self.size * <uint64_t>self.row_bytes[0]
 
     def array(self, Py_ssize_t column, shape, dtype, int64_t number):
         """Return the array of a column, for the batch that begins with the item of this number."""
