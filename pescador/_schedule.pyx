@@ -520,7 +520,10 @@ cdef class Schedule(Elsewhere):
 
     cdef int check_plan(self, Visit visit) except -1:
         """Find the plan wrong if the next item of a visit is not what it has planned."""
-        if self.plan.lead >= 0 and visit.given >= visit.planned and visit.given < visit.bound:
+        if visit.given >= visit.bound:
+            # It is dropped.
+            return 0
+        if self.plan.lead >= 0 and visit.given >= visit.planned:
             self.plan.note_unforeseen(visit)
         if self.rows is None:
             return 0
