@@ -94,8 +94,10 @@ cdef class Visit:
     cdef readonly object error         # what was raised in the place of item number `arrived`
     cdef readonly Maker maker          # where it runs, or None before it was begun
     cdef readonly int64_t number       # what it is called there
-    cdef readonly object base          # the state that it began from, or has reached meanwhile
+    cdef readonly object base          # the last state that is known, among items that were given
     cdef readonly int64_t base_at      # how many items were given there
+    cdef object later                  # a state that is known, after items that were made, or None
+    cdef int64_t later_at              # how many
     cdef dict rows                     # number of an item -> where it is wanted; None if none is
     cdef list items                    # those that arrived; the next is at `at`
     cdef Py_ssize_t at
@@ -133,6 +135,12 @@ cdef class Visit:
     def skip(self):
         """How many items after `base` have arrived."""
         return self.arrived - self.base_at
+
+    cdef int move_base(self) except -1:
+        """Go on from a later state, if its items were given meanwhile."""
+        if self.later is not None and self.given >= self.later_at:
+            self.base, self.base_at, self.later = self.later, self.later_at, None
+        return 0
 
 
 # Visits that were begun in this process; a worker may serve one schedule after another.
@@ -400,9 +408,13 @@ cdef class Schedule(Elsewhere):
     def receive_state(self, int64_t number, state):
         """Take the state of a visit after the items that have arrived."""
         cdef Visit visit = self.numbers.get(number)
-        if visit is not None:
-            visit.base = state
-            visit.base_at = visit.arrived
+        if visit is None:
+            return
+        visit.move_base()
+        # One is enough to wait for; the next ones come.
+        if visit.later is None:
+            visit.later = state
+            visit.later_at = visit.arrived
 
     def visits_at(self, Maker maker):
         """Return the visits that run at a maker."""
@@ -578,8 +590,7 @@ cdef class Remote(Compiled):
         return self.visit.path
 
     cpdef dict save(self, saver):
-        if isinstance(self.visit.base, str):
-            saver.refuse(self.visit.name, self.visit.base)
+        self.visit.move_base()
         return {"left": self.left, "steps": self.steps, "from": self.visit.base,
                 "skip": self.visit.given - self.visit.base_at}
 
@@ -595,6 +606,7 @@ cdef class Remote(Compiled):
             self.visit.set_bound(self.visit.bound + skip)
 
     cpdef object replay_cost(self):
+        self.visit.move_base()
         return self.visit.given - self.visit.base_at
 
     cpdef object close_streams(self):
