@@ -5,6 +5,7 @@ its path: the seed, and which streamer of the tree it is.
 """
 
 import math
+import os
 import time
 from contextlib import suppress
 from typing import Any
@@ -60,6 +61,7 @@ class Running:
         base: dict[str, Any] | None,
         skip: int,
     ) -> None:
+        self.owner = os.getpid()
         self.node = _visits.start_visit(streamer, bound, _visits.root_scope(run, path))
         if base is not None:
             Loader().restore(self.node, base)
@@ -98,8 +100,12 @@ class Running:
 
     def close(self) -> None:
         """Close the visit; what a source raises then has no item to be raised at."""
-        with suppress(Exception):
+        try:
             self.node.close_streams()
+        except BaseException:
+            # A process that the source has forked ends by it.
+            if os.getpid() != self.owner:
+                raise
 
     def pickled(self, item: Any) -> dict[Any, Any]:
         """Return what is sent to another process for an item that is no dict of arrays."""
