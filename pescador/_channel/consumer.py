@@ -193,6 +193,8 @@ class Channel:
         if self.incoming is not None:
             written, self.incoming = self.incoming, None
             self.messages += 1
+            if self.reader is not None:
+                self.reader.by_pipe = self.messages
             return (item_from(written),)
         return self.reader or ()
 
