@@ -41,6 +41,7 @@ __all__ = [
     "METHODS",
     "Parcel",
     "become_worker",
+    "check_owner",
     "default_method",
     "end",
     "is_gone",
@@ -453,6 +454,15 @@ def needs_thread() -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------- end
+
+
+def check_owner(owner: int) -> None:
+    """Raise in another process than the one that started workers, such as one that it forked."""
+    if os.getpid() != owner:
+        raise PescadorError(
+            "a stream from a worker belongs to the process that started the worker; start an "
+            "iteration of its own in this one"
+        )
 
 
 def is_gone(worker: BaseProcess) -> bool:
