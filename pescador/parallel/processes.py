@@ -1,5 +1,6 @@
 """Worker processes that visits run in."""
 
+import copy
 import math
 import os
 import pickle
@@ -33,7 +34,8 @@ class Processes:
     """
 
     def __init__(self, parallel: Any, tree: Any) -> None:
-        self.parallel = parallel
+        # Not the original, which may keep these workers: nobody would end them before a collection.
+        self.parallel = copy.copy(parallel)
         self.tree = tree
         self.owner = os.getpid()
         self.max_bytes = max(parallel.max_bytes // parallel.workers, 1)
