@@ -13,8 +13,8 @@ SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$
 	CMakeLists.txt pyproject.toml
 STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
 
-.PHONY: demo test test-all test-checked test-debug test-pages parity soak lint annotate clean \
-	bench bench-full bench-instructions bench-env publish docs
+.PHONY: demo test test-all test-checked test-debug test-pages parity soak soak-parallel lint \
+	annotate clean bench bench-full bench-instructions bench-env publish docs
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/out_of_core.py
@@ -60,6 +60,10 @@ parity: $(VENV)/dev $(PEERS)/done
 # few minutes. Part of it: make soak SOAK="--small 0 --large 0 --faults 5000 --seed 1"
 soak: $(VENV)/dev
 	$(BIN)/python bench/soak.py $(SOAK)
+
+# Random trees, whose workers and consumers are broken at random moments, for two minutes.
+soak-parallel: $(VENV)/dev
+	$(BIN)/python bench/soak_parallel.py $(SOAK)
 
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done

@@ -42,8 +42,6 @@ cdef enum:
     PLAN_EVERY = 8
     # For so many items at most, a plan that was wrong does not begin anew.
     LONGEST_REST = 1 << 10
-    # How many states of a visit are kept that it will have reached some items later.
-    MOST_STATES = 4
     # An item takes this at least, in bytes, wherever it waits.
     LEAST_SIZE = 512
 
@@ -98,9 +96,10 @@ cdef class Visit:
     cdef readonly object error         # what was raised in the place of item number `arrived`
     cdef readonly Maker maker          # where it runs, or None before it was begun
     cdef readonly int64_t number       # what it is called there
-    cdef readonly object base          # the state that it began from, or has reached meanwhile
+    cdef readonly object base          # the last state that is known, among items that were given
     cdef readonly int64_t base_at      # how many items were given there
-    cdef list later                    # (items given, state) of those that it will have reached
+    cdef object later                  # a state that is known, after items that were made, or None
+    cdef int64_t later_at              # how many
     cdef dict rows                     # number of an item -> where it is wanted; None if none is
     cdef dict turns                    # likewise -> (which item of the run it is to be, its place)
     cdef list items                    # those that arrived; the next is at `at`
@@ -139,6 +138,12 @@ cdef class Visit:
     def skip(self):
         """How many items after `base` have arrived."""
         return self.arrived - self.base_at
+
+    cdef int move_base(self) except -1:
+        """Go on from a later state, if its items were given meanwhile."""
+        if self.later is not None and self.given >= self.later_at:
+            self.base, self.base_at, self.later = self.later, self.later_at, None
+        return 0
 
 
 # Visits that were begun in this process; a worker may serve one schedule after another.
@@ -446,18 +451,11 @@ cdef class Schedule(Elsewhere):
         cdef Visit visit = self.numbers.get(number)
         if visit is None:
             return
+        visit.move_base()
+        # One is enough to wait for; the next ones come.
         if visit.later is None:
-            visit.later = []
-        # It is some items ahead of what was taken.
-        del visit.later[MOST_STATES - 1:]
-        visit.later.append((visit.arrived, state))
-        self.reach(visit)
-
-    cdef int reach(self, Visit visit) except -1:
-        """Have the state of a visit be the last one that it has reached."""
-        while visit.later and visit.later[0][0] <= visit.given:
-            visit.base_at, visit.base = visit.later.pop(0)
-        return 0
+            visit.later = state
+            visit.later_at = visit.arrived
 
     def visits_at(self, Maker maker):
         """Return the visits that run at a maker."""
@@ -512,8 +510,6 @@ cdef class Schedule(Elsewhere):
         visit.given += 1
         self.in_flight -= 1
         self.n_taken += 1
-        if visit.later is not None:
-            self.reach(visit)
         if visit.given == visit.limit:
             self.finish(visit)
         return item
@@ -669,8 +665,7 @@ cdef class Remote(Compiled):
         return self.visit.path
 
     cpdef dict save(self, saver):
-        if isinstance(self.visit.base, str):
-            saver.refuse(self.visit.name, self.visit.base)
+        self.visit.move_base()
         return {"left": self.left, "steps": self.steps, "from": self.visit.base,
                 "skip": self.visit.given - self.visit.base_at}
 
@@ -686,6 +681,7 @@ cdef class Remote(Compiled):
             self.visit.set_bound(self.visit.bound + skip)
 
     cpdef object replay_cost(self):
+        self.visit.move_base()
         return self.visit.given - self.visit.base_at
 
     cpdef object close_streams(self):

@@ -43,6 +43,7 @@ class Pair:
                 written = protocol.write_item(self.writer.take_pending())
                 self.received.append(protocol.item_from(written))
                 self.by_pipe += 1
+                self.reader.by_pipe = self.by_pipe
 
     def through(self, items):
         """What comes out."""

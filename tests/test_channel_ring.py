@@ -80,6 +80,20 @@ def test_a_writer_says_why_it_stops(pair):
     assert pair.reader.is_empty()
 
 
+def test_nothing_is_read_before_an_item_on_the_pipe_that_it_was_written_after(pair):
+    numbers = iter([{"x": np.zeros(1)}, {"x": np.zeros(2 * MEGA)}, {"x": np.ones(1)}])
+    assert pair.writer.fill(numbers) == "full"
+    assert next(pair.reader)["x"] == [0]
+    assert pair.writer.fill(numbers) == "too large"
+    pair.writer.take_pending()
+    assert pair.writer.fill(numbers) == "ended"
+    assert pair.reader.is_empty()
+    assert next(pair.reader, None) is None
+    pair.reader.by_pipe += 1
+    assert not pair.reader.is_empty()
+    assert next(pair.reader)["x"] == [1]
+
+
 def test_the_same_schema_under_other_keys_and_dtypes_is_not_mixed_up(pair):
     x = np.zeros(2, np.int64)
     items = [

@@ -90,6 +90,8 @@ class Channel:
         self.missing = 0
         self.tag = 0
         self.messages = 0
+        # Whether it was told that no more is wanted.
+        self.is_stopped = False
         # The worker's last word.
         self.ended = False
         self.error: Report | None = None
@@ -137,16 +139,25 @@ class Channel:
 
     def wait_for_end(self) -> None:
         """Tell the worker that no more is wanted, and wait until it has ended."""
+        self.stop()
         if os.getpid() != self.owner or self.worker is None or self.worker.pid is None:
             return
-        self.stop()
         process.wait_for_end(self.worker, self.streamer.timeout, self._drain)
 
     def stop(self) -> None:
         """Tell the worker that no more is wanted."""
+        # What a forked process has of all this is not its to stop.
+        if os.getpid() != self.owner:
+            return
         if self.reader is not None:
             self.reader.stop()
-        self.say(STOP)
+        self._say_stop()
+
+    def _say_stop(self) -> None:
+        """Say so when there is room for it: a worker that is busy, or suspended, reads nothing."""
+        if not self.is_stopped and self._is_ready(0, to_write=True):
+            self.say(STOP)
+            self.is_stopped = True
 
     def end(self) -> None:
         """End the worker, if it has not ended, and let go of everything but the arrays."""
@@ -193,6 +204,8 @@ class Channel:
         if self.incoming is not None:
             written, self.incoming = self.incoming, None
             self.messages += 1
+            if self.reader is not None:
+                self.reader.by_pipe = self.messages
             return (item_from(written),)
         return self.reader or ()
 
@@ -215,11 +228,7 @@ class Channel:
 
     def check_owner(self) -> None:
         """Raise in a process that was forked, by a signal handler say: the pipe is not its own."""
-        if os.getpid() != self.owner:
-            raise PescadorError(
-                "a stream from a worker belongs to the process that started the worker; start an "
-                "iteration of its own in this one"
-            )
+        process.check_owner(self.owner)
 
     def raise_error(self) -> None:
         """Raise what the worker raised, or what became of it, unless its stream has ended."""
@@ -264,14 +273,18 @@ class Channel:
             if self.pipe is not None:
                 self.pipe.send_bytes(word)
 
-    def _is_readable(self, timeout: float) -> bool:
-        """Wait for a message for some seconds; tell whether there is one, or will never be one."""
-        assert self.pipe is not None
+    def _is_ready(self, timeout: float, *, to_write: bool = False) -> bool:
+        """Wait for a message, or for room for one, for some seconds.
+
+        Tell whether there is one, or will never be one.
+        """
+        if self.pipe is None or self.pipe.closed:
+            return True
         if sys.platform == "win32":
-            return self.pipe.poll(timeout)
+            return to_write or self.pipe.poll(timeout)
         # Connection.poll makes a selector, which takes ten times as long.
         poller = select.poll()
-        poller.register(self.pipe.fileno(), select.POLLIN)
+        poller.register(self.pipe.fileno(), select.POLLOUT if to_write else select.POLLIN)
         ready = poller.poll(timeout * 1000)
         self.check_owner()
         return bool(ready)
@@ -279,9 +292,9 @@ class Channel:
     def listen(self, timeout: float = HEARTBEAT) -> None:
         """Read a message, or look what became of a worker that sends none for some seconds."""
         assert self.worker is not None
-        if self._is_readable(timeout):
+        if self._is_ready(timeout):
             self._read_message()
-        elif process.is_gone(self.worker) and not self._is_readable(0):
+        elif process.is_gone(self.worker) and not self._is_ready(0):
             # A process that the worker forked holds the pipe open.
             self._close_pipe()
         else:
@@ -318,6 +331,7 @@ class Channel:
 
     def _drain(self) -> None:
         """Read what the worker sends, which nobody wants: it may wait for that."""
+        self._say_stop()
         self.missing, self.incoming = 0, None
         with suppress(EOFError, OSError):
             while self.pipe is not None and self.pipe.poll():

@@ -38,6 +38,8 @@ cdef struct Control:
     uint64_t[7] _8
     uint64_t cost                      # how many nanoseconds an item takes the worker, about
     uint64_t[7] _7
+    uint64_t by_pipe                   # how many items went over the pipe, or are on their way
+    uint64_t[7] _9
 
 
 cdef inline uint64_t round_up(uint64_t size, uint64_t unit) noexcept nogil:

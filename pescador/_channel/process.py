@@ -22,8 +22,8 @@ import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import connection, reduction, spawn
 from multiprocessing import process as mp_process
-from multiprocessing import reduction, spawn
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -41,6 +41,7 @@ __all__ = [
     "METHODS",
     "Parcel",
     "become_worker",
+    "check_owner",
     "default_method",
     "end",
     "is_gone",
@@ -261,10 +262,30 @@ def new_process(method: str, target: Callable[..., None], args: tuple[Any, ...])
     return cast(BaseProcess, globals()[kind](target=target, args=args, daemon=True))
 
 
+if sys.platform == "win32":
+    _Connection = connection.PipeConnection
+else:
+    _Connection = connection.Connection
+
+
+class _End(_Connection):
+    """An end of a pipe that is closed once, by its owner or by itself.
+
+    Of what is garbage together, the collector may finalize the pipe first. One of multiprocessing
+    closes its descriptor then, but keeps the number, and its owner would close it again, or another
+    file that has got it meanwhile.
+    """
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def pipe(method: str) -> Any:
-    """Return the two ends of a pipe."""
+    """Return the two ends of a pipe; the first one is for this process."""
     context: BaseContext = multiprocessing.get_context(method)
-    return context.Pipe()
+    ours, other = context.Pipe()
+    ours.__class__ = _End
+    return ours, other
 
 
 @contextmanager
@@ -453,6 +474,15 @@ def needs_thread() -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------- end
+
+
+def check_owner(owner: int) -> None:
+    """Raise in another process than the one that started workers, such as one that it forked."""
+    if os.getpid() != owner:
+        raise PescadorError(
+            "a stream from a worker belongs to the process that started the worker; start an "
+            "iteration of its own in this one"
+        )
 
 
 def is_gone(worker: BaseProcess) -> bool:

@@ -28,6 +28,7 @@ that is no mapping of keys to arrays; `ENDED`, the visit has ended; `FAILED`, it
 """
 
 import pickle
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -110,10 +111,17 @@ def item_from(written: bytes | bytearray) -> dict[Any, Any]:
     return decode(pickle.loads(written))
 
 
-def send_item(pipe: Connection, written: bytes, tag: int = 0) -> None:
-    """Send what `write_item` returned."""
+def send_item(
+    pipe: Connection,
+    written: bytes,
+    tag: int = 0,
+    before_each: Callable[[], object] = lambda: None,
+) -> None:
+    """Send what `write_item` returned, in messages."""
+    before_each()
     pipe.send_bytes(ITEM + len(written).to_bytes(8, "little") + tag.to_bytes(8, "little"))
     for start in range(0, len(written), CHUNK):
+        before_each()
         pipe.send_bytes(written, start, min(CHUNK, len(written) - start))
 
 

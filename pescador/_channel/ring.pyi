@@ -19,6 +19,7 @@ class Writer:
 @final
 class Reader(Iterator[dict[Any, Any]]):
     arena: Arena | None
+    by_pipe: int
     received: int
     size: int
     tag: int

@@ -309,7 +309,8 @@ cdef class Writer:
         return 0
 
     def take_pending(self):
-        """Return `pending`, which went another way then."""
+        """Return `pending`, which goes over the pipe: nothing behind it is read before it."""
+        store(&self.control.by_pipe, load(&self.control.by_pipe) + 1)
         item, self.pending = self.pending, None
         self.rows = None
         return item
@@ -553,6 +554,8 @@ cdef class Reader:
         How many items there were.
     arena : Arena or None
         Where it wants items to be written to.
+    by_pipe : int
+        How many items have come over the pipe, which whoever reads it says.
     """
 
     cdef public Arena arena
@@ -567,6 +570,7 @@ cdef class Reader:
     cdef uint64_t tail
     cdef uint64_t head                 # as last seen
     cdef readonly int64_t received     # items
+    cdef public uint64_t by_pipe
 
     def __cinit__(self, SharedMemory memory not None, wake, bint copy):
         memory.claim()
@@ -585,7 +589,7 @@ cdef class Reader:
         cdef uint64_t record_type, length, there
         while True:
             if self.tail == self.head:
-                self.head = load(&self.control.head)
+                self.look()
             if self.tail == self.head or self.memory.in_child:
                 raise StopIteration
             record = self.records + self.tail % RECORDS
@@ -605,6 +609,13 @@ cdef class Reader:
                 raise damaged("the type of a record", record_type)
             self.advance(length)
 
+    cdef inline void look(self) noexcept:
+        """Look for what was written, up to where an item on the pipe comes in between."""
+        cdef uint64_t head = load(&self.control.head)
+        # When an item is sent, all before it was read; what is written after it, is after this word.
+        if load(&self.control.by_pipe) == self.by_pipe:
+            self.head = head
+
     cdef int advance(self, uint64_t length) except -1:
         cdef uint64_t wake_at
         self.tail += length
@@ -622,7 +633,9 @@ cdef class Reader:
         """
         store(&self.control.awaited, awaited)
         store(&self.control.asleep, 1)
-        if load(&self.control.head) != self.tail:
+        if self.tail == self.head:
+            self.look()
+        if self.tail != self.head:
             store(&self.control.asleep, 0)
             return False
         # Blocks may have come back since the worker began to wait.

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import select
 import sys
 import threading
 import traceback
@@ -57,14 +58,28 @@ class _Consumer:
         """Wait until it wakes us, or for some seconds; tell whether it still wants something."""
         try:
             while not self.stopped and self.pipe.poll(timeout):
-                message = self.pipe.recv_bytes()
-                self.stopped = message == STOP
-                if message not in (STOP, WAKE):
-                    self.messages.append(message)
+                self._read()
                 timeout = 0
         except (OSError, EOFError):
             self.stopped = True
         return not self.stopped
+
+    def _read(self) -> None:
+        message = self.pipe.recv_bytes()
+        self.stopped = message == STOP
+        if message not in (STOP, WAKE):
+            self.messages.append(message)
+
+    def _wait_for_room(self) -> None:
+        """Wait until a message can be sent, and read meanwhile: the consumer may wait for that."""
+        poller = select.poll()
+        poller.register(self.pipe.fileno(), select.POLLIN | select.POLLOUT)
+        while not self.stopped:
+            [(_, events)] = poller.poll()
+            if not events & select.POLLIN:
+                return
+            self._read()
+        raise BrokenPipeError
 
     def wake(self) -> None:
         # A consumer that has gone will not read it.
@@ -74,8 +89,8 @@ class _Consumer:
     def send(self, item: Any, tag: int = 0) -> bool:
         """Send an item over the pipe; tell whether it still wants something."""
         try:
-            send_item(self.pipe, write_item(item), tag)
-        except OSError:
+            send_item(self.pipe, write_item(item), tag, self._wait_for_room)
+        except (OSError, EOFError):
             self.stopped = True
         return not self.stopped
 

@@ -1,5 +1,6 @@
 """Worker processes that visits run in."""
 
+import copy
 import math
 import os
 import pickle
@@ -11,6 +12,7 @@ from .. import _schedule
 from .._channel import protocol
 from .._channel.consumer import Channel, raise_from_worker, shared_memory
 from .._channel.protocol import read_news
+from .._channel.signals import Guard
 from ..exceptions import PescadorError
 from .worker import VisitsOf
 
@@ -36,7 +38,8 @@ class Processes:
     """
 
     def __init__(self, parallel: Any, tree: Any) -> None:
-        self.parallel = parallel
+        # Not the original, which may keep these workers: nobody would end them before a collection.
+        self.parallel = copy.copy(parallel)
         self.tree = tree
         self.owner = os.getpid()
         self.max_bytes = max(parallel.max_bytes // parallel.workers, 1)
@@ -49,6 +52,8 @@ class Processes:
         self.arena: Any = None
         # number of a visit -> (its maker, the rows, where in them it may write)
         self.written_until_closed: dict[int, tuple[Any, Any, dict[int, list[int]]]] = {}
+        # Whether a message may be half sent or read, because somebody has interrupted it.
+        self.is_torn = False
 
     # ---------------------------------------------------------------------------------- begin, end
 
@@ -85,7 +90,7 @@ class Processes:
             lambda visit: pool.send_visit(channel, visit),
         )
         if self.run:
-            channel.say(protocol.RUN + self.run)
+            self.send(channel, protocol.RUN + self.run)
         return maker
 
     def wait_for_end(self) -> None:
@@ -107,7 +112,8 @@ class Processes:
 
     def is_usable(self) -> bool:
         """Tell whether all workers are there, for another run."""
-        return self.owner == os.getpid() and not any(
+        is_whole = self.owner == os.getpid() and not self.is_torn
+        return is_whole and not any(
             maker.owner.is_over() or maker.owner.is_gone() for maker in self.makers
         )
 
@@ -116,7 +122,7 @@ class Processes:
         self.schedule = schedule
         self.run = pickle.dumps(run)
         for maker in self.makers:
-            maker.owner.say(protocol.RUN + self.run)
+            self.send(maker.owner, protocol.RUN + self.run)
 
     def leave(self) -> None:
         """Work for no schedule."""
@@ -127,7 +133,9 @@ class Processes:
     def send(self, channel: Channel, message: bytes) -> None:
         """Send a message to a worker."""
         channel.check_owner()
+        before, self.is_torn = self.is_torn, True
         channel.say(message)
+        self.is_torn = before
 
     def send_visit(self, channel: Channel, visit: Any) -> None:
         """Have a visit begin from a state."""
@@ -142,6 +150,7 @@ class Processes:
 
     def wait(self, visit: Any) -> None:
         """Wait until something of a visit has arrived."""
+        self.is_torn = True
         for maker in self.makers:
             maker.flush()
         while True:
@@ -159,6 +168,7 @@ class Processes:
                 channel.listen()
         for maker in self.makers:
             self._receive(maker)
+        self.is_torn = False
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Take what arrives until something holds."""
@@ -225,11 +235,8 @@ class Processes:
             raise PescadorError(f"a worker of {self.parallel!r} has ended")
         self.schedule.n_restarts += 1
         lost = self.schedule.visits_at(maker)
-        maker.owner.end()
-        for number, (other, *_) in list(self.written_until_closed.items()):
-            if other is maker:
-                self._close_rows(number)
-        self.makers[self.makers.index(maker)] = self._new_maker()
+        # As a whole: where it was interrupted halfway, a worker would be left to itself.
+        Guard(lambda: self._put_another(maker), _do_nothing, _do_nothing).__enter__()
         self.schedule.begin_again(lost)
         for other in self.makers:
             other.flush()
@@ -243,6 +250,18 @@ class Processes:
 
         return BatchRows(self.arena, begins, size, columns)
 
+    def _put_another(self, maker: Any) -> None:
+        """Have another worker in the place of one."""
+        maker.owner.end()
+        for number, (other, *_) in list(self.written_until_closed.items()):
+            if other is maker:
+                self._close_rows(number)
+        self.makers[self.makers.index(maker)] = self._new_maker()
+
     def raise_error(self, visit: Any) -> None:
         """Raise what a visit has raised."""
         raise_from_worker(visit.error, visit.name)
+
+
+def _do_nothing() -> None:
+    """See `Guard`."""

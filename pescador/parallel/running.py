@@ -5,6 +5,7 @@ its path: the seed, and which streamer of the tree it is.
 """
 
 import math
+import os
 import time
 from contextlib import suppress
 from typing import Any
@@ -60,6 +61,7 @@ class Running:
         base: dict[str, Any] | None,
         skip: int,
     ) -> None:
+        self.owner = os.getpid()
         self.node = _visits.start_visit(streamer, bound, _visits.root_scope(run, path))
         if base is not None:
             Loader().restore(self.node, base)
@@ -77,24 +79,33 @@ class Running:
     def __next__(self) -> Any:
         return next(self.node)
 
-    def state(self) -> dict[str, Any] | str | None:
-        """Return the state after the last item, or the reason why there is none.
+    def state(self) -> dict[str, Any] | None:
+        """Return the state after the last item; None where there is none that is worth something.
 
-        None where its items are made again, whatever state there is. `due` says when to ask next.
+        `due` says when to ask next.
         """
         now = time.perf_counter()
-        if self.node.replay_cost():
-            self.due = math.inf
-            return None
         saver = Saver()
-        state: Any = saver.save(self.node)
+        state: Any = None
+        # Never again where items are made again whatever state there is, nor where it cannot be
+        # taken: a source that fails to tell its state has not failed to give an item.
+        self.due = math.inf
+        with suppress(Exception):
+            if not self.node.replay_cost():
+                state = saver.save(self.node)
+        if state is None or saver.refused:
+            return None
         self.due = time.perf_counter() + (time.perf_counter() - now) / _SHARE
-        return saver.refusals() or state
+        return state
 
     def close(self) -> None:
         """Close the visit; what a source raises then has no item to be raised at."""
-        with suppress(Exception):
+        try:
             self.node.close_streams()
+        except BaseException:
+            # A process that the source has forked ends by it.
+            if os.getpid() != self.owner:
+                raise
 
     def pickled(self, item: Any) -> dict[Any, Any]:
         """Return what is sent to another process for an item that is no dict of arrays."""

@@ -1,5 +1,6 @@
 """Threads that visits run in."""
 
+import os
 import queue
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _schedule, _visits
+from .._channel.process import check_owner
 from .._channel.protocol import HEARTBEAT
 from .running import Running
 
@@ -80,6 +82,7 @@ class Threads:
         # In the order in which items were ordered.
         self.ready: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.made: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
+        self.owner = os.getpid()
         self.maker = _Maker(self)
         self.threads: list[threading.Thread] = []
         self.schedule: Any = None
@@ -120,6 +123,7 @@ class Threads:
 
     def wait(self, visit: Any) -> None:
         """Wait until something of a visit has arrived."""
+        check_owner(self.owner)
         while True:
             with suppress(queue.Empty):
                 while True:
