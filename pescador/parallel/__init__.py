@@ -227,6 +227,10 @@ class ParallelVisit(_schedule.Begun):
     """
 
     def __init__(self, parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> None:
+        # Before anything can fail: what is only half made is closed, too.
+        self.pool: Any = None
+        self.guard: Guard | None = None
+        self.schedule: Any = None
         _check(parallel)
         self.parallel = parallel
         outer = None if scope is None else scope.run
@@ -244,9 +248,6 @@ class ParallelVisit(_schedule.Begun):
             key = (*outer.sequence.spawn_key, *self.path)
             self.sequence = np.random.SeedSequence(outer.sequence.entropy, spawn_key=key)
             self.governs = outer.governs
-        self.pool: Any = None
-        self.guard: Guard | None = None
-        self.schedule: Any = None
 
     def begin(self) -> Any:
         """Start the workers; return what the items are read from."""
