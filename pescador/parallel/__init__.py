@@ -8,11 +8,11 @@ same wherever it is drawn.
 
 import os
 from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from .. import _core, _hooks, _schedule, _visits
+from .. import _core, _hooks, _isolation, _schedule, _visits
 from .._channel import process
 from .._channel.signals import Guard
 from .._checks import as_bool, as_choice, as_count, is_number
@@ -29,6 +29,9 @@ __all__ = ["ParallelStreamer"]
 T = TypeVar("T")
 
 _KINDS = ("process", "thread")
+
+# What no copy has: its workers that wait, its last iteration, and what is around it.
+_OWN = frozenset({"__pescador_kept__", "__pescador_last__", "__pescador_around__"})
 
 
 def _usable_processors() -> int:
@@ -168,10 +171,19 @@ class ParallelStreamer(Streamer[T]):
         _check(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        for name in ("__pescador_kept__", "__pescador_last__", "__pescador_around__"):
-            state.pop(name, None)
-        return state
+        return {name: value for name, value in self.__dict__.items() if name not in _OWN}
+
+    def __copy__(self) -> Self:
+        result = type(self).__new__(type(self))
+        result.__dict__.update(self.__getstate__())
+        return result
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        for name, value in self.__getstate__().items():
+            result.__dict__[name] = _isolation.isolate(value, memo)
+        return result
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream once, to its end or for `max_iter` items.
