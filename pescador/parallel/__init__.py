@@ -93,7 +93,8 @@ class ParallelStreamer(Streamer[T]):
         changes. Without, it is an error.
     keep_workers : bool
         Whether processes wait for the next iteration, instead of being started anew for each. They
-        know the tree as it was when they were started.
+        know the tree as it was when they were started; another one gets new processes, and so do
+        other options. Another seed or epoch of the same tree does not.
 
     Raises
     ------
@@ -298,7 +299,7 @@ class ParallelVisit(_schedule.Begun):
     def _begin_pool(self, run: _visits.Run) -> None:
         """Have workers: those that were kept, or new ones."""
         kept = self.parallel.__dict__.pop("__pescador_kept__", None)
-        if kept is not None and kept[0].is_usable():
+        if kept is not None and kept[0].is_usable(self.parallel, self.tree):
             self.pool, self.guard = kept
             return
         if self.parallel.kind == "process":
@@ -322,7 +323,9 @@ class ParallelVisit(_schedule.Begun):
             if schedule is not None:
                 schedule.close()
         finally:
-            if schedule is not None and self.parallel.keep_workers and pool.is_usable():
+            if schedule is not None and self.parallel.keep_workers and pool.is_usable(
+                self.parallel, self.tree
+            ):
                 pool.leave()
                 self.parallel.__dict__["__pescador_kept__"] = pool, guard
             else:

@@ -1,5 +1,6 @@
 """Worker processes that visits run in."""
 
+import copy
 import math
 import os
 import pickle
@@ -23,6 +24,9 @@ _LEAST_ROW = 4096
 # How long (in seconds) to wait between two looks at what all workers have sent.
 _PAUSE = 0.0005
 
+# Options that workers are started with.
+_STARTED_WITH = ("workers", "kind", "max_bytes", "start_method")
+
 
 class Processes:
     """Worker processes, and what is on its way from them.
@@ -36,7 +40,8 @@ class Processes:
     """
 
     def __init__(self, parallel: Any, tree: Any) -> None:
-        self.parallel = parallel
+        # A copy: it may keep these workers, which end with it.
+        self.parallel = copy.copy(parallel)
         self.tree = tree
         self.owner = os.getpid()
         self.max_bytes = max(parallel.max_bytes // parallel.workers, 1)
@@ -90,6 +95,8 @@ class Processes:
 
     def wait_for_end(self) -> None:
         """Wait until all workers have ended."""
+        if self.owner != os.getpid():
+            return
         for maker in self.makers:
             maker.owner.stop()
         for maker in self.makers:
@@ -105,17 +112,23 @@ class Processes:
             arena.memory.close()
             arena.memory.close_descriptor()
 
-    def is_usable(self) -> bool:
+    def is_usable(self, parallel: Any, tree: Any) -> bool:
         """Tell whether all workers are there, for another run."""
-        return self.owner == os.getpid() and not any(
-            maker.owner.is_over() or maker.owner.is_gone() for maker in self.makers
+        fields, others = self.parallel.__dict__, parallel.__dict__
+        return (
+            self.owner == os.getpid()
+            and self.tree is tree
+            and all(fields[name] == others[name] for name in _STARTED_WITH)
+            and not any(maker.owner.is_over() or maker.owner.is_gone() for maker in self.makers)
         )
 
     def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
         """Work for this schedule from now on, whose run is made of these."""
         self.schedule = schedule
+        self.n_lost = 0
         self.run = pickle.dumps(run)
         for maker in self.makers:
+            maker.flush()
             maker.owner.say(protocol.RUN + self.run)
 
     def leave(self) -> None:

@@ -110,7 +110,7 @@ class Threads:
         """Work for this schedule."""
         self.schedule = schedule
 
-    def is_usable(self) -> bool:
+    def is_usable(self, parallel: Any, tree: Any) -> bool:
         """Threads cost nothing to start."""
         return False
 
