@@ -93,7 +93,7 @@ class Running:
 
     def close(self) -> None:
         """Close the visit; what a source raises then has no item to be raised at."""
-        with suppress(Exception):
+        with suppress(BaseException):
             self.node.close_streams()
 
     def pickled(self, item: Any) -> dict[Any, Any]:
