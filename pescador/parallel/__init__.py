@@ -131,7 +131,7 @@ class ParallelStreamer(Streamer[T]):
     >>> def noise(scale):
     ...     while True:
     ...         yield {"x": scale * np.random.rand(3)}
-    >>> mux = ShuffledMux([Streamer(noise, scale) for scale in (1, 10, 100)])
+    >>> mux = ShuffledMux([Streamer(noise, s) for s in (1, 10, 100)])
     >>> run = Seeded(mux, 7)
     >>> here = list(run(max_iter=20))
     >>> there = list(ParallelStreamer(run, 2)(max_iter=20))
@@ -200,7 +200,7 @@ class ParallelStreamer(Streamer[T]):
             What the stream gives.
         """
         _core.around(self)
-        visit = ParallelVisit(self, None).bounded(max_iter)
+        visit: Any = ParallelVisit(self, None).bounded(max_iter)
         try:
             with _core.Opened(self, visit) as items:
                 yield from items
@@ -246,7 +246,7 @@ class ParallelVisit(_schedule.Begun):
         self.schedule: Any = None
         _check(parallel)
         self.parallel = parallel
-        outer = None if scope is None else scope.run
+        outer: Any = None if scope is None else scope.run
         self.path = () if scope is None or outer is None else _path_of(scope)
         self.tracks = outer is not None and outer.tracks
         self.tree = parallel.streamer
@@ -323,8 +323,10 @@ class ParallelVisit(_schedule.Begun):
             if schedule is not None:
                 schedule.close()
         finally:
-            if schedule is not None and self.parallel.keep_workers and pool.is_usable(
-                self.parallel, self.tree
+            if (
+                schedule is not None
+                and self.parallel.keep_workers
+                and pool.is_usable(self.parallel, self.tree)
             ):
                 pool.leave()
                 self.parallel.__dict__["__pescador_kept__"] = pool, guard
@@ -369,7 +371,7 @@ def _path_of(scope: _core.Scope) -> tuple[int, ...]:
     return path
 
 
-def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> ParallelVisit:
+def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> Any:
     """Return one visit, under its own seed whatever is around it."""
     return ParallelVisit(parallel, scope)
 

@@ -121,7 +121,7 @@ def _of_value(value: Any, seen: dict[int, Any]) -> str | None:
 
 
 def _reached(function: types.FunctionType) -> Iterable[Any]:
-    """Yield what a function finds under the names in it: random generators, iterators, functions."""
+    """Yield what a function can reach by names: random generators, iterators, functions."""
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):
             yield cell.cell_contents
