@@ -1,11 +1,8 @@
-"""Scripts that run in a process of their own, and what is left of them."""
+"""Scripts that run in a process of their own."""
 
-import pathlib
 import subprocess
 import sys
 import textwrap
-
-import psutil
 
 
 def run(body, *args, stdin=False, path=None, **kwargs):

@@ -21,7 +21,7 @@ from open_trees import Trouble, build, plain, to_open
 import pescador
 from pescador import SPAWN, ArgumentError, ParallelStreamer, PescadorError, Seeded, Streamer
 from pescador._channel import process
-from streams import assert_alike, data, forever, letters
+from streams import data, letters
 
 TREES = int(os.environ.get("PARITY_TREES", "200"))
 
@@ -61,7 +61,7 @@ def pids(i):
         yield i, os.getpid()
 
 
-# ------------------------------------------------------------------------- the items and their order
+# ------------------------------------------------------------------------ the items and their order
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_mux_of_many_short_streams_is_opened_ahead_and_gives_the_same():
         )
         assert list(parallel(max_iter=3000)) == expected
         stats = parallel.stats()
-        assert stats["taken"] == 3000
+        assert stats["taken"] >= 3000
         assert stats["opened"] > 600
         assert stats["restarts"] == 0
 
@@ -267,7 +267,8 @@ def test_not_more_is_made_early_than_max_bytes_holds(kind, wraps):
     with contextlib.closing(
         ParallelStreamer(run, 2, kind=kind, read_ahead=20, max_bytes=2**22).iterate()
     ) as items:
-        for taken in range(1, 100):
+        taken = 99
+        for _ in range(taken):
             next(items)
         time.sleep(0.2)
         # One for each of the streams may have been ordered before it was known how large they are.
@@ -315,9 +316,7 @@ def through_pickle(value):
 @pytest.mark.parametrize("kind", KINDS)
 def test_among_other_streams_it_gives_what_its_own_seed_says(kind):
     def nested(workers):
-        streams = [
-            ParallelStreamer(Seeded(tree(2), i), workers, kind=kind) for i in range(3)
-        ]
+        streams = [ParallelStreamer(Seeded(tree(2), i), workers, kind=kind) for i in range(3)]
         return pescador.StochasticMux(streams, 2, rate=4, random_state=0)
 
     assert plain(list(nested(2)(max_iter=40))) == plain(list(nested(0)(max_iter=40)))
@@ -382,7 +381,7 @@ def test_each_start_method_gives_the_same(method):
     assert plain(list(parallel(max_iter=20))) == plain(list(run(max_iter=20)))
 
 
-# --------------------------------------------------------------------------------- workers that stay
+# -------------------------------------------------------------------------------- workers that stay
 
 
 def test_workers_that_are_kept_serve_the_next_iterations_and_epochs():
@@ -474,3 +473,72 @@ def test_what_cannot_be_streamed_is_refused():
     parallel = ParallelStreamer(pescador.ShuffledMux(letters("ab")), 1)
     with pytest.raises(ArgumentError, match="max_iter=-1"):
         next(parallel.iterate(-1))
+
+
+# ------------------------------------------------------------ batches that workers write items into
+
+
+def images(i, n, side=40):
+    for j in range(n):
+        yield {"x": np.random.rand(side, side), "y": np.array(100 * i + j)}
+
+
+def ragged(i, n):
+    for j in range(n):
+        yield {"x": np.random.rand(40, 40 + (j == 5 and i == 2)), "y": np.array(j)}
+
+
+def batches(tree, size, **options):
+    return Streamer(pescador.buffer_stream, tree, size, **options)
+
+
+POOLS = {
+    "short": lambda: [Streamer(images, i, i % 4 + 1) for i in range(9)],
+    "long": lambda: [Streamer(images, i, 10**6) for i in range(9)],
+}
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("max_bytes", [1, 2**18, 2**28])
+@pytest.mark.parametrize("pool", ["short", "long"])
+def test_batches_are_what_they_are_without_workers(pool, max_bytes, hold):
+    def run():
+        return Seeded(pescador.StochasticMux(POOLS[pool](), 4, rate=6), 5)
+
+    expected = plain(list(batches(run(), 8)(max_iter=12)))
+    parallel = ParallelStreamer(run(), 2, max_bytes=max_bytes, keep_workers=True)
+    for _ in range(3):
+        found, held = [], []
+        for batch in batches(parallel, 8)(max_iter=12):
+            found.append(plain(batch))
+            # What the consumer does to a batch is nobody else's.
+            batch["x"][...] = -1
+            if hold:
+                held.append(batch)
+        assert found == expected
+        assert all((batch["x"] == -1).all() for batch in held)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_the_last_batch_is_what_it_is_without_workers(partial):
+    run = Seeded(pescador.ChainMux([Streamer(images, i, 7) for i in range(5)]), 5)
+    parallel = ParallelStreamer(run, 2)
+    assert plain(list(batches(parallel, 8, partial=partial))) == plain(
+        list(batches(run, 8, partial=partial))
+    )
+
+
+def test_two_sizes_of_batches_of_one_streamer_are_each_as_without_workers():
+    run = Seeded(pescador.ShuffledMux([Streamer(images, i, 10**6) for i in range(5)]), 5)
+    parallel = ParallelStreamer(run, 2)
+    pairs = zip(batches(parallel, 4)(max_iter=6), batches(parallel, 6)(max_iter=6), strict=True)
+    four, six = zip(*((plain(a), plain(b)) for a, b in pairs), strict=True)
+    assert list(four) == plain(list(batches(run, 4)(max_iter=6)))
+    assert list(six) == plain(list(batches(run, 6)(max_iter=6)))
+
+
+def test_items_that_do_not_fit_together_fail_as_they_do_without_workers():
+    run = Seeded(pescador.RoundRobinMux([Streamer(ragged, i, 9) for i in range(4)]), 5)
+    assert read(batches(ParallelStreamer(run, 2), 8)(max_iter=9)) == read(
+        batches(run, 8)(max_iter=9)
+    )

@@ -113,7 +113,7 @@ def test_a_stream_that_calls_sys_exit_does_not_end_well(kind):
     stream = in_turn(Streamer(leaving, sys.exit), Streamer(counted, 0), kind=kind).iterate()
     assert [next(stream), next(stream)] == [1, (0, 0)]
     # Here, it is what would be raised without workers.
-    with pytest.raises(PescadorError if kind == "process" else SystemExit, match="SystemExit|^$"):
+    with pytest.raises(PescadorError if kind == "process" else SystemExit, match=r"SystemExit|^$"):
         next(stream)
     assert not workers()
 
@@ -156,7 +156,7 @@ def test_a_stream_that_ends_its_process_each_time_is_an_error_with_restart_too()
     assert not workers()
 
 
-# ---------------------------------------------------------------------------- workers that are killed
+# -------------------------------------------------------------------------- workers that are killed
 
 
 def test_a_killed_worker_is_an_error_within_a_second_after_what_has_arrived():
@@ -205,6 +205,53 @@ def test_with_restart_not_an_item_changes_however_many_workers_are_killed(leaf, 
         assert items == expected
         assert 1 <= parallel.stats()["restarts"] <= 6
     assert not workers()
+
+
+def images(i, n):
+    for j in range(n):
+        yield {"x": np.random.rand(40, 40), "y": np.array(100 * i + j)}
+
+
+def test_batches_that_killed_workers_were_writing_into_come_whole():
+    streams = [Streamer(images, i, 10**6) for i in range(6)]
+    run = Seeded(pescador.StochasticMux(streams, 4, rate=20), 3)
+    expected = plain(list(pescador.buffer_stream(run(max_iter=480), 8)))
+    pause = random.Random(1)
+    for _ in range(3):
+        tree = ParallelStreamer(run, 2, restart=True)
+        stream = Streamer(pescador.buffer_stream, tree, 8).iterate(60)
+        kill_at = sorted(pause.sample(range(1, 60), 6))
+        found, held = [], []
+        for batch in stream:
+            found.append(plain(batch))
+            held.append(batch)
+            if len(found) in kill_at:
+                time.sleep(pause.random() * 0.01)
+                os.kill(pause.choice(workers()).pid, signal.SIGKILL)
+        assert found == expected
+        assert plain(held) == expected
+        assert tree.stats()["restarts"] >= 1
+    assert not workers()
+
+
+def test_batches_of_a_forked_child_and_its_parent_are_their_own():
+    run = Seeded(pescador.ShuffledMux([Streamer(images, i, 10**6) for i in range(4)]), 3)
+    expected = plain(list(pescador.buffer_stream(run(max_iter=160), 8)))
+    stream = Streamer(pescador.buffer_stream, ParallelStreamer(run, 2), 8).iterate(20)
+    held = [next(stream) for _ in range(3)]
+    child = os.fork()
+    if child == 0:
+        verdict = 1
+        with contextlib.suppress(BaseException):
+            verdict = int(plain(held) != expected[:3])
+            for batch in held:
+                batch["x"][:] = -1
+            del stream, held
+            gc.collect()
+        os._exit(verdict)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert plain(held) == expected[:3]
+    assert plain(list(stream)) == expected[3:]
 
 
 def test_a_run_that_has_lost_workers_can_be_saved():
@@ -371,7 +418,9 @@ def test_a_script_needs_no_guard(method, way, tmp_path):
 
 @pytest.mark.parametrize("method", process.METHODS)
 def test_ctrl_c_ends_consumer_and_workers_without_noise(method):
-    body = SCRIPT + """
+    body = (
+        SCRIPT
+        + """
     pids = set()
     try:
         for _, pid in parallel:
@@ -383,13 +432,16 @@ def test_ctrl_c_ends_consumer_and_workers_without_noise(method):
     import multiprocessing, psutil
     print(any(psutil.pid_exists(pid) for pid in pids), parallel.active)
     """
+    )
     done = run(body, method, start_new_session=True)
     assert (done.stdout, done.stderr) == ("interrupted 2\nFalse 0\n", "")
 
 
 @pytest.mark.parametrize("method", process.METHODS)
 def test_the_workers_of_a_killed_consumer_end(method):
-    body = SCRIPT + """
+    body = (
+        SCRIPT
+        + """
     pids = {pid for _, pid in parallel(max_iter=50)}
     pids = set()
     for _, pid in parallel:
@@ -398,6 +450,7 @@ def test_the_workers_of_a_killed_consumer_end(method):
             print(*pids, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
     """
+    )
     done = run(body, method)
     for pid in map(int, done.stdout.split()):
         with contextlib.suppress(psutil.NoSuchProcess):

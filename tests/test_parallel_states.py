@@ -85,10 +85,10 @@ def test_any_tree_goes_on_from_any_item_with_any_workers(description, n, places)
             assume(False)
 
     items, failure = read(tree().iterate(n))
-    stream, done = None, 0
+    state, done = None, 0
     for place, (workers, kind) in sorted(places):
         parallel = ParallelStreamer(tree(), workers, kind=kind)
-        stream = parallel.open(n) if stream is None else parallel.open(state=state)
+        stream = parallel.open(n) if state is None else parallel.open(state=state)
         cut = round(place * len(items))
         assert read(stream, cut - done) == (items[done:cut], None)
         state, done = through_pickle(stream.state_dict()), cut
@@ -138,10 +138,16 @@ def test_every_kind_of_stream_goes_on_under_any_number_of_workers(leaf, above):
     assert in_parts(tree, WAYS, 9, 70) == read(tree().iterate(70))
 
 
+def images(scale):
+    while True:
+        yield {"x": scale * np.random.rand(40, 40), "y": np.random.randint(9)}
+
+
+@pytest.mark.parametrize("source", [noise, images])
 @pytest.mark.parametrize("above", ["tuples", "batches"])
-def test_maps_of_it_go_on(above):
+def test_maps_of_it_go_on(above, source):
     def mapped(workers):
-        run = Seeded(pescador.ShuffledMux([Streamer(noise, i) for i in range(4)]), 2)
+        run = Seeded(pescador.ShuffledMux([Streamer(source, i) for i in range(4)]), 2)
         tree = ParallelStreamer(run, workers)
         if above == "tuples":
             return Streamer(pescador.tuples, tree, "x", "y")

@@ -71,8 +71,7 @@ def of_a_helper():
 
 
 def lines_of_a_name():
-    for line in LINES:
-        yield line
+    yield from LINES
 
 
 def closed_over(rng):

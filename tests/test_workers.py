@@ -14,11 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 import psutil
 import pytest
+from scripts import run
 
 import pescador
 from pescador import PescadorError, Streamer, ZMQStreamer
 from pescador._channel import consumer, process
-from scripts import run
 from streams import data
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks")
