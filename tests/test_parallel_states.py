@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -231,3 +232,33 @@ def test_a_long_visit_whose_iterator_knows_its_place_is_not_made_again(kind):
     assert read(tree().open(40), 40)[0] == expected[:40]
     with ParallelStreamer(tree(), 1).open(state=state) as stream:
         assert next(stream) == index // 2
+
+
+class Slow(Resumable):
+    """As one whose items take long, so that states of it are worth to be sent."""
+
+    def __iter__(self):
+        for_ever = super().__iter__()
+
+        class Steps(type(for_ever)):
+            def __next__(self):
+                time.sleep(0.03)
+                return super().__next__()
+
+        return Steps(self.i, self.n)
+
+
+def test_a_state_that_a_visit_has_reached_ahead_of_the_run_is_not_the_runs():
+    def tree():
+        return Seeded(pescador.RoundRobinMux([Streamer(Slow(i, 30)) for i in range(2)]), 1)
+
+    items = read(tree().iterate(40))[0]
+    with ParallelStreamer(tree(), 2, read_ahead=8).open(40) as stream:
+        for n in range(1, 25):
+            assert plain(next(stream)) == items[n - 1]
+            if n % 4 == 0:
+                # What was ordered early has arrived, and its state.
+                time.sleep(0.3)
+                state = through_pickle(stream.state_dict())
+                with ParallelStreamer(tree(), 0).open(state=state) as other:
+                    assert read(other, 3)[0] == items[n : n + 3]
