@@ -51,10 +51,12 @@ lint: $(VENV)/dev
 test-all: $(PEERS)/done
 	$(PYTHON) tests/on_every_python.py
 
-# More random trees, against the reference releases and saved and restored: make parity N=100000
+# More random trees, against the reference releases, saved and restored, and in workers:
+# make parity N=100000
 N ?= 20000
 parity: $(VENV)/dev $(PEERS)/done
 	PARITY_TREES=$(N) $(BIN)/pytest tests/parity/test_samples.py tests/test_states.py
+	PARITY_TREES=$(N) $(BIN)/pytest tests/test_parallel.py tests/test_parallel_states.py -k any_tree
 
 # Millions of items and 200 GB from a worker, and hundreds of streams broken at random moments: a
 # few minutes. Part of it: make soak SOAK="--small 0 --large 0 --faults 5000 --seed 1"

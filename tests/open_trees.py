@@ -7,6 +7,7 @@ build it again.
 import pathlib
 import random
 import tempfile
+import time
 import zlib
 
 import numpy as np
@@ -24,6 +25,8 @@ class Trouble:
 
     left = None
     kind = Failure
+    # How long (in seconds) a stream sleeps at most before each item.
+    longest_sleep = 0.0
 
     @classmethod
     def after(cls, n, kind=Failure):
@@ -31,6 +34,9 @@ class Trouble:
 
     @classmethod
     def meet(cls):
+        if cls.longest_sleep:
+            # Drawn from the system: the states that streams draw from stay as they are.
+            time.sleep(random.SystemRandom().random() * cls.longest_sleep)
         if cls.left is None:
             return
         cls.left -= 1

@@ -1,8 +1,13 @@
-"""What bench/soak_parallel.py has found in ParallelStreamer, each by itself."""
+"""What becomes of a ParallelStreamer when a stream, a worker or the consumer fails."""
 
+import contextlib
 import gc
+import itertools
 import multiprocessing
 import os
+import pathlib
+import pickle
+import random
 import signal
 import sys
 import threading
@@ -11,203 +16,573 @@ import time
 import numpy as np
 import psutil
 import pytest
+from open_trees import Resumable, plain
+from scripts import run
 
 import pescador
-from pescador import ParallelStreamer, PescadorError, RoundRobinMux, Seeded, Streamer
-from pescador._channel import process, protocol, worker
-from pescador._channel.protocol import ORDERS
+from pescador import ParallelStreamer, PescadorError, Seeded, Streamer
+from pescador._channel import process
+from pescador.sources import Rows
+from streams import Failure, data, failing, forever
 
-KINDS = pytest.mark.parametrize("kind", ["process", "thread"])
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks")
 
-
-def numbers(i, n=10**9):
-    for j in range(n):
-        yield i, j
+KINDS = ("process", "thread")
 
 
-def cycle(*streams):
-    """A run that runs in threads as well."""
-    return Seeded(RoundRobinMux(streams, mode="cycle"), 0, states=())
+def counted(i, n=10**9):
+    for value in range(n):
+        yield i, value
 
 
-class Counting:
-    """Its iterator can tell where it is; `tell` makes what it tells of that."""
-
-    def __init__(self, pause, tell=int):
-        self.pause, self.tell = pause, tell
-
-    def __iter__(self):
-        return CountingIterator(self.pause, self.tell)
+def noise(scale, n=10**9):
+    for _ in range(n):
+        yield {"x": scale * np.random.rand(3)}
 
 
-class CountingIterator:
-    def __init__(self, pause, tell):
-        self.pause, self.tell, self.at = pause, tell, 0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        time.sleep(self.pause)
-        self.at += 1
-        return self.at
-
-    def state_dict(self):
-        return {"at": self.tell(self.at)}
-
-    def load_state_dict(self, state):
-        self.at = state["at"]
+def pids(i):
+    while True:
+        yield i, os.getpid()
 
 
-def ends(*functions):
-    """Call functions at the same time; tell whether all of them return."""
-    threads = [threading.Thread(target=function, daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    return not any(thread.is_alive() for thread in threads)
-
-
-def fail(at):
-    raise ValueError("it cannot tell")
-
-
-def test_kept_workers_give_nothing_of_the_run_before():
-    parallel = ParallelStreamer(
-        cycle(*(Streamer(numbers, i) for i in range(3))), 1, read_ahead=50, keep_workers=True
-    )
-    expected = [(i % 3, i // 3) for i in range(30)]
-    for n in (1, 2, 5, 30):
-        assert list(parallel(max_iter=n)) == expected[:n]
-        # All that was ordered is made.
-        time.sleep(0.1)
-
-
-@KINDS
-def test_a_state_that_was_told_early_counts_when_its_items_are_given(kind):
-    parallel = ParallelStreamer(cycle(Streamer(Counting(0.002))), 1, read_ahead=100, kind=kind)
-    with parallel.open() as stream:
-        assert [next(stream) for _ in range(50)] == list(range(1, 51))
-        time.sleep(0.3)
-        assert [next(stream) for _ in range(2)] == [51, 52]
-        state = stream.state_dict()
-    with parallel.open(state=state) as stream:
-        assert [next(stream) for _ in range(100)] == list(range(53, 153))
-
-
-@KINDS
-@pytest.mark.parametrize("tell", [fail, lambda at: object()])
-def test_a_source_that_cannot_tell_its_state_gives_its_items_again(kind, tell):
-    parallel = ParallelStreamer(
-        cycle(Streamer(Counting(0.01, tell))), 1, kind=kind, restart=True, start_method="fork"
-    )
-    with parallel.open() as stream:
-        assert [next(stream) for _ in range(20)] == list(range(1, 21))
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGKILL)
-        assert [next(stream) for _ in range(20)] == list(range(21, 41))
-
-
-@KINDS
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_a_forked_copy_of_the_consumer_leaves_the_workers_alone(kind):
-    parallel = ParallelStreamer(cycle(Streamer(numbers, 0), Streamer(numbers, 1)), 2, kind=kind)
-    with parallel.open() as stream:
-        got = [next(stream) for _ in range(4)]
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                signal.alarm(20)
-                with pytest.raises(PescadorError, match="belongs to the process"):
-                    list(zip(range(1000), stream, strict=False))
-                stream.close()
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(child, 0)[1] == 0
-        got += [next(stream) for _ in range(1000)]
-    assert got == [(i % 2, i // 2) for i in range(1004)]
-
-
-def test_a_worker_that_is_suspended_is_ended_though_its_pipe_is_full():
-    parallel = ParallelStreamer(cycle(Streamer(numbers, 0)), 1, start_method="fork")
-    parallel.timeout = 0.2
-    stream = parallel.open()
-    next(stream)
-    [child] = multiprocessing.active_children()
-    suspended = psutil.Process(child.pid)
-    suspended.suspend()
-    [maker] = stream._root().pool.makers
-    while maker.owner._is_ready(0, to_write=True):
-        maker.owner.say(b"w")
-    # Room for the last words, by poll, is a quarter of the pipe; all of it is taken.
-    os.set_blocking(maker.owner.pipe.fileno(), False)
-    for _ in range(10_000):
-        maker.owner.say(b"w")
-    os.set_blocking(maker.owner.pipe.fileno(), True)
-    assert ends(stream.close)
-    assert not suspended.is_running()
-
-
-def test_a_worker_reads_while_it_sends_an_item_over_the_pipe():
-    ours, other = process.pipe("spawn")
-    consumer = worker._Consumer(other)
-    order = ORDERS + bytes(10**6)
-
-    def say_and_listen():
-        ours.send_bytes(order)
-        missing, _ = protocol.read_item_head(ours.recv_bytes())
-        while missing:
-            missing -= len(ours.recv_bytes())
-
-    assert ends(say_and_listen, lambda: consumer.send({"x": np.zeros(10**6)}, 3))
-    assert list(consumer.messages) == [order]
-    ours.close()
-    other.close()
-
-
-def test_kept_workers_end_with_their_streamer_without_a_collection():
+def workers():
     gc.collect()
-    gc.disable()
+    return multiprocessing.active_children()
+
+
+def read(items):
+    """Return all items, plain, and what was raised after them."""
+    given = []
     try:
-        parallel = ParallelStreamer(cycle(Streamer(numbers, 0)), 1, keep_workers=True)
-        assert len(list(parallel(max_iter=3))) == 3
-        assert multiprocessing.active_children()
-        del parallel
-        assert not multiprocessing.active_children()
-    finally:
-        gc.enable()
+        for item in items:
+            given.append(plain(item))
+    except Exception as error:
+        return given, error
+    return given, None
 
 
-def test_the_end_of_a_pipe_that_was_finalized_first_is_closed_once():
-    ours, other = process.pipe("spawn")
-    number = ours.fileno()
-    ours.__del__()
-    again = [os.open(os.devnull, os.O_RDONLY)]
-    while again[-1] < number:
-        again.append(os.dup(again[0]))
-    ours.close()
-    other.close()
-    for descriptor in again:
-        os.close(descriptor)
+def in_turn(*streams, **kwargs):
+    """Streams that give an item each in turn, made in two workers."""
+    mux = pescador.RoundRobinMux(streams, "exhaustive")
+    return ParallelStreamer(Seeded(mux, 1, states=()), 2, **kwargs)
 
 
-def leaving(i):
+# ------------------------------------------------------------------------------ streams that raise
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_stream_raises_is_raised_where_its_item_would_have_come(kind):
+    parallel = in_turn(Streamer(counted, 0), Streamer(failing, 3), kind=kind)
+    items, error = read(parallel)
+    assert items == [[0, 0], 0, [0, 1], 1, [0, 2], 2, [0, 3]]
+    assert type(error) is Failure
+    assert error.args == (3,)
+    if kind == "process":
+        assert "raise Failure(n)" in str(error.__cause__)
+        assert "failing, 3" in str(error.__cause__) or "failing(3)" in str(error.__cause__)
+    assert not workers()
+    assert parallel.active == 0
+
+
+class Unpicklable(Exception):
+    def __init__(self, a, b):
+        super().__init__(a)
+        self.lock = threading.Lock()
+
+
+def raising(make):
+    yield 1
+    raise make()
+
+
+def test_an_exception_that_cannot_be_sent_is_an_error_with_its_text():
+    items, error = read(in_turn(Streamer(raising, lambda: Unpicklable("lost", 2))))
+    assert items == [1]
+    assert type(error) is PescadorError
+    assert "Unpicklable: lost" in str(error)
+    assert "raise make()" in str(error.__cause__)
+
+
+def leaving(how):
+    yield 1
+    how()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_that_calls_sys_exit_does_not_end_well(kind):
+    stream = in_turn(Streamer(leaving, sys.exit), Streamer(counted, 0), kind=kind).iterate()
+    assert [next(stream), next(stream)] == [1, (0, 0)]
+    # Here, it is what would be raised without workers.
+    with pytest.raises(PescadorError if kind == "process" else SystemExit, match=r"SystemExit|^$"):
+        next(stream)
+    assert not workers()
+
+
+def close_badly():
     try:
         while True:
-            yield i
+            yield 1
     finally:
-        raise SystemExit("closed")
+        sys.exit(3)
 
 
-@KINDS
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_a_source_raises_while_it_is_closed_ends_no_worker(kind):
-    mux = pescador.StochasticMux(
-        [Streamer(leaving, i) for i in range(3)], 1, 2, dist="constant", random_state=0
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_that_exits_while_it_is_closed_stops_nobody(kind):
+    streams = [Streamer(close_badly)] * 6
+    run = Seeded(pescador.StochasticMux(streams, 2, rate=2, dist="constant"), 1, states=())
+    with contextlib.closing(ParallelStreamer(run, 2, kind=kind).iterate(60)) as items:
+        assert list(items) == [1] * 60
+
+
+def end_process(code):
+    return lambda: os._exit(code)
+
+
+def test_a_stream_that_ends_its_process_is_an_error_that_says_how():
+    # Buffered items may be lost with the process: all before it come in their order.
+    items, error = read(in_turn(Streamer(leaving, end_process(7)), Streamer(counted, 0)))
+    assert type(error) is PescadorError
+    assert "exited with code 7" in str(error)
+    assert items == [1, [0, 0], *([1], [0, 1])][: len(items)]
+    assert not workers()
+
+
+def test_a_stream_that_ends_its_process_each_time_is_an_error_with_restart_too():
+    parallel = in_turn(Streamer(leaving, end_process(7)), Streamer(counted, 0), restart=True)
+    items, error = read(parallel)
+    assert items == [1, [0, 0]]
+    assert "exited with code 7" in str(error)
+    assert parallel.stats()["restarts"] < 20
+    assert not workers()
+
+
+# -------------------------------------------------------------------------- workers that are killed
+
+
+def test_a_killed_worker_is_an_error_within_a_second_after_what_has_arrived():
+    parallel = ParallelStreamer(pescador.ShuffledMux([Streamer(pids, i) for i in range(4)]), 2)
+    items = parallel.iterate()
+    _, pid = next(items)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(PescadorError, match="SIGKILL"):
+        for _ in items:
+            pass
+    assert not workers()
+
+
+def slow_noise(scale, n):
+    for _ in range(n):
+        time.sleep(0.0005)
+        yield scale * np.random.rand()
+
+
+LEAVES = {
+    "generators": lambda i: Streamer(slow_noise, 10**i, 30),
+    "sources": lambda i: Rows({"x": np.arange(50.0)}, order="shuffled"),
+    "own state": lambda i: Streamer(Resumable(i, 40)),
+    "maps": lambda i: Streamer(pescador.transform, Streamer(slow_noise, i, 40), str),
+}
+
+
+@pytest.mark.parametrize("tracks", [False, True])
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_with_restart_not_an_item_changes_however_many_workers_are_killed(leaf, tracks):
+    streams = [LEAVES[leaf](i) for i in range(6)]
+    run = Seeded(pescador.StochasticMux(streams, 4, rate=20), 3)
+    expected = plain(list(run(max_iter=400)))
+    pause = random.Random(1)
+    for _ in range(3):
+        parallel = ParallelStreamer(run, 2, restart=True)
+        stream = parallel.open(400) if tracks else parallel.iterate(400)
+        kill_at = sorted(pause.sample(range(1, 400), 6))
+        items = []
+        with contextlib.closing(stream):
+            for item in stream:
+                items.append(plain(item))
+                if len(items) in kill_at:
+                    time.sleep(pause.random() * 0.01)
+                    os.kill(pause.choice(workers()).pid, signal.SIGKILL)
+        assert items == expected
+        assert 1 <= parallel.stats()["restarts"] <= 6
+    assert not workers()
+
+
+def images(i, n):
+    for j in range(n):
+        yield {"x": np.random.rand(40, 40), "y": np.array(100 * i + j)}
+
+
+def test_batches_that_killed_workers_were_writing_into_come_whole():
+    streams = [Streamer(images, i, 10**6) for i in range(6)]
+    run = Seeded(pescador.StochasticMux(streams, 4, rate=20), 3)
+    expected = plain(list(pescador.buffer_stream(run(max_iter=480), 8)))
+    pause = random.Random(1)
+    for _ in range(3):
+        tree = ParallelStreamer(run, 2, restart=True)
+        stream = Streamer(pescador.buffer_stream, tree, 8).iterate(60)
+        kill_at = sorted(pause.sample(range(1, 60), 6))
+        found, held = [], []
+        for batch in stream:
+            found.append(plain(batch))
+            held.append(batch)
+            if len(found) in kill_at:
+                time.sleep(pause.random() * 0.01)
+                os.kill(pause.choice(workers()).pid, signal.SIGKILL)
+        assert found == expected
+        assert plain(held) == expected
+        assert tree.stats()["restarts"] >= 1
+    assert not workers()
+
+
+def test_batches_of_a_forked_child_and_its_parent_are_their_own():
+    run = Seeded(pescador.ShuffledMux([Streamer(images, i, 10**6) for i in range(4)]), 3)
+    expected = plain(list(pescador.buffer_stream(run(max_iter=160), 8)))
+    stream = Streamer(pescador.buffer_stream, ParallelStreamer(run, 2), 8).iterate(20)
+    held = [next(stream) for _ in range(3)]
+    child = os.fork()
+    if child == 0:
+        verdict = 1
+        with contextlib.suppress(BaseException):
+            verdict = int(plain(held) != expected[:3])
+            for batch in held:
+                batch["x"][:] = -1
+            del stream, held
+            gc.collect()
+        os._exit(verdict)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert plain(held) == expected[:3]
+    assert plain(list(stream)) == expected[3:]
+
+
+def test_a_run_that_has_lost_workers_can_be_saved():
+    streams = [LEAVES[leaf](i) for i, leaf in enumerate(LEAVES)] * 2
+    run = Seeded(pescador.StochasticMux(streams, 4, rate=20), 3)
+    expected = plain(list(run(max_iter=300)))
+    with ParallelStreamer(run, 2, restart=True).open(300) as stream:
+        items = [plain(next(stream)) for _ in range(50)]
+        for worker in workers():
+            os.kill(worker.pid, signal.SIGKILL)
+        items += [plain(next(stream)) for _ in range(50)]
+        state = pickle.loads(pickle.dumps(stream.state_dict()))
+    assert items == expected[:100]
+    assert plain(list(ParallelStreamer(run, 1).open(state=state))) == expected[100:]
+
+
+def test_a_state_that_was_loaded_survives_the_loss_of_workers():
+    streams = [LEAVES[leaf](i) for i, leaf in enumerate(LEAVES)] * 2
+    run = Seeded(pescador.StochasticMux(streams, 4, rate=20), 3)
+    expected = plain(list(run(max_iter=300)))
+    with run.open(300) as stream:
+        for _ in range(100):
+            next(stream)
+        state = stream.state_dict()
+    with ParallelStreamer(run, 0).open(300) as stream:
+        for _ in range(100):
+            next(stream)
+        state = stream.state_dict()
+    with ParallelStreamer(run, 2, restart=True).open(state=state) as stream:
+        items = [plain(next(stream))]
+        for worker in workers():
+            os.kill(worker.pid, signal.SIGKILL)
+        assert items + plain(list(stream)) == expected[100:]
+
+
+def test_a_stopped_worker_is_waited_for_and_can_be_closed():
+    run = Seeded(pescador.ShuffledMux([Streamer(noise, i) for i in range(4)]), 1)
+    expected = plain(list(run(max_iter=3000)))
+    with contextlib.closing(ParallelStreamer(run, 2).iterate(3000)) as items:
+        found = [plain(next(items))]
+        for worker in workers():
+            os.kill(worker.pid, signal.SIGSTOP)
+            threading.Timer(0.3, os.kill, (worker.pid, signal.SIGCONT)).start()
+        assert found + plain(list(items)) == expected
+    parallel = ParallelStreamer(run, 2)
+    parallel.timeout = 0.1
+    items = parallel.iterate()
+    next(items)
+    stopped = [psutil.Process(worker.pid) for worker in workers()]
+    for worker in stopped:
+        worker.suspend()
+    items.close()
+    assert not any(worker.is_running() for worker in stopped)
+
+
+def test_a_killed_worker_that_was_kept_is_replaced_in_the_next_iteration():
+    mux = pescador.ShuffledMux([Streamer(pids, i) for i in range(4)])
+    parallel = ParallelStreamer(mux, 2, keep_workers=True)
+    list(parallel(max_iter=9))
+    before = {worker.pid for worker in workers()}
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    for pid in before:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(5)
+    assert not before & {pid for _, pid in parallel(max_iter=30)}
+    del parallel
+    assert not workers()
+
+
+# ------------------------------------------------------------------------------------- the consumer
+
+
+@pytest.mark.parametrize("keep_workers", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [2, 2**18])
+def test_nothing_is_left_behind(size, kind, keep_workers):
+    consumer = psutil.Process()
+    shared = pathlib.Path("/dev/shm")
+
+    def streams():
+        return pescador.ShuffledMux([Streamer(data, 20, (size,)) for _ in range(4)])
+
+    def left():
+        gc.collect()
+        # Semaphores and joblib's folders come and go with the processes of others.
+        files = [path for path in shared.glob("*") if not path.name.startswith(("sem.", "joblib"))]
+        maps = [m for m in consumer.memory_maps(grouped=False) if "memfd" in m.path]
+        return consumer.num_fds(), consumer.num_threads(), sorted(files), len(maps), workers()
+
+    def use():
+        run = Seeded(streams(), 1, states=())
+        parallel = ParallelStreamer(run, 2, kind=kind, keep_workers=keep_workers)
+        list(parallel(max_iter=10))
+        # Dropped, and closed early.
+        next(iter(parallel))
+        items = parallel.iterate()
+        next(items)
+        items.close()
+        with parallel.open() as stream:
+            next(stream)
+
+    use()
+    before = left()
+    for _ in range(4):
+        use()
+    assert left() == before
+
+
+def test_arrays_outlive_the_iteration_and_its_workers():
+    mux = pescador.ShuffledMux([Streamer(data, 9, (50_000,)) for _ in range(3)])
+    arrays = [item["X"] for item in ParallelStreamer(mux, 2)(max_iter=20)]
+    values = [float(array[0]) for array in arrays]
+    gc.collect()
+    for array, value in zip(arrays, values, strict=True):
+        assert (array == value).all()
+        array += 1
+
+
+def test_a_consumer_that_raises_leaves_nothing():
+    def train():
+        for _ in ParallelStreamer(pescador.ShuffledMux([Streamer(noise, 1)] * 3), 2):
+            raise Failure
+
+    with pytest.raises(Failure):
+        train()
+    assert not workers()
+
+
+SCRIPT = """
+    import threading
+    def source(i):
+        while True:
+            yield i, os.getpid()
+    mux = pescador.ShuffledMux([pescador.Streamer(source, i) for i in range(4)])
+    parallel = pescador.ParallelStreamer(mux, 2, start_method=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "stdin", "command"])
+@pytest.mark.parametrize("method", process.METHODS)
+def test_a_script_needs_no_guard(method, way, tmp_path):
+    body = """
+    print("run")
+    class Damaged(Exception):
+        pass
+    scale = 2
+    def numbers(i):
+        for j in range(2):
+            yield {"x": np.array(scale * i + j)}
+        raise Damaged("of the script")
+    mux = pescador.RoundRobinMux([pescador.Streamer(numbers, i) for i in range(2)])
+    try:
+        for item in pescador.ParallelStreamer(mux, 2, start_method=sys.argv[1]):
+            print(int(item["x"]))
+    except Damaged as error:
+        print(error)
+    """
+    path = tmp_path / "script.py" if way == "file" else None
+    done = run(body, method, stdin=way == "stdin", path=path)
+    assert done.stdout.split("\n") == ["run", "0", "2", "1", "3", "of the script", ""], done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("method", process.METHODS)
+def test_ctrl_c_ends_consumer_and_workers_without_noise(method):
+    body = (
+        SCRIPT
+        + """
+    pids = set()
+    try:
+        for _, pid in parallel:
+            if len(pids) == 1 and pid not in pids:
+                threading.Timer(0.05, os.killpg, (0, signal.SIGINT)).start()
+            pids.add(pid)
+    except KeyboardInterrupt:
+        print("interrupted", len(pids))
+    import multiprocessing, psutil
+    print(any(psutil.pid_exists(pid) for pid in pids), parallel.active)
+    """
     )
-    run = Seeded(mux, 0, states=())
-    expected = list(ParallelStreamer(run, 0)(max_iter=50))
-    assert list(ParallelStreamer(run, 1, kind=kind)(max_iter=50)) == expected
+    done = run(body, method, start_new_session=True)
+    assert (done.stdout, done.stderr) == ("interrupted 2\nFalse 0\n", "")
+
+
+@pytest.mark.parametrize("method", process.METHODS)
+def test_the_workers_of_a_killed_consumer_end(method):
+    body = (
+        SCRIPT
+        + """
+    pids = {pid for _, pid in parallel(max_iter=50)}
+    pids = set()
+    for _, pid in parallel:
+        pids.add(pid)
+        if len(pids) == 2:
+            print(*pids, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    )
+    done = run(body, method)
+    for pid in map(int, done.stdout.split()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forked_child_of_the_consumer_gets_an_error_and_harms_nothing(kind):
+    mux = pescador.ShuffledMux([Streamer(noise, 10**i) for i in range(4)])
+    run = Seeded(mux, 1, states=("numpy",) if kind == "process" else ())
+    if kind == "thread":
+        run.streamer = pescador.ShuffledMux([Rows({"x": np.arange(99)}) for _ in range(4)])
+    items = ParallelStreamer(run, 2, kind=kind).iterate(300)
+    found = [plain(next(items))]
+    child = os.fork()
+    if child == 0:
+        verdict = 1
+        with contextlib.suppress(BaseException):
+            signal.alarm(20)
+            try:
+                # What had arrived before the fork may be given.
+                for _ in items:
+                    pass
+            except PescadorError as error:
+                verdict = int("belongs to the process" not in str(error))
+            del items
+            gc.collect()
+        os._exit(verdict)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert found + plain(list(items)) == plain(list(run(max_iter=300)))
+
+
+@pytest.mark.parametrize("keep_workers", [False, True])
+def test_a_forked_child_that_ends_leaves_the_workers_alone(keep_workers):
+    body = f"""
+        def source(i):
+            for j in range(100):
+                time.sleep(0.001)
+                yield j
+        mux = pescador.ChainMux([pescador.Streamer(source, i) for i in range(3)])
+        parallel = pescador.ParallelStreamer(mux, 2, keep_workers={keep_workers})
+        items = parallel.iterate()
+        next(items)
+        if (child := os.fork()) == 0:
+            del items, parallel
+            sys.exit(0)
+        os.waitpid(child, 0)
+        time.sleep(0.3)
+        print(1 + sum(1 for _ in items), len(list(parallel)))
+        if (child := os.fork()) == 0:
+            # Workers that are kept belong to its parent.
+            n = len(list(parallel))
+            sys.exit(n != 300)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(list(parallel)))
+    """
+    done = run(body)
+    assert done.stdout == "300 300\n0 300\n", done.stderr
+
+
+def test_closing_does_not_wait_long_for_threads_that_are_busy():
+    entered, leave = threading.Event(), threading.Event()
+
+    def source():
+        yield 1
+        entered.set()
+        leave.wait(60)
+        yield 2
+
+    mux = pescador.ShuffledMux([Streamer(source)] * 4)
+    parallel = ParallelStreamer(Seeded(mux, 1, states=()), 4, kind="thread")
+    parallel.timeout = 0.2
+    items = parallel.iterate()
+    assert next(items) == 1
+    assert entered.wait(20)
+    items.close()
+    # They go on to the end of their items.
+    assert not leave.is_set()
+    leave.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("pescador-"):
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def test_threads_close_what_they_have_opened():
+    events = []
+
+    def source(i):
+        events.append(1)
+        try:
+            for j in range(10**6):
+                yield i, j
+        finally:
+            events.append(-1)
+
+    streams = [Streamer(source, i) for i in range(6)]
+    run = Seeded(pescador.StochasticMux(streams, 3, rate=5), 1, states=())
+    parallel = ParallelStreamer(run, 2, kind="thread")
+    list(parallel(max_iter=60))
+    assert len(events) > 20
+    assert sum(events) == 0
+
+
+# -------------------------------------------------------------------------------------- leaks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_iterations_with_workers_do_not_grow(kind):
+    def iterate():
+        streams = [Streamer(forever, 1), Streamer(data, 3), Streamer(failing, 3)]
+        run = Seeded(pescador.ShuffledMux(streams), 1, states=())
+        parallel = ParallelStreamer(run, 1, kind=kind)
+        with contextlib.suppress(Failure):
+            list(parallel(max_iter=30))
+        next(parallel.iterate())
+        with parallel.open() as stream:
+            next(stream)
+            state = stream.state_dict()
+        with parallel.open(state=state) as stream:
+            next(stream)
+
+    def in_use():
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    rounds = 15
+    for _ in range(rounds):
+        iterate()
+    measured = [in_use()]
+    for _ in range(3):
+        for _ in range(rounds):
+            iterate()
+        measured.append(in_use())
+    # What one iteration takes is a hundred times as much.
+    assert min(b - a for a, b in itertools.pairwise(measured)) < 10 * rounds

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import psutil
 import pytest
+from scripts import run
 
 import pescador
 from pescador import PescadorError, Streamer, ZMQStreamer
@@ -24,18 +24,6 @@ from streams import data
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks")
 
 METHODS = process.METHODS
-
-
-def run(body, *args, stdin=False, path=None, **kwargs):
-    """Run a script, from a file, from its standard input or by ``-c``; return what it did."""
-    body = "import os, signal, sys, time, numpy as np, pescador\n" + textwrap.dedent(body)
-    command = [sys.executable, "-", *args] if stdin else [sys.executable, "-c", body, *args]
-    if path is not None:
-        path.write_text(body)
-        command = [sys.executable, path, *args]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, input=body if stdin else "", **kwargs
-    )
 
 
 # --------------------------------------------------------------------------------- any script

@@ -132,7 +132,9 @@ def read_item_head(message: bytes) -> tuple[int, int]:
 
 def news(what: str, value: Any = None) -> dict[Any, Any]:
     """Return an item that tells something of a visit."""
-    return {("pescador", what): np.frombuffer(pickle.dumps(value), np.uint8)}
+    # Below protocol 5, NumPy's arrays lose their byte order.
+    pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    return {("pescador", what): np.frombuffer(pickled, np.uint8)}
 
 
 def read_news(item: dict[Any, Any]) -> tuple[str, Any] | None:

@@ -8,11 +8,11 @@ same wherever it is drawn.
 
 import os
 from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from .. import _core, _hooks, _schedule, _visits
+from .. import _core, _hooks, _isolation, _schedule, _visits
 from .._channel import process
 from .._channel.signals import Guard
 from .._checks import as_bool, as_choice, as_count, is_number
@@ -29,6 +29,9 @@ __all__ = ["ParallelStreamer"]
 T = TypeVar("T")
 
 _KINDS = ("process", "thread")
+
+# What no copy has: its workers that wait, its last iteration, and what is around it.
+_OWN = frozenset({"__pescador_kept__", "__pescador_last__", "__pescador_around__"})
 
 
 def _usable_processors() -> int:
@@ -90,7 +93,8 @@ class ParallelStreamer(Streamer[T]):
         changes. Without, it is an error.
     keep_workers : bool
         Whether processes wait for the next iteration, instead of being started anew for each. They
-        know the tree as it was when they were started.
+        know the tree as it was when they were started; another one gets new processes, and so do
+        other options. Another seed or epoch of the same tree does not.
 
     Raises
     ------
@@ -127,7 +131,7 @@ class ParallelStreamer(Streamer[T]):
     >>> def noise(scale):
     ...     while True:
     ...         yield {"x": scale * np.random.rand(3)}
-    >>> mux = ShuffledMux([Streamer(noise, scale) for scale in (1, 10, 100)])
+    >>> mux = ShuffledMux([Streamer(noise, s) for s in (1, 10, 100)])
     >>> run = Seeded(mux, 7)
     >>> here = list(run(max_iter=20))
     >>> there = list(ParallelStreamer(run, 2)(max_iter=20))
@@ -168,10 +172,19 @@ class ParallelStreamer(Streamer[T]):
         _check(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        for name in ("__pescador_kept__", "__pescador_last__", "__pescador_around__"):
-            state.pop(name, None)
-        return state
+        return {name: value for name, value in self.__dict__.items() if name not in _OWN}
+
+    def __copy__(self) -> Self:
+        result = type(self).__new__(type(self))
+        result.__dict__.update(self.__getstate__())
+        return result
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        for name, value in self.__getstate__().items():
+            result.__dict__[name] = _isolation.isolate(value, memo)
+        return result
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream once, to its end or for `max_iter` items.
@@ -187,7 +200,7 @@ class ParallelStreamer(Streamer[T]):
             What the stream gives.
         """
         _core.around(self)
-        visit = ParallelVisit(self, None).bounded(max_iter)
+        visit: Any = ParallelVisit(self, None).bounded(max_iter)
         try:
             with _core.Opened(self, visit) as items:
                 yield from items
@@ -227,9 +240,13 @@ class ParallelVisit(_schedule.Begun):
     """
 
     def __init__(self, parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> None:
+        # Before anything can fail: what is only half made is closed, too.
+        self.pool: Any = None
+        self.guard: Guard | None = None
+        self.schedule: Any = None
         _check(parallel)
         self.parallel = parallel
-        outer = None if scope is None else scope.run
+        outer: Any = None if scope is None else scope.run
         self.path = () if scope is None or outer is None else _path_of(scope)
         self.tracks = outer is not None and outer.tracks
         self.tree = parallel.streamer
@@ -244,9 +261,6 @@ class ParallelVisit(_schedule.Begun):
             key = (*outer.sequence.spawn_key, *self.path)
             self.sequence = np.random.SeedSequence(outer.sequence.entropy, spawn_key=key)
             self.governs = outer.governs
-        self.pool: Any = None
-        self.guard: Guard | None = None
-        self.schedule: Any = None
 
     def begin(self) -> Any:
         """Start the workers; return what the items are read from."""
@@ -285,7 +299,7 @@ class ParallelVisit(_schedule.Begun):
     def _begin_pool(self, run: _visits.Run) -> None:
         """Have workers: those that were kept, or new ones."""
         kept = self.parallel.__dict__.pop("__pescador_kept__", None)
-        if kept is not None and kept[0].is_usable():
+        if kept is not None and kept[0].is_usable(self.parallel, self.tree):
             self.pool, self.guard = kept
             return
         if self.parallel.kind == "process":
@@ -309,7 +323,11 @@ class ParallelVisit(_schedule.Begun):
             if schedule is not None:
                 schedule.close()
         finally:
-            if schedule is not None and self.parallel.keep_workers and pool.is_usable():
+            if (
+                schedule is not None
+                and self.parallel.keep_workers
+                and pool.is_usable(self.parallel, self.tree)
+            ):
                 pool.leave()
                 self.parallel.__dict__["__pescador_kept__"] = pool, guard
             else:
@@ -353,7 +371,7 @@ def _path_of(scope: _core.Scope) -> tuple[int, ...]:
     return path
 
 
-def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> ParallelVisit:
+def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> Any:
     """Return one visit, under its own seed whatever is around it."""
     return ParallelVisit(parallel, scope)
 

@@ -121,17 +121,28 @@ def _of_value(value: Any, seen: dict[int, Any]) -> str | None:
 
 
 def _reached(function: types.FunctionType) -> Iterable[Any]:
-    """Yield what a function finds under the names in it: random generators, and iterators."""
+    """Yield what a function can reach by names: random generators, iterators, functions."""
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):
             yield cell.cell_contents
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        # What else is found there is a module's: its functions, classes and constants.
+    found = function.__globals__
+    for name in _names(function.__code__):
+        value = found.get(name)
         if isinstance(value, (*_GENERATORS, Iterator)):
             yield value
+        elif type(value) is types.FunctionType and value.__globals__ is found:
+            # Of the same module; others keep their random generators to themselves.
+            yield value
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names in a function, and in those that are written inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def length_of(streamer: Any) -> int | None:

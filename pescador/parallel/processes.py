@@ -25,6 +25,9 @@ _LEAST_ROW = 4096
 # How long (in seconds) to wait between two looks at what all workers have sent.
 _PAUSE = 0.0005
 
+# Options that workers are started with.
+_STARTED_WITH = ("workers", "kind", "max_bytes", "start_method")
+
 
 class Processes:
     """Worker processes, and what is on its way from them.
@@ -95,6 +98,8 @@ class Processes:
 
     def wait_for_end(self) -> None:
         """Wait until all workers have ended."""
+        if self.owner != os.getpid():
+            return
         for maker in self.makers:
             maker.owner.stop()
         for maker in self.makers:
@@ -110,18 +115,24 @@ class Processes:
             arena.memory.close()
             arena.memory.close_descriptor()
 
-    def is_usable(self) -> bool:
+    def is_usable(self, parallel: Any, tree: Any) -> bool:
         """Tell whether all workers are there, for another run."""
-        is_whole = self.owner == os.getpid() and not self.is_torn
-        return is_whole and not any(
-            maker.owner.is_over() or maker.owner.is_gone() for maker in self.makers
+        fields, others = self.parallel.__dict__, parallel.__dict__
+        return (
+            self.owner == os.getpid()
+            and not self.is_torn
+            and self.tree is tree
+            and all(fields[name] == others[name] for name in _STARTED_WITH)
+            and not any(maker.owner.is_over() or maker.owner.is_gone() for maker in self.makers)
         )
 
     def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
         """Work for this schedule from now on, whose run is made of these."""
         self.schedule = schedule
+        self.n_lost = 0
         self.run = pickle.dumps(run)
         for maker in self.makers:
+            maker.flush()
             self.send(maker.owner, protocol.RUN + self.run)
 
     def leave(self) -> None:

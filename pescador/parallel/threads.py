@@ -7,14 +7,16 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
 from .. import _schedule, _visits
 from .._channel.process import check_owner
 from .._channel.protocol import HEARTBEAT
+from ..exceptions import PescadorError
 from .running import Running
 
 __all__ = ["Threads"]
+
+# So many parts of an item say how large the others are.
+_FEW = 32
 
 
 class _Job:
@@ -39,11 +41,21 @@ class _Maker(_schedule.Maker):
         self.jobs: dict[int, _Job] = {}
         self.run = pool.run
         self.ready = pool.ready
+        self.owner = os.getpid()
+
+    def check_owner(self) -> None:
+        """Raise in a process that was forked: it has none of the threads."""
+        if os.getpid() != self.owner:
+            raise PescadorError(
+                "a stream from threads belongs to the process that started them; start an "
+                "iteration of its own in this one"
+            )
 
     def open(self, visit: Any) -> None:
         self.jobs[visit.number] = _Job(visit, self.run)
 
     def more(self, visit: Any) -> None:
+        self.check_owner()
         job = self.jobs[visit.number]
         with job.lock:
             job.wanted += 1
@@ -53,7 +65,7 @@ class _Maker(_schedule.Maker):
 
     def close(self, visit: Any) -> None:
         job = self.jobs.pop(visit.number, None)
-        if job is None:
+        if job is None or os.getpid() != self.owner:
             return
         with job.lock:
             job.closes = True
@@ -98,11 +110,12 @@ class Threads:
             self.threads.append(thread)
 
     def wait_for_end(self) -> None:
-        """Wait until all threads have ended; one that is busy ends after its item."""
+        """Wait for the threads, but not for ever: one that is busy ends after its item."""
         for _ in self.threads:
             self.ready.put(None)
+        deadline = time.monotonic() + self.parallel.timeout
         for thread in self.threads:
-            thread.join(self.parallel.timeout)
+            thread.join(max(0, deadline - time.monotonic()))
 
     def end(self) -> None:
         """Let go of everything."""
@@ -113,7 +126,7 @@ class Threads:
         """Work for this schedule."""
         self.schedule = schedule
 
-    def is_usable(self) -> bool:
+    def is_usable(self, parallel: Any, tree: Any) -> bool:
         """Threads cost nothing to start."""
         return False
 
@@ -125,6 +138,7 @@ class Threads:
         """Wait until something of a visit has arrived."""
         check_owner(self.owner)
         while True:
+            self.maker.check_owner()
             with suppress(queue.Empty):
                 while True:
                     self._take(*self.made.get(block=not visit.is_ready, timeout=HEARTBEAT))
@@ -190,7 +204,14 @@ def _close(job: _Job) -> None:
         running.close()
 
 
-def _size_of(item: Any) -> int:
-    """Return about how many bytes an item takes."""
-    values = item.values() if isinstance(item, dict) else (item,)
-    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+def _size_of(item: Any, depth: int = 4) -> int:
+    """Return about how many bytes an item takes: those of its arrays and texts."""
+    if isinstance(item, dict):
+        item = list(item.values())
+    if isinstance(item, list | tuple):
+        few = item[:_FEW]
+        size = sum(_size_of(value, depth - 1) for value in few) if depth else 0
+        return size * len(item) // max(len(few), 1)
+    if isinstance(item, str | bytes | bytearray):
+        return len(item)
+    return int(getattr(item, "nbytes", 0))
