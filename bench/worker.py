@@ -59,7 +59,8 @@ def answers(contestant, identifier, seconds, target):
         yield job.size
         while True:
             # The contestant before this one has left its own work in the caches.
-            jobs.timed(job, job.settling(count))
+            if settling := job.settling(count):
+                jobs.timed(job, settling)
             done, taken = jobs.timed(job, count)
             yield done, taken, peak_memory() - before
 
