@@ -23,6 +23,8 @@ class Pace:
     text: str
     identifier: str
     seconds: float
+    # The case that it may take so much longer than; None for nothing.
+    over: str | None = None
 
 
 def than(contestant, identifier, ratio, text=None):
