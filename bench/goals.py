@@ -128,6 +128,7 @@ GOALS = [
 PACES = [
     Pace("in_memory", "in_memory", 200e-9),
     Pace("a visit to a file that was opened before", "job/rate=1", 5e-6),
+    Pace("exchange of the global states", "seeds/seeded=True", 0.4e-6, over="seeds"),
     Pace(
         "waits where streams sleep as they open",
         "parallel_waits/opening=20",
