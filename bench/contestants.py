@@ -61,6 +61,7 @@ ENV = {
     "webdataset": Env(("webdataset", "numpy")),
     "grain": Env(("grain", "numpy")),
     "torch": Env((TORCH, "torchdata", "numpy"), light=False),
+    "spdl": Env(("spdl-core", "numpy")),
     # lhotse imports urllib3 without asking for it.
     "lhotse": Env((TORCH, "lhotse", "urllib3", "numpy"), light=False),
     "datasets": Env(("datasets", "numpy"), light=False),
@@ -100,7 +101,10 @@ CONTESTANTS = {
     "datasets": Contestant("datasets", ("datasets",), ("datasets",), "of Hugging Face"),
     "datasets-map": Contestant("datasets", ("datasets",), ("datasets",), "tables, not streams"),
     "tf.data": Contestant(
-        "tensorflow", ("tensorflow",), ("tensorflow_cpu",), "streams that run no Python"
+        "tensorflow",
+        ("tensorflow",),
+        ("tensorflow_cpu",),
+        "streams that run no Python, but to read files",
     ),
     "tf.data-choose": Contestant(
         "tensorflow", ("tensorflow",), ("tensorflow_cpu",), "streams that run no Python"
@@ -112,7 +116,10 @@ CONTESTANTS = {
         ("fairseq2n", "torch"),
         "streams that run no Python",
     ),
-    "torch": Contestant("torch", ("torch",), ("torch", "numpy"), "transport only"),
+    "torch": Contestant("torch", ("torch",), ("torch", "numpy"), "order depends on workers"),
+    "torch-map": Contestant("torch", ("torch",), ("torch", "numpy"), "tables, not streams"),
+    "spdl": Contestant("spdl", ("spdl.pipeline",), ("spdl-core", "numpy"), "in threads"),
+    "spdl-process": Contestant("spdl", ("spdl.pipeline",), ("spdl-core", "numpy")),
 }
 
 # Nobody is measured without these.

@@ -62,16 +62,17 @@ def arrays_like_recordings(n_rows, seed):
     }
 
 
-def recordings(n, n_rows=500):
+def recordings(n, n_rows=500, compressed=False):
     """The paths of n `.npz` files: 500 rows of float32[64], and a label each."""
+    save = np.savez_compressed if compressed else np.savez
 
     def write(folder):
         arrays = arrays_like_recordings(n_rows, 0)
         for i in range(n):
             arrays["y"][:] = i
-            np.savez(folder / f"{i:04d}.npz", **arrays)
+            save(folder / f"{i:04d}.npz", **arrays)
 
-    return paths_in(written(f"recordings-{n}", write))
+    return paths_in(written(f"recordings-{n}{'-compressed' * compressed}", write))
 
 
 def spectrograms(n, n_frames=1_000, n_bands=128):

@@ -23,12 +23,17 @@ class Pace:
     text: str
     identifier: str
     seconds: float
+    # The case that it may take so much longer than; None for nothing.
+    over: str | None = None
 
 
 def than(contestant, identifier, ratio, text=None):
     """A goal for ours against `contestant` on the same case."""
     return Goal(text or identifier, (identifier, contestant), (identifier, "ours"), ratio)
 
+
+# Those that also read files in two workers.
+AHEAD = ("torch", "torch-map", "grain", "tf.data", "spdl", "spdl-process")
 
 GOALS = [
     than("peer", "shuffled/n=10", 120),
@@ -92,11 +97,49 @@ GOALS = [
     Goal("windows against memcpy", ("windows", "limit"), ("windows", "ours"), 0.6),
     than("ours-function", "chunked/kind=hdf5", 5),
     than("ours-function", "chunked/kind=zarr", 5),
+    Goal(
+        "two workers against none, computing",
+        ("parallel_compute/workers=0", "ours"),
+        ("parallel_compute/workers=2", "ours"),
+        1.8,
+    ),
+    Goal(
+        "opening ahead in threads",
+        ("parallel_opening/opening=0", "ours"),
+        ("parallel_opening/opening=20", "ours"),
+        0.9,
+    ),
+    Goal(
+        "two workers against none, compressed files",
+        ("parallel_npz/workers=0", "ours"),
+        ("parallel_npz/workers=2", "ours"),
+        1.6,
+    ),
+    Goal(
+        "64 workers against 2, time of the consumer",
+        ("parallel_many/workers=64", "ours"),
+        ("parallel_many/workers=2", "ours"),
+        1.1,
+        most=True,
+    ),
+    *(than(name, "parallel_npz/workers=2", 1) for name in AHEAD),
 ]
 
 PACES = [
     Pace("in_memory", "in_memory", 200e-9),
     Pace("a visit to a file that was opened before", "job/rate=1", 5e-6),
+    Pace("exchange of the global states", "seeds/seeded=True", 0.4e-6, over="seeds"),
+    Pace(
+        "waits where streams sleep as they open",
+        "parallel_waits/opening=20",
+        2e-3,
+        over="parallel_waits/opening=0",
+    ),
+    Pace("consumer, StochasticMux", "parallel_consumer/mux=stochastic", 1e-6),
+    Pace("consumer, ShuffledMux", "parallel_consumer/mux=shuffled", 1e-6),
+    Pace("consumer, a batch of images", "parallel_images", 50e-6),
+    Pace("plan, StochasticMux", "parallel_plan/mux=stochastic", 0.3e-6),
+    Pace("plan, ShuffledMux", "parallel_plan/mux=shuffled", 0.3e-6),
 ]
 
 # What the README shows: identifiers, and what they are in its words.

@@ -4,9 +4,11 @@ The same code runs for every contestant.
 """
 
 import gc
+import os
+import pathlib
 from contextlib import closing, suppress
 from itertools import islice
-from time import perf_counter
+from time import perf_counter, sleep
 
 
 class Skip(Exception):
@@ -21,11 +23,13 @@ class Job:
     """Work that can be taken in any amount.
 
     per: units of work that one item or call has. block: a round takes a multiple of this. size:
-    bytes of what the work makes, where they differ between contestants.
+    bytes of what the work makes, where they differ between contestants. round: units of work in a
+    round, where it is not found by how long they take. cpu: seconds that all processors together
+    have worked in the last round, where others than this process did.
     """
 
     per = block = 1
-    size = None
+    size = round = cpu = None
 
     def take(self, count):
         """Take `count` units of work or a few more; return how many, and the seconds."""
@@ -87,29 +91,86 @@ class Fresh(Job):
 
     Left open between rounds, they would work ahead: the next round would find items ready, and
     the rounds of other contestants would find the processors busy. The first item waits for the
-    start of a process, which is a case of its own; `first` are not timed.
+    start of a process, which is a case of its own; `first` are not timed. Others are timed by
+    `clock`.
     """
 
-    def __init__(self, opener, per=1, close=lambda: None, first=1, block=1):
+    def __init__(
+        self,
+        opener,
+        per=1,
+        close=lambda: None,
+        first=1,
+        block=1,
+        round=None,
+        clock=perf_counter,
+    ):
         self.opener, self.per, self.close = opener, per, close
-        self.first, self.block = first, block
+        self.first, self.block, self.round, self.clock = first, block, round, clock
 
     def seconds(self, n):
         with closing(self.opener()) as stream:
             seconds_of(stream, self.first - 1)
-            return seconds_of(stream, n)
+            before = cpu_seconds(os.getpid())
+            seconds = seconds_of(stream, n, self.clock)
+            self.cpu = cpu_seconds(os.getpid()) - before or None
+            return seconds
 
     def samples(self, count):
         with closing(self.opener()) as stream:
             return list(islice(stream, count))
 
 
-def seconds_of(iterator, n):
+class Waits(Fresh):
+    """A stream whose figure is the 99th percentile of the time that its consumer waits for an item.
+
+    The consumer does something else for `pause` seconds after each `batch` items.
+    """
+
+    def __init__(self, opener, batch, pause, **options):
+        super().__init__(opener, **options)
+        self.batch, self.pause = batch, pause
+
+    def seconds(self, n):
+        waits = []
+        with closing(paused(self.opener(), self.batch, self.pause, waits)) as stream:
+            seconds_of(stream, self.first + n - 1)
+        waits = sorted(waits[self.first :][:n])
+        return n * waits[-(-99 * n // 100) - 1]
+
+
+def paused(stream, batch, pause, waits):
+    """Give what a stream gives to who does something else for a while after each batch.
+
+    How long each item takes is added to `waits`.
+    """
+    with closing(stream):
+        start = perf_counter()
+        for i, item in enumerate(stream, 1):
+            waits.append(perf_counter() - start)
+            yield item
+            if i % batch == 0:
+                sleep(pause)
+            start = perf_counter()
+
+
+def cpu_seconds(pid):
+    """Return how long a process and those below it have computed; 0 if the system does not say."""
+    try:
+        ticks = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+        below = [child for task in tasks for child in task.read_text().split()]
+    except OSError:
+        return 0
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") + sum(map(cpu_seconds, below))
+
+
+def seconds_of(iterator, n, clock=perf_counter):
     """How long the next n items take; one more must follow."""
-    start = perf_counter()
+    start = clock()
     for _ in islice(iterator, n):
         pass
-    seconds = perf_counter() - start
+    seconds = clock() - start
     for _ in islice(iterator, 1):
         return seconds
     raise Ended("the stream ended during a round")

@@ -9,7 +9,7 @@ from typing import Any
 import contestants
 from case import Case
 from contestants import ALWAYS, CONTESTANTS, ENV, PEER
-from goals import GOALS
+from goals import GOALS, PACES
 from suite import CASES
 
 # The short profile has others on these cases only.
@@ -20,6 +20,7 @@ OTHERS_ON = {
     "round_robin/n=1000",
     "transport/size=64",
     "transport/size=40000000",
+    "parallel_npz/workers=2",
     "resume/step=save/samples=10000",
     "resume/step=restore/samples=10000",
 }
@@ -135,6 +136,7 @@ def groups(selected, names, profile):
     """
     found = []
     compared = [{goal.slow[0], goal.fast[0]} for goal in GOALS]
+    compared += [{pace.identifier, pace.over} for pace in PACES if pace.over]
     for it, params in selected:
         work = Work(it, params, [name for name in names if does(name, it, params, profile)])
         for group in found:

@@ -40,7 +40,7 @@ class Process:
         self.contestant, self.work, self.profile = contestant, work, profile
         self.patience = work.case.patience or profile.patience
         self.versions = self.size = self.failure = None
-        self.rounds, self.memory, self.spent = [], 0, 0.0
+        self.rounds, self.cpu, self.memory, self.spent = [], [], 0, 0.0
         self.output = tempfile.TemporaryFile()  # noqa: SIM115
         self.connection, other = multiprocessing.Pipe()
         with other:
@@ -91,8 +91,9 @@ class Process:
             answer = self.ask(self.patience)
             self.spent += time.monotonic() - start
             if answer and counts:
-                *taken, self.memory = answer
+                *taken, self.memory, cpu = answer
                 self.rounds.append(taken)
+                self.cpu += [] if cpu is None else [cpu]
 
     def kill(self):
         # The whole session: a worker may have processes of its own.

@@ -66,6 +66,7 @@ def measure_all(groups, profile, rounds, found):
                 found["skipped"].append([identifier, name, it.failure])
             else:
                 result = {"rounds": it.rounds, "size": it.size, "memory": it.memory}
+                result |= {"cpu": it.cpu} if it.cpu else {}
                 found["results"].setdefault(identifier, {})[name] = result
 
 

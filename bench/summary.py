@@ -25,6 +25,12 @@ def seconds_per_unit(result):
     return [seconds / count for count, seconds in result["rounds"]]
 
 
+def cpu_per_unit(result):
+    """The median of the processor time for a unit, of all processes; None where it is not known."""
+    pairs = zip(result.get("cpu", ()), result["rounds"], strict=False)
+    return short(statistics.median(values)) if (values := [x / n for x, (n, _) in pairs]) else None
+
+
 def quartiles(values):
     """The first quartile, the median and the third."""
     if len(values) == 1:
@@ -52,8 +58,8 @@ def summary_of(data):
     """Return the summary of a run; of a summary, itself.
 
     cases: by case, its section, unit, parameters and bytes, and by contestant the seconds per unit
-    (first quartile, median, third), the ratio to ours and the size of what it makes. goals: the
-    ratio that each has reached.
+    (first quartile, median, third), the ratio to ours, the size of what it makes, and the processor
+    time per unit of jobs of several processes. goals: the ratio that each has reached.
     """
     if "cases" in data:
         return data
@@ -74,6 +80,7 @@ def summary_of(data):
                 "ratio": ratio(results, (identifier, name), (identifier, "ours")),
             }
             extra = {"size": result["size"], "way": case.ways.get(name)}
+            extra["cpu"] = cpu_per_unit(result)
             entry |= {key: value for key, value in extra.items() if value}
     for identifier, name, reason in data["skipped"]:
         skipped.setdefault(name, {}).setdefault(reason, []).append(identifier)

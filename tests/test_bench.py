@@ -21,6 +21,7 @@ import contestants  # noqa: E402
 import data  # noqa: E402
 import goals  # noqa: E402
 import jobs  # noqa: E402
+import parallel  # noqa: E402
 import plan  # noqa: E402
 import process  # noqa: E402
 import publish  # noqa: E402
@@ -131,6 +132,42 @@ def test_the_loop_in_c_takes_as_many_samples_of_a_file_as_asked():
         pytest.skip(str(skip))
     assert set(drawn) == set(range(100))
     assert drawn.size / np.count_nonzero(np.diff(drawn)) == pytest.approx(8, rel=0.05)
+
+
+@pytest.mark.parametrize("mux", ["stochastic", "shuffled"])
+def test_the_plan_that_is_timed_is_that_of_the_samples(mux):
+    job = suite.build("parallel_plan", {"mux": mux}, "ours", pescador)
+    planned = [visit.path[0] for visit in itertools.islice(job.setup(), 500)]
+    samples = pescador.Seeded(parallel.small_ones(pescador, mux), 0).iterate(500)
+    assert planned == [int(sample["x"][0]) for sample in samples]
+
+
+def test_the_processor_time_of_a_round_is_that_of_all_processes():
+    # Each of 50 samples computes for 2 ms in one of the workers; a few were made before.
+    job = suite.build("parallel_compute", {"workers": 2, "ms": 2}, "ours", pescador)
+    job.first = 1
+    jobs.timed(job, 200)
+    if job.cpu is None:
+        pytest.skip("the system does not say")
+    assert job.cpu > 100 * 2e-3
+
+
+@pytest.mark.parametrize(("long", "expected"), [({50}, 1), ({50, 51}, 5)])
+def test_waits_are_for_items_and_pauses_are_none(monkeypatch, long, expected):
+    now = [0]
+
+    def pause(seconds):
+        now[0] += seconds
+
+    def stream():
+        for i in itertools.count():
+            pause(5 if i in long else 1)
+            yield i
+
+    monkeypatch.setattr(jobs, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(jobs, "sleep", pause)
+    job = jobs.Waits(stream, batch=10, pause=1000, first=10)
+    assert job.take(100) == (100, 100 * expected)
 
 
 def test_a_stream_that_ends_is_no_result():
@@ -282,8 +319,10 @@ def test_cases_that_a_goal_compares_are_measured_side_by_side():
     selected = plan.select_cases(None, "short")
     planned = plan.groups(selected, ["ours"], None)
     groups = [{work.identifier for work in group} for group in planned]
-    for goal in goals.GOALS:
-        assert any({goal.slow[0], goal.fast[0]} <= group for group in groups)
+    compared = [{goal.slow[0], goal.fast[0]} for goal in goals.GOALS]
+    compared += [{pace.identifier, pace.over} for pace in goals.PACES if pace.over]
+    for both in compared:
+        assert any(both <= group for group in groups)
     assert sum(map(len, groups)) == len(selected)
 
 
@@ -321,6 +360,11 @@ def results():
             ),
             "job/rate=1": measured(ours=[6e-6] * 3),
             "in_memory": measured(ours=[2e-7] * 3),
+            "parallel_waits/opening=0": measured(ours=[1e-3] * 3),
+            "parallel_waits/opening=20": measured(ours=[4e-3] * 3),
+            "parallel_npz/workers=2": {
+                "ours": measured(ours=[2e-5] * 3)["ours"] | {"cpu": [0.03, 0.04, 0.05]}
+            },
             "resume/step=save/samples=10000": measured(hand=[1e-4] * 3, size=3984),
         },
         "skipped": [["all", "torch", "not installed"]],
@@ -334,6 +378,8 @@ def test_the_table_says_ratios_goals_losses_and_who_is_missing(results):
     assert "| hand / ours | at least 2x | 0.80x | **no** |" in text
     assert "| ours | at most 5 µs | 6 µs | **no** |" in text
     assert "| ours | at most 200 ns | 200 ns | yes |" in text
+    assert "| ours | at most 2 ms more | 3 ms | **no** |" in text
+    assert "20 µs ±0%, 13.2 MB/s, 40 µs CPU |" in text
     assert "| `shuffled/n=10` | hand | 40 ns ±0% | 50 ns ±10% | 1.25x |" in text
     way = suite.CASES["shuffled"].ways["grain"]
     assert f"| `shuffled/n=10` | 50 ns ±10% | grain | 6 µs ±0% | 120x | {way} |" in text
