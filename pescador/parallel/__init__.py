@@ -20,7 +20,7 @@ from .._state import Loader, Saver
 from ..core import Streamer
 from ..exceptions import ArgumentError
 from ..seeded import Seeded
-from .placement import Placement, length_of
+from .placement import Placement, has_pool, length_of, notes
 from .processes import Processes
 from .threads import Threads
 
@@ -212,6 +212,9 @@ class ParallelStreamer(Streamer[T]):
     def _activate(self) -> None:
         self.stream_ = self.iterate()
 
+    # What `print` says beneath the tree.
+    __pescador_notes__ = notes
+
     def stats(self) -> dict[str, Any]:
         """Return what was counted in the iteration that began last.
 
@@ -273,7 +276,7 @@ class ParallelVisit(_schedule.Begun):
         root = _visits.root_scope(run)
         placement = Placement(self.parallel.kind, self.governs)
         stream = _visits.stream_of(self.tree)
-        is_mux = _schedule.is_mux(stream) and not callable(stream.streamers)
+        is_mux = has_pool(stream)
         if self.parallel.workers == 0 or (not is_mux and placement.stays(self.tree)):
             return _visits.open_visit(self.tree, root, {})
         self._begin_pool(run)
