@@ -367,7 +367,22 @@ def tree(streamer: Any) -> Node:
         if not best.n_lines() < deeper.n_lines() <= _LINES:
             break
         best = deeper
-    return best
+    return _with_notes(best, streamer)
+
+
+def _with_notes(node: Node, streamer: Any) -> Node:
+    """Return a tree with what the classes of streamers say beneath them, and of which streams."""
+    if not (_is(streamer, _streamer_class) and node.children):
+        return node
+    below, children = node.children, _children(streamer)
+    if len(below) == len(children):
+        below = [_with_notes(one, child) for one, child in zip(below, children, strict=True)]
+    notes = getattr(type(streamer), "__pescador_notes__", None)
+    said = [] if notes is None else notes(streamer)
+    return Node(
+        node.label,
+        below + [Node(note, [] if of is None else [_node(of, 0, ())]) for note, of in said],
+    )
 
 
 def open_tree(visit: Any, streamer: Any) -> Node:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import pathlib
 import pickle
 import warnings
@@ -17,7 +18,9 @@ from pescador import (
     SKIP,
     SPAWN,
     ChainMux,
+    ParallelStreamer,
     RoundRobinMux,
+    Seeded,
     ShuffledMux,
     StochasticMux,
     Streamer,
@@ -55,6 +58,7 @@ ONE_OF_EACH = [
     RoundRobinMux(["a", "b"]),
     ChainMux(["a", "b"]),
     ZMQStreamer(Streamer(data, 3)),
+    ParallelStreamer(ShuffledMux([Streamer(data, 3)]), 2),
     pescador.BaseMux(["a"]),
     old_mux(["a", "b"], 1),
     Rows({"x": np.zeros(3)}),
@@ -200,7 +204,7 @@ def test_a_chain_of_a_function_names_the_function():
     assert str(ChainMux(repeats, "cycle")) == "ChainMux(repeats, mode='cycle')"
 
 
-@pytest.mark.parametrize("cls", [Streamer, StochasticMux, ZMQStreamer])
+@pytest.mark.parametrize("cls", [Streamer, StochasticMux, ZMQStreamer, ParallelStreamer])
 def test_a_half_built_object_can_be_shown(cls):
     half = cls.__new__(cls)
     assert repr(half) == str(half) == f"<{cls.__name__} that was not initialised>"
@@ -294,3 +298,88 @@ def test_sources_say_what_they_read_and_how():
     assert lines(mux)[1] == "    100 x Rows(.npz files)"
     mux = ShuffledMux([Rows(f"{i}.npz", random_state=7) for i in range(100)])
     assert lines(mux)[1] == "    100 x Rows(.npz files, random_state=7)"
+
+
+class Hooked(Streamer):
+    """Counts its items, at Python speed."""
+
+    def iterate(self, max_iter=None):
+        yield from super().iterate(max_iter)
+
+
+def names(name, *_, **__):
+    """Where its items are made."""
+    while True:
+        yield {"name": np.array(name), "pid": np.array(os.getpid())}
+
+
+GENERATOR = "reads from a generator object or an open file, which can be read once"
+
+
+def mixed():
+    """A mux of streams that can run elsewhere, and of others."""
+    return ShuffledMux(
+        [
+            Streamer(names, "a"),
+            Streamer(names("b")),
+            StochasticMux([Streamer(names, "c", rng=SPAWN), Streamer(names("d"))], 2, 4),
+            Hooked(names, "e"),
+            Streamer(names, "f", np.random.RandomState(0)),
+        ]
+    )
+
+
+def test_a_parallel_streamer_says_which_streams_run_here_and_why():
+    assert lines(ParallelStreamer(Seeded(mixed(), 0), 2))[10:] == [
+        "    2 streams run in 2 processes",
+        f"    2 streams run here: each {GENERATOR}",
+        "        Streamer(generator names)",
+        "    1 stream runs here: it overrides a hook of its class",
+        "        Hooked(names, 'e')",
+        "    1 stream runs here: it draws from a random generator that others share",
+        "        Streamer(names, 'f', <RandomState>)",
+    ]
+
+
+def test_threads_that_share_a_random_state_leave_streams_here():
+    run = Seeded(ShuffledMux([Streamer(names, "a"), Streamer(names, "b", rng=SPAWN)]), 0)
+    assert lines(ParallelStreamer(run, 1, kind="thread"))[-3:] == [
+        "    1 stream runs in 1 thread",
+        "    1 stream runs here: it may draw from global random states, which all threads share",
+        "        Streamer(names, 'a')",
+    ]
+    run = Seeded(run.streamer, 0, states=())
+    assert lines(ParallelStreamer(run, 1, kind="thread"))[-1] == "    2 streams run in 1 thread"
+
+
+@pytest.mark.parametrize(
+    ("streamer", "workers", "expected"),
+    [
+        (mixed(), 0, "here: workers=0"),
+        (Streamer(names, "a"), 1, "in 1 process"),
+        (Streamer(names, "a"), 3, "in one of 3 processes"),
+        (Streamer(names("a")), 3, f"here: it {GENERATOR}"),
+        (ChainMux(names), 3, "here: it has a function make its streams"),
+    ],
+)
+def test_a_parallel_streamer_says_where_a_stream_runs_as_a_whole(streamer, workers, expected):
+    parallel = ParallelStreamer(streamer, workers)
+    assert lines(parallel)[-1] == f"    all of it runs {expected}"
+
+
+def test_the_streams_that_are_said_to_run_here_run_here():
+    parallel = ParallelStreamer(Seeded(mixed(), 0), 2)
+    here = {str(item["name"]) for item in parallel(max_iter=99) if item["pid"] == os.getpid()}
+    assert here == set("bdef")
+
+
+def test_where_streams_run_is_said_beneath_maps_and_a_part_of_a_large_pool_is_looked_at():
+    mux = ShuffledMux([Streamer(names, Untouchable()) for _ in range(10_001)])
+    batches = Streamer(pescador.buffer_stream, ParallelStreamer(mux, 2), 64)
+    assert lines(batches)[1:] == [
+        "    ParallelStreamer(ShuffledMux(10,001 streams), workers=2)",
+        "        ShuffledMux(10,001 streams)",
+        "            10,001 x Streamer(names, 1 argument)",
+        "        10,000 streams run in 2 processes",
+        "        the others were not looked at",
+    ]

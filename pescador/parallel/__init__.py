@@ -20,7 +20,7 @@ from .._state import Loader, Saver
 from ..core import Streamer
 from ..exceptions import ArgumentError
 from ..seeded import Seeded
-from .placement import Placement, length_of
+from .placement import Placement, has_pool, length_of, notes
 from .processes import Processes
 from .threads import Threads
 
@@ -32,6 +32,12 @@ _KINDS = ("process", "thread")
 
 # What no copy has: its workers that wait, its last iteration, and what is around it.
 _OWN = frozenset({"__pescador_kept__", "__pescador_last__", "__pescador_around__"})
+
+# As `Schedule.stats` names them.
+_COUNTED = (
+    *("taken", "opened", "opened_in_vain", "wrong_plans"),
+    *("waits", "seconds_waited", "restarts"),
+)
 
 
 def _usable_processors() -> int:
@@ -71,8 +77,8 @@ class ParallelStreamer(Streamer[T]):
     ----------
     streamer : Streamer or iterable
         The tree. Given a `Seeded`, its seed governs. Otherwise four words are drawn from
-        ``np.random`` when the iteration begins, as ``np.random.randint(0, 2**32, 4, np.uint64)``
-        would, and are the entropy of the seed.
+        ``np.random`` at the first item, as ``np.random.randint(0, 2**32, 4, np.uint64)`` would, and
+        ``SeedSequence(words)`` is the seed.
     workers : int >= 0 or None
         How many processes or threads. 0 is none: all runs here. None is the number of processors
         that this process may use, less one, and at least one.
@@ -212,6 +218,9 @@ class ParallelStreamer(Streamer[T]):
     def _activate(self) -> None:
         self.stream_ = self.iterate()
 
+    # What `print` says beneath the tree.
+    __pescador_notes__ = notes
+
     def stats(self) -> dict[str, Any]:
         """Return what was counted in the iteration that began last.
 
@@ -222,10 +231,10 @@ class ParallelStreamer(Streamer[T]):
             such visits, and those of them that were never due. ``wrong_plans``: how often a stream
             ended before it was thought to. ``waits``, ``seconds_waited``: how often, and for how
             long in all, an item was not there when it was due. ``restarts``: workers that were
-            replaced.
+            replaced. All are 0 where everything runs here.
         """
         last = self.__dict__.get("__pescador_last__")
-        return {} if last is None else last.stats()
+        return dict.fromkeys(_COUNTED, 0) if last is None else last.stats()
 
 
 class ParallelVisit(_schedule.Begun):
@@ -264,16 +273,18 @@ class ParallelVisit(_schedule.Begun):
 
     def begin(self) -> Any:
         """Start the workers; return what the items are read from."""
+        self.parallel.__dict__["__pescador_last__"] = None
         sequence = self.sequence
         if sequence is None:
             if self.words is None:
                 self.words = [int(w) for w in np.random.randint(0, 1 << 32, 4, np.uint64)]
-            sequence = np.random.SeedSequence(self.words)
+            # As `Seeded` derives it, of epoch 0 and rank 0.
+            sequence = np.random.SeedSequence(self.words, spawn_key=(0, 0))
         run = _visits.Run(self.tracks, sequence, self.governs)
         root = _visits.root_scope(run)
         placement = Placement(self.parallel.kind, self.governs)
         stream = _visits.stream_of(self.tree)
-        is_mux = _schedule.is_mux(stream) and not callable(stream.streamers)
+        is_mux = has_pool(stream)
         if self.parallel.workers == 0 or (not is_mux and placement.stays(self.tree)):
             return _visits.open_visit(self.tree, root, {})
         self._begin_pool(run)

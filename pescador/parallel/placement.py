@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import _hooks, _schedule
+from .. import _hooks, _schedule, _visits
 from ..core import Streamer
-from ..seeded import SPAWN
+from ..seeded import SPAWN, Seeded
 from ..sources.source import Source
 
-__all__ = ["Placement", "length_of"]
+__all__ = ["Placement", "has_pool", "length_of", "notes"]
 
 _GENERATORS = (np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 # Types that hold nothing else, and those that are as long as they say.
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, range, np.dtype, type})
 _SIZED = frozenset({list, tuple, str, bytes, bytearray, range, np.ndarray})
+
+# Streams that a description looks at.
+_LOOKED_AT = 10_000
 
 _SHARED_GENERATOR = "it draws from a random generator that others share"
 
@@ -39,6 +42,8 @@ class Placement:
         self.takes_turns = kind == "thread" and bool(governs)
         self.kind = kind
         self.reasons: dict[int, tuple[Any, str | None]] = {}
+        # Values in which nothing was found: many streamers are given the same.
+        self.seen: dict[int, Any] = {}
 
     def stays(self, streamer: Any) -> str | None:
         """Return why the visits to a streamer have to run here; None where they need not."""
@@ -50,10 +55,14 @@ class Placement:
     def _look(self, streamer: Any) -> str | None:
         if _schedule.is_mux(streamer):
             # Its engine runs here, and its streams are asked for one by one.
-            return "it is a mux"
-        if not isinstance(streamer, Streamer):
+            return "it is a mux" if has_pool(streamer) else "it has a function make its streams"
+        if not issubclass(type(streamer), Streamer):
             return None
-        reason = _reason(streamer, {})
+        n = len(self.seen)
+        reason = _reason(streamer, self.seen)
+        while reason is not None and len(self.seen) > n:
+            # What was not looked at to its end.
+            self.seen.popitem()
         return self._turns(streamer) if reason is None else reason
 
     def _turns(self, streamer: Any) -> str | None:
@@ -93,11 +102,12 @@ def _of_value(value: Any, seen: dict[int, Any]) -> str | None:
         return None
     # Kept: while it is there, nothing else has its id.
     seen[id(value)] = value
-    if isinstance(value, _GENERATORS):
+    # By the type: isinstance would ask the value for its __class__.
+    if issubclass(kind, _GENERATORS):
         return _SHARED_GENERATOR
-    if isinstance(value, Iterator | io.IOBase):
+    if issubclass(kind, Iterator | io.IOBase):
         return "it reads from a generator object or an open file, which can be read once"
-    if isinstance(value, Streamer):
+    if issubclass(kind, Streamer):
         if (reason := _reason(value, seen)) is not None:
             return reason
         return _of_value(value.__dict__.get("streamers"), seen)
@@ -108,12 +118,13 @@ def _of_value(value: Any, seen: dict[int, Any]) -> str | None:
         parts = (value.__func__, value.__self__)
     elif kind is functools.partial:
         parts = (value.func, value.args, value.keywords)
-    elif isinstance(value, dict):
-        parts = value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
-        parts = value
-    elif not isinstance(value, type | types.ModuleType | np.ndarray):
-        parts = getattr(value, "__dict__", {}).values()
+    elif issubclass(kind, dict):
+        parts = dict.values(value)
+    elif issubclass(kind, list | tuple | set | frozenset):
+        parts = () if _PLAIN.issuperset(map(type, value)) else value
+    elif not issubclass(kind, type | types.ModuleType | np.ndarray):
+        with contextlib.suppress(AttributeError):
+            parts = object.__getattribute__(value, "__dict__").values()
     for part in parts:
         if (reason := _of_value(part, seen)) is not None:
             return reason
@@ -149,3 +160,81 @@ def length_of(streamer: Any) -> int | None:
     """Return how many items each visit to a streamer has, where that is known without one."""
     source = streamer.__dict__.get("streamer")
     return len(source) if type(source) in _SIZED else None
+
+
+def notes(parallel: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a description says of where streams run, and a stream of which it is said.
+
+    Parameters
+    ----------
+    parallel : ParallelStreamer
+        May be half built.
+
+    Yields
+    ------
+    note : str
+    stream : object or None
+        The first of those that run here.
+    """
+    fields = parallel.__dict__
+    if not fields.keys() >= {"streamer", "workers", "kind"}:
+        return
+    tree = fields["streamer"]
+    governs: tuple[str, ...] = ("numpy", "random")
+    if type(tree) is Seeded and _hooks.is_stock(tree):
+        governs, tree = tree.states, tree.streamer
+    if fields["workers"] == 0:
+        yield "all of it runs here: workers=0", None
+        return
+    workers = _count(fields["workers"], "process" if fields["kind"] == "process" else "thread")
+    placement = Placement(fields["kind"], governs)
+    stream = _visits.stream_of(tree)
+    if not has_pool(stream):
+        reason = placement.stays(tree)
+        several = "one of " if fields["workers"] > 1 else ""
+        where = f"in {several}{workers}" if reason is None else f"here: {reason}"
+        yield f"all of it runs {where}", None
+        return
+    counts: dict[str | None, int] = {}
+    first: dict[str | None, Any] = {}
+    n = 0
+    for n, each in enumerate(_streams_in(stream), 1):
+        if n > _LOOKED_AT:
+            break
+        try:
+            reason = placement.stays(each)
+        except AttributeError:
+            reason = "it is half built"
+        counts[reason] = counts.get(reason, 0) + 1
+        first.setdefault(reason, each)
+    for reason in sorted(counts, key=lambda reason: reason is not None):
+        of = _count(counts[reason], "stream") + (" runs" if counts[reason] == 1 else " run")
+        if reason is None:
+            yield f"{of} in {workers}", None
+        else:
+            why = reason if counts[reason] == 1 else reason.replace("it ", "each ", 1)
+            yield f"{of} here: {why}", first[reason]
+    if n > _LOOKED_AT:
+        yield "the others were not looked at", None
+
+
+def has_pool(stream: Any) -> bool:
+    """Tell whether this is a mux whose streams can be made elsewhere, one by one."""
+    return _schedule.is_mux(stream) and not callable(stream.streamers)
+
+
+def _streams_in(mux: Any) -> Iterator[Any]:
+    """Yield the streams of a mux and of the muxes in it."""
+    pools = [iter(mux.streamers)]
+    while pools and len(pools) < _LOOKED_AT:
+        for stream in pools[-1]:
+            if has_pool(stream):
+                pools.append(iter(stream.streamers))
+                break
+            yield stream
+        else:
+            pools.pop()
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
