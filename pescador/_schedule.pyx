@@ -1025,7 +1025,7 @@ cdef enum:
     CLOSE
     MORE_INTO
     # So much work (in nanoseconds) is worth a message to the worker that is to do it.
-    WORTH = 50000
+    WORTH = 200000
     # How many items the beginning of a visit counts for.
     BEGINNING = 4
 
@@ -1110,6 +1110,13 @@ cdef class Orders(Maker):
             words = PyBytes_FromStringAndSize(<char*>self.words, self.n * sizeof(int64_t))
             self.n = self.unsent = 0
             self.send(words)
+
+
+def flush_all(list makers):
+    """Have all makers do now what they were asked for."""
+    for maker in makers:
+        if (<Orders>maker).n:
+            (<Orders>maker).flush()
 
 
 def receive_all(Schedule schedule, reader, tell):

@@ -162,8 +162,7 @@ class Processes:
     def wait(self, visit: Any) -> None:
         """Wait until something of a visit has arrived."""
         self.is_torn = True
-        for maker in self.makers:
-            maker.flush()
+        _schedule.flush_all(self.makers)
         while True:
             maker = visit.maker
             channel = maker.owner
@@ -177,14 +176,11 @@ class Processes:
                 self._replace(maker)
             elif not channel.has_items(visit.number):
                 channel.listen()
-        for maker in self.makers:
-            self._receive(maker)
         self.is_torn = False
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Take what arrives until something holds."""
-        for maker in self.makers:
-            maker.flush()
+        _schedule.flush_all(self.makers)
         while True:
             lost = [maker for maker in self.makers if maker.owner.is_over()]
             for maker in self.makers:

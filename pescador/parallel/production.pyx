@@ -30,7 +30,7 @@ cdef enum:
 # How often (in seconds) a worker that is busy looks for messages.
 cdef double LOOK = 0.005
 # So much work (in seconds) is worth that the consumer wakes.
-cdef double WORTH = 5e-5
+cdef double WORTH = 2e-4
 
 cdef object clock = time.perf_counter
 cdef bytes ORDERS = protocol.ORDERS
