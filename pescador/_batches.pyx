@@ -446,6 +446,8 @@ cdef class Column(Rows):
         return self.add(value)
 
     cdef tuple row_shape(self):
+        if self.kind != ARRAYS:
+            return ()
         return tuple([self.value_shape[j] for j in range(self.value_ndim)])
 
     cdef bint begins_with(self, cnp.ndarray array) noexcept:
@@ -843,8 +845,11 @@ cdef class Batches(StreamMap):
                 hasattr(self.source, "lay_out")):
             return 0
         for column in self.columns:
-            if (column.kind != ARRAYS or not column.direct or column.type is not np_ndarray
-                    or column.dtype is not column.given):
+            if column.kind == ARRAYS:
+                if (not column.direct or column.type is not np_ndarray
+                        or column.dtype is not column.given):
+                    return 0
+            elif column.kind == HELD or column.is_time or column.alone is not column.dtype:
                 return 0
         allocators = self.source.lay_out(self.size, [
             ((<Column>column).dtype, (<Column>column).row_shape()) for column in self.columns])

@@ -10,6 +10,7 @@ class Schema: ...
 class Writer:
     tag: int
     worth: int
+    takes_numbers: bool
     arena: SharedMemory | None
     rows: list[int] | None
     def __new__(cls, memory: SharedMemory, wake: Callable[[], object]) -> Self: ...

@@ -15,13 +15,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pescador._channel.schema import empty, schema_from, schema_of
+from pescador._channel.schema import NUMBERS, empty, schema_from, schema_of
 from pescador._checks import is_masked
 from pescador.exceptions import PescadorError
 
 cimport cython
 from cpython.dict cimport PyDict_Next
 from cpython.list cimport PyList_GET_ITEM
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -44,7 +45,15 @@ from pescador._native.iterators cimport next_item, steal
 from pescador._native.shared cimport exchange, load, lock, shared_reserve, store, unlock
 
 
+cdef extern from "numpy/arrayobject.h":
+    ndarray PyArray_FromScalar(object scalar, void* dtype)
+    object PyArray_Scalar(void* data, Dtype dtype, object base)
+
 import_array()
+
+cdef object INT64 = np.dtype(np.int64), FLOAT64 = np.dtype(np.float64)
+cdef object BOOLEAN = np.dtype(np.bool_), UINT8 = np.dtype(np.uint8)
+cdef frozenset SCALARS = frozenset(kind for kind in NUMBERS if issubclass(kind, np.generic))
 
 # More bytes than there are addresses for.
 cdef uint64_t MOST = <uint64_t>1 << 48
@@ -65,6 +74,15 @@ cdef enum:
     # Of an array that is in no block: inside its record, or where the consumer wants it.
     INLINED = -1
     IN_ROWS = -2
+
+cdef enum Kind:
+    # What a value is that is sent as an array, and comes back as what it was.
+    ARRAY
+    SCALAR                             # of NumPy
+    INT
+    FLOAT
+    BOOL
+    TEXT                               # a str of ASCII characters
 
 cdef enum RecordType:
     PADDING                            # nothing until the end of the ring
@@ -137,13 +155,15 @@ cdef class Schema:
     cdef bytes code                    # what the other end makes the same schema of
     cdef list keys
     cdef list dtypes
+    cdef list kinds                    # see Kind
     cdef Py_ssize_t n
     cdef int64_t number                # -1 until it was written
 
-    def __cinit__(self, bytes code, list keys, list dtypes):
+    def __cinit__(self, bytes code, list keys, list dtypes, list kinds):
         self.code = code
         self.keys = keys
         self.dtypes = dtypes
+        self.kinds = kinds
         self.n = len(keys)
         self.number = -1
 
@@ -156,12 +176,62 @@ cdef class Schema:
             return False
         arrays.clear()
         while PyDict_Next(item, &position, &key, &value):
-            if not (same_key(<object>key, self.keys[i]) and is_array(<object>value)
-                    and same_dtype(<ndarray>value, self.dtypes[i])):
+            if not same_key(<object>key, self.keys[i]):
                 return False
-            arrays.append(<object>value)
+            if <int>self.kinds[i] != ARRAY:
+                array = array_of_number(<object>value, self.kinds[i])
+                if array is None or (<int>self.kinds[i] == SCALAR
+                                     and not same_dtype(<ndarray>array, self.dtypes[i])):
+                    return False
+                arrays.append(array)
+            elif is_array(<object>value) and same_dtype(<ndarray>value, self.dtypes[i]):
+                arrays.append(<object>value)
+            else:
+                return False
             i += 1
         return True
+
+
+cdef object array_of_number(object value, int kind):
+    """What a value that is no array is sent as; None if it is not of this kind."""
+    cdef int overflow = 0
+    cdef int64_t number
+    cdef npy_intp length
+    if kind == SCALAR:
+        return PyArray_FromScalar(value, NULL) if type(value) in SCALARS else None
+    if kind == INT and type(value) is int:
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow:
+            return None
+        array = make_array(INT64, 0, NULL, NULL, False)
+        (<int64_t*>PyArray_DATA(<ndarray>array))[0] = number
+    elif kind == FLOAT and type(value) is float:
+        array = make_array(FLOAT64, 0, NULL, NULL, False)
+        (<double*>PyArray_DATA(<ndarray>array))[0] = value
+    elif kind == BOOL and type(value) is bool:
+        array = make_array(BOOLEAN, 0, NULL, NULL, False)
+        (<char*>PyArray_DATA(<ndarray>array))[0] = value is True
+    elif kind == TEXT and type(value) is str and (<str>value).isascii():
+        text = (<str>value).encode()
+        length = len(text)
+        array = make_array(UINT8, 1, &length, NULL, False)
+        memcpy(PyArray_DATA(<ndarray>array), <char*>text, length)
+    else:
+        return None
+    return array
+
+
+cdef object number_at(char* data, uint64_t size, int kind, Dtype dtype):
+    """The value that was sent as such an array."""
+    if kind == SCALAR:
+        return PyArray_Scalar(data, dtype, None)
+    if kind == INT:
+        return (<int64_t*>data)[0]
+    if kind == FLOAT:
+        return (<double*>data)[0]
+    if kind == BOOL:
+        return data[0] != 0
+    return data[:size].decode("ascii")
 
 
 cdef inline bint is_array(object value) except -1:
@@ -202,6 +272,8 @@ cdef class Writer:
         A number that goes with each item, for the consumer.
     worth : int
         How many items are worth that a consumer wakes which waits for one of them.
+    takes_numbers : bool
+        Whether values may be numbers and strings (see `schema.NUMBERS`), besides arrays.
     arena : SharedMemory or None
         Memory of the consumer, in which it may want an item.
     rows : list or None
@@ -211,6 +283,7 @@ cdef class Writer:
 
     cdef public uint64_t tag
     cdef public int64_t worth
+    cdef public bint takes_numbers
     cdef public SharedMemory arena
     cdef public list rows
     cdef int64_t n_awaited             # items since the one that it waits for, and that one
@@ -322,12 +395,13 @@ cdef class Writer:
             for schema in self.schemas:
                 if schema.fits(<dict>item, self.arrays):
                     return schema
-        code, keys, dtypes = schema_of(item)
-        self.arrays[:] = item.values()
+        code, keys, dtypes, kinds = schema_of(item, self.takes_numbers)
+        self.arrays[:] = [value if kind == ARRAY else array_of_number(value, kind)
+                          for value, kind in zip(item.values(), kinds)]
         for schema in self.schemas:
             if schema.code == code:
                 return schema
-        return Schema(code, keys, dtypes)
+        return Schema(code, keys, dtypes, kinds)
 
     cdef int put(self, Schema schema) except -1:
         """Write an item and, if it is new, its schema."""
@@ -707,9 +781,15 @@ cdef class Reader:
             else:
                 if size > <uint64_t>(<char*>end - <char*>word):
                     raise damaged("the size of an array", size)
-                array = make_array(dtype, ndim, shape, NULL, fortran)
-                pescador_copy(<char*>PyArray_DATA(<ndarray>array), <char*>word, size, False)
+                if <int>schema.kinds[i] != ARRAY:
+                    array = number_at(<char*>word, size, schema.kinds[i], dtype)
+                else:
+                    array = make_array(dtype, ndim, shape, NULL, fortran)
+                    pescador_copy(<char*>PyArray_DATA(<ndarray>array), <char*>word, size, False)
                 word += (size + 7) // 8
+            if <int>schema.kinds[i] != ARRAY and type(array) is ndarray:
+                size = PyArray_NBYTES(<ndarray>array)
+                array = number_at(<char*>PyArray_DATA(<ndarray>array), size, schema.kinds[i], dtype)
             item[schema.keys[i]] = array
         return item
 

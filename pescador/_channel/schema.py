@@ -14,7 +14,21 @@ import numpy.typing as npt
 from .._checks import is_masked
 from ..exceptions import DataError
 
-__all__ = ["decode", "empty", "encode", "receive", "schema_from", "schema_of"]
+__all__ = ["NUMBERS", "decode", "empty", "encode", "receive", "schema_from", "schema_of"]
+
+#: Values that are no arrays, and may be sent as one where that is asked for: their kinds, and the
+#: dtypes that they are sent with.
+NUMBERS: dict[type, tuple[int, np.dtype[Any]]] = {
+    int: (2, np.dtype(np.int64)),
+    float: (3, np.dtype(np.float64)),
+    bool: (4, np.dtype(np.bool_)),
+    str: (5, np.dtype(np.uint8)),
+    **{
+        scalar: (1, np.dtype(scalar))
+        for scalar in np.sctypeDict.values()
+        if np.dtype(scalar).kind in "biufc"
+    },
+}
 
 
 def _encode_key(key: Any) -> Any:
@@ -75,8 +89,12 @@ def _decode_dtype(code: Any) -> np.dtype[Any]:
     return dtype
 
 
-def schema_of(data: Any) -> tuple[bytes, list[Any], list[np.dtype[Any]]]:
-    """Return the schema of a data object, as written and as lists of keys and dtypes.
+def schema_of(
+    data: Any, numbers: bool = False
+) -> tuple[bytes, list[Any], list[np.dtype[Any]], list[int]]:
+    """Return the schema of a data object, as written and as lists of keys, dtypes and kinds.
+
+    Values are arrays, of kind 0, or with `numbers` what `NUMBERS` has.
 
     Raises
     ------
@@ -88,8 +106,15 @@ def schema_of(data: Any) -> tuple[bytes, list[Any], list[np.dtype[Any]]]:
             f"an item of type {type(data).__name__} cannot be sent to another process; "
             "it must be a mapping of keys to arrays"
         )
-    code = []
+    code: list[Any] = []
+    dtypes, kinds = [], []
     for key, array in data.items():
+        if numbers and type(array) in NUMBERS:
+            kind, dtype = NUMBERS[type(array)]
+            code.append((_encode_key(key), _encode_dtype(dtype), kind))
+            dtypes.append(dtype)
+            kinds.append(kind)
+            continue
         if not isinstance(array, np.ndarray):
             raise DataError(
                 f"key {key!r} holds a {type(array).__name__}; only arrays can be sent to another "
@@ -103,14 +128,19 @@ def schema_of(data: Any) -> tuple[bytes, list[Any], list[np.dtype[Any]]]:
                 "objects cannot be sent to another process"
             )
         code.append((_encode_key(key), _encode_dtype(array.dtype)))
-    dtypes = [array.dtype for array in data.values()]
-    return json.dumps(code).encode(), list(data), dtypes
+        dtypes.append(array.dtype)
+        kinds.append(0)
+    return json.dumps(code).encode(), list(data), dtypes, kinds
 
 
-def schema_from(code: bytes) -> tuple[list[Any], list[np.dtype[Any]]]:
-    """Return the keys and dtypes that `schema_of` wrote down as ``code``."""
-    pairs = json.loads(code)
-    return [_decode_key(key) for key, _ in pairs], [_decode_dtype(dtype) for _, dtype in pairs]
+def schema_from(code: bytes) -> tuple[list[Any], list[np.dtype[Any]], list[int]]:
+    """Return the keys, dtypes and kinds that `schema_of` wrote down as ``code``."""
+    columns = json.loads(code)
+    return (
+        [_decode_key(key) for key, *_ in columns],
+        [_decode_dtype(dtype) for _, dtype, *_ in columns],
+        [kind[0] if kind else 0 for _, _, *kind in columns],
+    )
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], order: Any) -> npt.NDArray[Any]:
@@ -126,7 +156,7 @@ def encode(data: Any) -> list[Any]:
     if isinstance(data, Mapping):
         # Read once: some make their values anew for each look.
         data = dict(data.items())
-    code, _, _ = schema_of(data)
+    code, *_ = schema_of(data)
     layout, payload = [], []
     for array in data.values():
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
@@ -142,7 +172,7 @@ def encode(data: Any) -> list[Any]:
 
 def decode(frames: list[Any]) -> dict[Any, npt.NDArray[Any]]:
     """Return the data object of a message, in writable arrays of their own."""
-    keys, dtypes = schema_from(bytes(frames[0]))
+    keys, dtypes, _ = schema_from(bytes(frames[0]))
     layout = json.loads(bytes(frames[1]))
     data = {}
     for key, dtype, (shape, order), frame in zip(keys, dtypes, layout, frames[2:], strict=True):

@@ -9,12 +9,13 @@ import time
 cimport cython
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, strchr
 
-from pescador._channel import protocol
+from pescador._channel import protocol, schema
 from pescador._native.iterators cimport next_item, steal
 
 cnp.import_array()
@@ -34,6 +35,7 @@ cdef double WORTH = 2e-4
 
 cdef object clock = time.perf_counter
 cdef bytes ORDERS = protocol.ORDERS
+cdef frozenset NUMBERS = frozenset(schema.NUMBERS)
 
 
 @cython.final
@@ -255,15 +257,26 @@ cdef class Production:
 
 
 cdef bint is_plain(object item) except -1:
-    """Whether an item is sent as it is: a dict of names and arrays of numbers or strings."""
+    """Whether an item is sent as it is: a dict of names and arrays, numbers or strings."""
     cdef cnp.dtype dtype
+    cdef int overflow = 0
     if type(item) is not dict or not <dict>item:
         return False
     for key, value in (<dict>item).items():
-        if not (PyUnicode_CheckExact(key) and cnp.PyArray_CheckExact(value)):
+        if not PyUnicode_CheckExact(key):
             return False
-        dtype = <cnp.dtype>cnp.PyArray_DESCR(value)
-        # Numbers, strings and times: not objects, structures, or types of other libraries.
-        if strchr(b"biufcSUmM", dtype.kind) is NULL or dtype.metadata is not None:
+        if cnp.PyArray_CheckExact(value):
+            dtype = <cnp.dtype>cnp.PyArray_DESCR(value)
+            # Numbers, strings and times: not objects, structures, or types of other libraries.
+            if strchr(b"biufcSUmM", dtype.kind) is NULL or dtype.metadata is not None:
+                return False
+        elif type(value) is int:
+            PyLong_AsLongLongAndOverflow(value, &overflow)
+            if overflow:
+                return False
+        elif type(value) is str:
+            if not (<str>value).isascii():
+                return False
+        elif type(value) not in NUMBERS:
             return False
     return True

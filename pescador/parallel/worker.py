@@ -62,6 +62,7 @@ def _serve_memory(production: Any, consumer: Any, memory: Any, arena: Any, is_fo
     production.memory = memory
     production.writer = writer = Writer(memory, consumer.wake)
     writer.arena = arena
+    writer.takes_numbers = True
     wanted = True
     while wanted:
         why = writer.fill(production)
