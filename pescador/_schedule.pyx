@@ -293,6 +293,8 @@ cdef class Schedule(Elsewhere):
             else:
                 if visit.rows is None:
                     visit.rows = {}
+                if visit.turns is None:
+                    # Items that arrived may wait in rows.
                     visit.turns = {}
                 visit.rows[visit.ordered] = rows
                 visit.turns[visit.ordered] = (self.wanted_at, rows[1])
@@ -364,8 +366,10 @@ cdef class Schedule(Elsewhere):
     cdef int forget_rows(self, Visit visit) except -1:
         """Note that no item of a visit is written any more to where it was wanted."""
         if visit.rows:
-            for places in visit.rows.values():
+            for i, places in visit.rows.items():
                 self.rows.forget(places)
+                if visit.turns is not None:
+                    visit.turns.pop(i, None)
         visit.rows = None
         return 0
 

@@ -212,8 +212,10 @@ def images(i, n):
         yield {"x": np.random.rand(40, 40), "y": np.array(100 * i + j)}
 
 
-def test_batches_that_killed_workers_were_writing_into_come_whole():
-    streams = [Streamer(images, i, 10**6) for i in range(6)]
+@pytest.mark.parametrize("lengths", [(10**6,), (5, 23, 40)])
+def test_batches_that_killed_workers_were_writing_into_come_whole(lengths):
+    # Of other lengths than the rate says, plans are wrong, and rows are wanted by other items.
+    streams = [Streamer(images, i, lengths[i % len(lengths)]) for i in range(12)]
     run = Seeded(pescador.StochasticMux(streams, 4, rate=20), 3)
     expected = plain(list(pescador.buffer_stream(run(max_iter=480), 8)))
     pause = random.Random(1)
