@@ -179,6 +179,8 @@ ITEMS = {
     "other keys": {3: np.arange(2), None: np.arange(2), (1, "a"): np.arange(2)},
     "a key like ours": {("pescador", "ended"): np.arange(2, dtype=np.uint8)},
     "scalars": {"x": np.float64(3), "y": 2},
+    "scalars beside a large array": {"x": np.zeros(2**20), "y": 2, "z": True, "name": "a"},
+    "a long text": {"x": "a" * 2**20},
     "array": np.arange(12).reshape(3, 4)[::2, ::-1],
     "scalar": np.float32(1),
     "ordered": collections.OrderedDict(b=np.arange(2), a=np.arange(3)),

@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+import numpy as np
+
 from .. import _visits
 from .._channel import protocol, worker
 from .production import Production
@@ -69,7 +71,7 @@ def _serve_memory(production: Any, consumer: Any, memory: Any, arena: Any, is_fo
         if why == "full":
             wanted = consumer.wait()
         elif why == "too large":
-            wanted = consumer.send(writer.take_pending(), writer.tag)
+            wanted = consumer.send(_as_arrays(writer.take_pending()), writer.tag)
         else:
             wanted = not is_forked() and production.wait()
 
@@ -79,8 +81,16 @@ def _serve_pipe(production: Any, consumer: Any, max_bytes: int, is_forked: Any) 
     try:
         while production.wait():
             for item in production:
-                if is_forked() or not queue.put(protocol.write_item(item), production.tag):
+                written = protocol.write_item(_as_arrays(item))
+                if is_forked() or not queue.put(written, production.tag):
                     return
     finally:
         if not is_forked():
             queue.flush()
+
+
+def _as_arrays(item: Any) -> Any:
+    """Return what goes over the pipe, which takes arrays only, for what the memory takes."""
+    if all(isinstance(value, np.ndarray) for value in item.values()):
+        return item
+    return protocol.news(protocol.PICKLED, item)
