@@ -293,7 +293,7 @@ cdef class Pool:
             self.full_sums[full].left = self.nodes[at.left].full
             self.full_sums[full].right = self.nodes[at.right].full
         else:
-            at.lanes = <uint64_t>(size // 8) * 0x0101010101010101
+            at.lanes = <uint64_t>(size // 8) * <uint64_t>0x0101010101010101
             at.rest = size % 8
             for i in range(start // 8, (start + size + 7) // 8):
                 self.leaf_of[i] = node
