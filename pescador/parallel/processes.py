@@ -226,6 +226,8 @@ class Processes:
         elif what == protocol.STATE:
             self.schedule.receive_state(number, value)
         else:
+            # Nor is anything written after its end; whoever closes it then is not answered.
+            self._close_rows(number)
             self.schedule.receive_end(number, value)
 
     def _close_rows(self, number: int) -> None:

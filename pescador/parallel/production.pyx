@@ -161,6 +161,7 @@ cdef class Production:
             item = next_item(visit.items)
             if item is NULL:
                 self.close(number)
+                self.into.discard(number)
                 return protocol.news(protocol.ENDED)
             result = steal(item)
             if now >= visit.due:
@@ -177,6 +178,7 @@ cdef class Production:
             if self.is_forked():
                 raise
             self.visits.pop(number, None)
+            self.into.discard(number)
             return protocol.news(protocol.FAILED, self.describe(error))
 
     def wait(self):
@@ -223,7 +225,8 @@ cdef class Production:
                 length = words[at]
                 self.due.append(word >> BITS)
                 self.rows.append(words[at + 1:at + 1 + length])
-                self.into.add(word >> BITS)
+                if word >> BITS in self.visits or word >> BITS in self.beginning:
+                    self.into.add(word >> BITS)
                 at += 1 + length
             elif word & ((1 << BITS) - 1) == BEGIN:
                 bound, skip, length = words[at], words[at + 1], words[at + 2]
