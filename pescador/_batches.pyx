@@ -852,7 +852,8 @@ cdef class Batches(StreamMap):
             elif column.kind == HELD or column.is_time or column.alone is not column.dtype:
                 return 0
         allocators = self.source.lay_out(self.size, [
-            ((<Column>column).dtype, (<Column>column).row_shape()) for column in self.columns])
+            ((<Column>column).key, (<Column>column).dtype, (<Column>column).row_shape())
+            for column in self.columns])
         if allocators is not None:
             for column, allocator in zip(self.columns, allocators):
                 column.allocator = allocator

@@ -287,7 +287,7 @@ cdef class Schedule(Elsewhere):
             rows = None
             if self.wanted_at >= 0 and self.wanted_at >= self.plan.reader.n and (
                     visit.ordered < visit.bound):
-                rows = self.rows.place(self.wanted_at)
+                rows = self.rows.place(self.wanted_at, self.plan.reader.n)
             if rows is None:
                 visit.maker.more(visit)
             else:
@@ -537,6 +537,9 @@ cdef class Schedule(Elsewhere):
         if place is None or place != self.rows.place_of(number):
             # It is copied to its row.
             self.clear_row(number)
+        elif not self.rows.has_keys(visit.items[visit.at]):
+            # Its values are in the rows of each other, and are about to be copied.
+            visit.items[visit.at] = copied(visit.items[visit.at])
         return 0
 
     cdef int clear_row(self, int64_t number) except -1:
@@ -550,7 +553,7 @@ cdef class Schedule(Elsewhere):
             visit, i = found
             visit.turns.pop(i, None)
             i += visit.at - visit.given
-            visit.items[i] = {key: np.array(value) for key, value in visit.items[i].items()}
+            visit.items[i] = copied(visit.items[i])
         return 0
 
     cdef int wait_for(self, Visit visit) except -1:
@@ -694,6 +697,14 @@ cdef class Remote(Compiled):
     def shown(self):
         """Return what an open stream shows of it."""
         return self.visit.streamer, self.visit.given, []
+
+
+cdef object copied(object item):
+    """An item in memory of its own; what a worker can write to a row is a dict."""
+    if type(item) is not dict:
+        return item
+    return {key: np.array(value) if type(value) is np.ndarray else value
+            for key, value in (<dict>item).items()}
 
 
 def allocated(rows, Py_ssize_t column, Ahead ahead, shape, dtype):

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 import time
 
@@ -544,3 +545,35 @@ def test_items_that_do_not_fit_together_fail_as_they_do_without_workers():
     assert read(batches(ParallelStreamer(run, 2), 8)(max_iter=9)) == read(
         batches(run, 8)(max_iter=9)
     )
+
+
+def with_other_keys(i):
+    for j in range(10**6):
+        x = np.random.rand(1000)
+        yield {"x": x, "y": -x} if j < 8 else {"y": -x, "x": x}
+
+
+def test_items_with_their_keys_in_another_order_make_the_same_batches():
+    streams = [Streamer(with_other_keys, i) for i in range(4)]
+    run = Seeded(pescador.StochasticMux(streams, 4, rate=None), 5)
+    parallel = ParallelStreamer(run, 2, max_bytes=2**20)
+    assert plain(list(batches(parallel, 8)(max_iter=20))) == plain(
+        list(batches(run, 8)(max_iter=20))
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
+def test_rows_of_batches_that_nobody_makes_take_the_memory_of_a_few():
+    from pescador._channel.memory import Arena, SharedMemory
+    from pescador.parallel.rows import BatchRows
+
+    memory = SharedMemory(2**20)
+    rows = BatchRows(Arena(memory), 0, 4, [("x", np.dtype(float), (1024,))])
+    for number in range(400):
+        places = rows.place(number + 1, number + 1)
+        if places is not None:
+            rows.forget(places)
+        assert memory.held <= 4 * 4 * 8192
+    assert places is None
+    assert rows.array(0, (4, 1024), np.dtype(float), 400).base is not None
+    assert rows.place(401, 401) is not None

@@ -252,7 +252,7 @@ class Processes:
 
     def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
         """Return batches that workers write to; None where nothing is gained by that."""
-        row_bytes = [dtype.itemsize * math.prod(shape) for dtype, shape in columns]
+        row_bytes = [dtype.itemsize * math.prod(shape) for _, dtype, shape in columns]
         if self.arena is None or sum(row_bytes) < _LEAST_ROW or not all(row_bytes):
             return None
         from .rows import BatchRows

@@ -17,6 +17,10 @@ from pescador._native.arrays cimport array_at
 
 cnp.import_array()
 
+# So many batches in a row are made elsewhere before that is no exception.
+cdef enum:
+    MOST_UNUSED = 2
+
 
 @cython.final
 cdef class BatchRows:
@@ -30,13 +34,13 @@ cdef class BatchRows:
         The number of the first item of the first of these batches.
     size : int
         How many rows a batch has.
-    columns : list of (dtype, tuple of int)
+    columns : list of (key, dtype, tuple of int)
         The rows of each column.
     """
 
     cdef Arena arena
     cdef int64_t begins, size
-    cdef list columns, row_bytes
+    cdef list keys, columns, row_bytes
     cdef dict batches                  # number of a batch -> blocks of its columns, or None
     cdef set pending                   # where rows are about to be written, by their first columns
     cdef int64_t earliest              # the first batch that may be written to
@@ -46,9 +50,10 @@ cdef class BatchRows:
         self.arena = arena
         self.begins = begins
         self.size = size
-        self.columns = columns
+        self.keys = [key for key, *_ in columns]
+        self.columns = [row for _, *row in columns]
         self.row_bytes = [
-            dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in columns]
+            dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for _, dtype, shape in columns]
         self.batches = {}
         self.pending = set()
         self.last = -1
@@ -68,14 +73,20 @@ cdef class BatchRows:
         self.batches[batch] = blocks
         return blocks
 
-    def place(self, int64_t number):
-        """Return where the item of this number is wanted, as a list: block, place, size of each."""
+    def place(self, int64_t number, int64_t given):
+        """Return where the item of this number is wanted, as a list: block, place, size of each.
+
+        None while batches are made elsewhere, as of items of other keys: so many items were given.
+        """
         cdef int64_t batch = (number - self.begins) // self.size
         cdef int64_t row = (number - self.begins) % self.size
         cdef list blocks, places = []
         cdef Lease block
         cdef uint64_t size
         if number < self.begins or batch < self.earliest:
+            return None
+        if (given - self.begins) // self.size > self.last + MOST_UNUSED:
+            self.batches.clear()
             return None
         blocks = self.blocks_of(batch)
         if blocks is None:
@@ -108,6 +119,13 @@ cdef class BatchRows:
         """Tell whether no worker is about to write the row of the item of this number."""
         return self.place_of(number) not in self.pending
 
+    def has_keys(self, item):
+        """Tell whether the values of an item are each in its own column, if it was written there.
+
+        A worker knows the places of an item, not the keys.
+        """
+        return type(item) is dict and list(item) == self.keys
+
     def place_of(self, int64_t number):
         """Return the place of the row of an item, in its first column; None where it has none."""
         cdef int64_t batch = (number - self.begins) // self.size
@@ -130,7 +148,7 @@ cdef class BatchRows:
             blocks = self.blocks_of(batch)
             if batch != self.last:
                 self.last = batch
-                self.batches.pop(batch - 1, None)
+                self.batches = {key: held for key, held in self.batches.items() if key >= batch}
         if blocks is None:
             return np.empty(shape, dtype)
         block = blocks[column]
