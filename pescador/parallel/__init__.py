@@ -248,11 +248,12 @@ class ParallelVisit(_schedule.Begun):
         In which it starts.
     """
 
+    # What is only half made is closed, too.
+    pool: Any = None
+    guard: Guard | None = None
+    schedule: Any = None
+
     def __init__(self, parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> None:
-        # Before anything can fail: what is only half made is closed, too.
-        self.pool: Any = None
-        self.guard: Guard | None = None
-        self.schedule: Any = None
         _check(parallel)
         self.parallel = parallel
         outer: Any = None if scope is None else scope.run
