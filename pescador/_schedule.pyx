@@ -1,9 +1,9 @@
 """The schedule of a run: which visits begin next, and which items are made early.
 
-The engines of a tree decide which visit gives the next item. Where visits are made elsewhere, these
-engines read from `Remote` visits, whose items were ordered before and arrive from a worker. A second
-set of engines, the *plan*, runs ahead of them over visits that give nothing, to know which visits
-will begin. Items never depend on the plan: where it was wrong, because a stream has ended earlier
+The engines of a tree decide which visit gives the next item. Where visits are made elsewhere, they
+read from `Remote` visits, whose items were ordered before and arrive from a worker. A second set of
+engines, the *plan*, runs ahead of them over visits that give nothing, to know which visits will
+begin. Items never depend on the plan: where it was wrong, because a stream has ended earlier
 than it thought, it begins anew from where the first engines are, and a visit was opened in vain.
 
 docs/inside/parallel.rst explains it.
@@ -190,7 +190,7 @@ cdef class Schedule(Elsewhere):
     cdef int64_t item_size             # in bytes, of the larger ones
     cdef Plan plan                     # or None
     cdef dict lengths                  # places -> how many items the last visit there had
-    cdef dict usual                    # places of a mux -> the last of these, and how often in a row
+    cdef dict usual                    # places of a mux -> the last of these, how often in a row
     cdef bint is_mixed                 # some visits run here
     cdef public int64_t n_restarts
     cdef readonly int64_t n_taken, n_opened, n_in_vain, n_wrong, n_waits
@@ -324,8 +324,8 @@ cdef class Schedule(Elsewhere):
     cdef int order_early(self, Visit visit, int64_t given) except -1:
         """Order what may be made early, when `visit` is about to have given so many items.
 
-        All together, it is as many items as `read_ahead` says of each visit that is read from: those
-        that the plan takes next, or, without one, so many of this visit.
+        All together, it is as many items as `read_ahead` says of each visit that is read from:
+        those that the plan takes next, or, without one, so many of this visit.
         """
         if self.plan is not None and not self.plan.is_wrong:
             return self.plan.order_next(self.n_attached * self.read_ahead + 1)
