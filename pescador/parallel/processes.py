@@ -45,7 +45,8 @@ class Processes:
         self.parallel = copy.copy(parallel)
         self.tree = tree
         self.owner = os.getpid()
-        self.max_bytes = max(parallel.max_bytes // parallel.workers, 1)
+        # Half of it for batches, and half for what workers send by themselves.
+        self.max_bytes = max(parallel.max_bytes // 2 // parallel.workers, 1)
         self.makers: list[Any] = []
         self.run = b""
         self.schedule: Any = None
@@ -62,7 +63,7 @@ class Processes:
 
     def begin(self) -> None:
         """Start the workers."""
-        memory = shared_memory(self.parallel.max_bytes)
+        memory = shared_memory(max(self.parallel.max_bytes // 2, 1))
         if memory is not None:
             from .._channel.memory import Arena
 
