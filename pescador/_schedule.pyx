@@ -40,6 +40,8 @@ cdef enum:
     MOST_AHEAD = 1 << 12
     # How many items are taken between two looks at the plan.
     PLAN_EVERY = 8
+    # A plan that was wrong begins anew after so many times as long as it took to do so.
+    SHARE = 20
     # For so many items at most, a plan that was wrong does not begin anew.
     LONGEST_REST = 1 << 10
     # An item takes this at least, in bytes, wherever it waits.
@@ -842,6 +844,7 @@ cdef class Plan(Elsewhere):
     cdef int64_t lead                  # items that it has taken and the other one has not
     cdef int64_t rests_until           # number of the item before which it does not begin anew
     cdef int64_t rest                  # how long it rested the last time
+    cdef double not_before             # likewise, in seconds: to begin anew takes long in large pools
 
     cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
         cdef Planned node
@@ -891,7 +894,7 @@ cdef class Plan(Elsewhere):
         if self.is_over and not self.is_wrong:
             return 0
         if self.is_wrong:
-            if self.schedule.n_taken < self.rests_until:
+            if self.schedule.n_taken < self.rests_until or time.monotonic() < self.not_before:
                 return 0
             self.begin_anew()
             self.schedule.give_up()
@@ -956,9 +959,11 @@ cdef class Plan(Elsewhere):
         self.n_ahead = 0
         self.lead = 0
         self.is_wrong = self.is_over = False
+        cdef double before = time.monotonic()
         self.ahead = self.start()
         (<Compiled?>self.ahead).restore(self.here.save(PLAN_STATE), PLAN_STATE)
         (<Compiled>self.ahead).left = UNBOUNDED
+        self.not_before = time.monotonic() + SHARE * (time.monotonic() - before)
         return 0
 
 
