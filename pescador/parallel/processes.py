@@ -239,8 +239,7 @@ class Processes:
         """Have another worker do what one was to do that is gone, or raise what became of it."""
         self.n_lost += 1
         if not self.parallel.restart or maker.owner.error is not None or self.n_lost > _ATTEMPTS:
-            maker.owner.raise_error()
-            raise PescadorError(f"a worker of {self.parallel!r} has ended")
+            self._raise_loss(maker.owner)
         self.schedule.n_restarts += 1
         lost = self.schedule.visits_at(maker)
         # As a whole: where it was interrupted halfway, a worker would be left to itself.
@@ -248,6 +247,19 @@ class Processes:
         self.schedule.begin_again(lost)
         for other in self.makers:
             other.flush()
+
+    def _raise_loss(self, channel: Channel) -> None:
+        """Raise what became of a worker that is not replaced, and why it is not."""
+        if channel.error is not None:
+            channel.raise_error()
+        why = "with restart=True, another one would take its place"
+        if self.parallel.restart:
+            why = f"the {_ATTEMPTS} that were lost before it gave no item either"
+        try:
+            channel.raise_error()
+        except PescadorError as error:
+            raise PescadorError(f"{error}; {why}") from None
+        raise PescadorError(f"a worker of {self.parallel!r} has ended")
 
     def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
         """Return batches that workers write to; None where nothing is gained by that."""
