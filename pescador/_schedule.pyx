@@ -1,9 +1,9 @@
 """The schedule of a run: which visits begin next, and which items are made early.
 
-The engines of a tree decide which visit gives the next item. Where visits are made elsewhere, these
-engines read from `Remote` visits, whose items were ordered before and arrive from a worker. A second
-set of engines, the *plan*, runs ahead of them over visits that give nothing, to know which visits
-will begin. Items never depend on the plan: where it was wrong, because a stream has ended earlier
+The engines of a tree decide which visit gives the next item. Where visits are made elsewhere, they
+read from `Remote` visits, whose items were ordered before and arrive from a worker. A second set of
+engines, the *plan*, runs ahead of them over visits that give nothing, to know which visits will
+begin. Items never depend on the plan: where it was wrong, because a stream has ended earlier
 than it thought, it begins anew from where the first engines are, and a visit was opened in vain.
 
 docs/inside/parallel.rst explains it.
@@ -40,6 +40,8 @@ cdef enum:
     MOST_AHEAD = 1 << 12
     # How many items are taken between two looks at the plan.
     PLAN_EVERY = 8
+    # A plan that was wrong begins anew after so many times as long as it took to do so.
+    SHARE = 20
     # For so many items at most, a plan that was wrong does not begin anew.
     LONGEST_REST = 1 << 10
     # An item takes this at least, in bytes, wherever it waits.
@@ -190,7 +192,7 @@ cdef class Schedule(Elsewhere):
     cdef int64_t item_size             # in bytes, of the larger ones
     cdef Plan plan                     # or None
     cdef dict lengths                  # places -> how many items the last visit there had
-    cdef dict usual                    # places of a mux -> the last of these, and how often in a row
+    cdef dict usual                    # places of a mux -> the last of these, how often in a row
     cdef bint is_mixed                 # some visits run here
     cdef public int64_t n_restarts
     cdef readonly int64_t n_taken, n_opened, n_in_vain, n_wrong, n_waits
@@ -324,8 +326,8 @@ cdef class Schedule(Elsewhere):
     cdef int order_early(self, Visit visit, int64_t given) except -1:
         """Order what may be made early, when `visit` is about to have given so many items.
 
-        All together, it is as many items as `read_ahead` says of each visit that is read from: those
-        that the plan takes next, or, without one, so many of this visit.
+        All together, it is as many items as `read_ahead` says of each visit that is read from:
+        those that the plan takes next, or, without one, so many of this visit.
         """
         if self.plan is not None and not self.plan.is_wrong:
             return self.plan.order_next(self.n_attached * self.read_ahead + 1)
@@ -853,6 +855,7 @@ cdef class Plan(Elsewhere):
     cdef int64_t lead                  # items that it has taken and the other one has not
     cdef int64_t rests_until           # number of the item before which it does not begin anew
     cdef int64_t rest                  # how long it rested the last time
+    cdef double not_before             # likewise, in seconds: to begin anew takes long in large pools
 
     cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
         cdef Planned node
@@ -902,7 +905,7 @@ cdef class Plan(Elsewhere):
         if self.is_over and not self.is_wrong:
             return 0
         if self.is_wrong:
-            if self.schedule.n_taken < self.rests_until:
+            if self.schedule.n_taken < self.rests_until or time.monotonic() < self.not_before:
                 return 0
             self.begin_anew()
             self.schedule.give_up()
@@ -967,9 +970,11 @@ cdef class Plan(Elsewhere):
         self.n_ahead = 0
         self.lead = 0
         self.is_wrong = self.is_over = False
+        cdef double before = time.monotonic()
         self.ahead = self.start()
         (<Compiled?>self.ahead).restore(self.here.save(PLAN_STATE), PLAN_STATE)
         (<Compiled>self.ahead).left = UNBOUNDED
+        self.not_before = time.monotonic() + SHARE * (time.monotonic() - before)
         return 0
 
 

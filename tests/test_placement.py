@@ -91,7 +91,7 @@ def from_a_mux():
     return Streamer(pescador.transform, mux, str)
 
 
-DRAWS = "draws from a random generator that others share"
+DRAWS = "draws from a random generator that others may share"
 STAYS = {
     "hook": (lambda: Hooked(count, 3), "overrides a hook"),
     "generator": (lambda: Streamer(count(9)), "generator object or an open file"),

@@ -336,7 +336,7 @@ def test_a_parallel_streamer_says_which_streams_run_here_and_why():
         "        Streamer(generator names)",
         "    1 stream runs here: it overrides a hook of its class",
         "        Hooked(names, 'e')",
-        "    1 stream runs here: it draws from a random generator that others share",
+        "    1 stream runs here: it draws from a random generator that others may share",
         "        Streamer(names, 'f', <RandomState>)",
     ]
 

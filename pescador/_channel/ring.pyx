@@ -686,7 +686,7 @@ cdef class Reader:
     cdef inline void look(self) noexcept:
         """Look for what was written, up to where an item on the pipe comes in between."""
         cdef uint64_t head = load(&self.control.head)
-        # When an item is sent, all before it was read; what is written after it, is after this word.
+        # When an item is sent, all before it was read; what is written later is after this word.
         if load(&self.control.by_pipe) == self.by_pipe:
             self.head = head
 
@@ -793,8 +793,8 @@ cdef class Reader:
             item[schema.keys[i]] = array
         return item
 
-    cdef object read_row(self, uint32_t number, uint64_t start, uint64_t size, Dtype dtype, int ndim,
-                         npy_intp* shape):
+    cdef object read_row(self, uint32_t number, uint64_t start, uint64_t size, Dtype dtype,
+                         int ndim, npy_intp* shape):
         """Return an array that was written to where it was wanted."""
         cdef Lease block = None if self.arena is None else self.arena.block(number, start, size)
         if block is None:

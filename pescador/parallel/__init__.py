@@ -108,6 +108,8 @@ class ParallelStreamer(Streamer[T]):
         If an argument is invalid.
     PescadorError
         While iterating: if workers cannot be started, if one dies, or an item cannot be sent.
+        With processes, it stands for an exception that cannot be pickled or is no `Exception`
+        (``sys.exit`` raises `SystemExit`), and quotes it.
     Exception
         While iterating, whatever a stream raised, where its item would have come. Its
         ``__cause__`` carries the traceback of a worker process.
@@ -227,11 +229,12 @@ class ParallelStreamer(Streamer[T]):
         Returns
         -------
         stats : dict of {str: number}
-            ``taken``: items of visits that were made elsewhere. ``opened``, ``opened_in_vain``:
-            such visits, and those of them that were never due. ``wrong_plans``: how often a stream
-            ended before it was thought to. ``waits``, ``seconds_waited``: how often, and for how
-            long in all, an item was not there when it was due. ``restarts``: workers that were
-            replaced. All are 0 where everything runs here.
+            ``taken``: items of visits that were made elsewhere. Some of them are dropped: a mux
+            takes one more than the rate of a visit, and batches with `max_iter` one more batch.
+            ``opened``, ``opened_in_vain``: such visits, and those of them that were never due.
+            ``wrong_plans``: how often a stream ended before it was thought to. ``waits``,
+            ``seconds_waited``: how often, and for how long in all, an item was not there when it
+            was due. ``restarts``: workers that were replaced. All are 0 where everything runs here.
         """
         last = self.__dict__.get("__pescador_last__")
         return dict.fromkeys(_COUNTED, 0) if last is None else last.stats()

@@ -24,7 +24,7 @@ _SIZED = frozenset({list, tuple, str, bytes, bytearray, range, np.ndarray})
 # Streams that a description looks at.
 _LOOKED_AT = 10_000
 
-_SHARED_GENERATOR = "it draws from a random generator that others share"
+_SHARED_GENERATOR = "it draws from a random generator that others may share"
 
 
 class Placement:

@@ -45,7 +45,8 @@ class Processes:
         self.parallel = copy.copy(parallel)
         self.tree = tree
         self.owner = os.getpid()
-        self.max_bytes = max(parallel.max_bytes // parallel.workers, 1)
+        # Half of it for batches, and half for what workers send by themselves.
+        self.max_bytes = max(parallel.max_bytes // 2 // parallel.workers, 1)
         self.makers: list[Any] = []
         self.run = b""
         self.schedule: Any = None
@@ -62,7 +63,7 @@ class Processes:
 
     def begin(self) -> None:
         """Start the workers."""
-        memory = shared_memory(self.parallel.max_bytes)
+        memory = shared_memory(max(self.parallel.max_bytes // 2, 1))
         if memory is not None:
             from .._channel.memory import Arena
 
@@ -240,8 +241,7 @@ class Processes:
         """Have another worker do what one was to do that is gone, or raise what became of it."""
         self.n_lost += 1
         if not self.parallel.restart or maker.owner.error is not None or self.n_lost > _ATTEMPTS:
-            maker.owner.raise_error()
-            raise PescadorError(f"a worker of {self.parallel!r} has ended")
+            self._raise_loss(maker.owner)
         self.schedule.n_restarts += 1
         lost = self.schedule.visits_at(maker)
         # As a whole: where it was interrupted halfway, a worker would be left to itself.
@@ -249,6 +249,19 @@ class Processes:
         self.schedule.begin_again(lost)
         for other in self.makers:
             other.flush()
+
+    def _raise_loss(self, channel: Channel) -> None:
+        """Raise what became of a worker that is not replaced, and why it is not."""
+        if channel.error is not None:
+            channel.raise_error()
+        why = "with restart=True, another one would take its place"
+        if self.parallel.restart:
+            why = f"the {_ATTEMPTS} that were lost before it gave no item either"
+        try:
+            channel.raise_error()
+        except PescadorError as error:
+            raise PescadorError(f"{error}; {why}") from None
+        raise PescadorError(f"a worker of {self.parallel!r} has ended")
 
     def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
         """Return batches that workers write to; None where nothing is gained by that."""

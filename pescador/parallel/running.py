@@ -86,7 +86,7 @@ class Running:
         """
         now = time.perf_counter()
         saver = Saver()
-        state: Any = None
+        state: dict[str, Any] | None = None
         # Never again where items are made again whatever state there is, nor where it cannot be
         # taken: a source that fails to tell its state has not failed to give an item.
         self.due = math.inf
