@@ -148,6 +148,16 @@ cdef class Visit:
         return 0
 
 
+@cython.final
+cdef class Known:
+    """What is known of a streamer, which is looked at once."""
+
+    cdef object streamer
+    cdef bint is_mux                   # whose engine can run twice
+    cdef bint stays                    # its visits run here
+    cdef object length                 # how many items each of its visits has, or None
+
+
 # Visits that were begun in this process; a worker may serve one schedule after another.
 cdef int64_t n_numbers = 0
 
@@ -180,6 +190,7 @@ cdef class Schedule(Elsewhere):
     cdef object length_of              # streamer -> how many items it has, or None
     cdef Py_ssize_t read_ahead, open_ahead
     cdef int64_t max_bytes
+    cdef dict streamers                # id -> Known
     cdef dict visits                   # path -> Visit, of those that are not over
     cdef dict numbers                  # number -> Visit, of those that were begun
     cdef object rows                   # a `BatchRows`, or None
@@ -206,6 +217,7 @@ cdef class Schedule(Elsewhere):
         self.read_ahead = read_ahead
         self.open_ahead = open_ahead
         self.max_bytes = max_bytes
+        self.streamers = {}
         self.visits = {}
         self.numbers = {}
         self.lengths = {}
@@ -217,9 +229,21 @@ cdef class Schedule(Elsewhere):
 
     # ---- what the engines ask
 
+    cdef Known known(self, object streamer):
+        """What is known of a streamer."""
+        cdef Known known = self.streamers.get(<size_t><void*>streamer)
+        if known is None or known.streamer is not streamer:
+            known = Known.__new__(Known)
+            known.streamer = streamer
+            known.is_mux = is_mux(streamer) and not callable(streamer.streamers)
+            known.stays = self.stays(streamer) is not None
+            known.length = self.length_of(streamer)
+            self.streamers[<size_t><void*>streamer] = known
+        return known
+
     cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
         cdef Remote node
-        if self.stays(streamer) is not None:
+        if self.known(streamer).stays:
             return None
         node = self.remote(streamer, bound, scope)
         ending[0] = STEP_ONCE_MORE if is_plain(streamer) else STOP
@@ -441,9 +465,8 @@ cdef class Schedule(Elsewhere):
         self.usual[mux] = (length, times + 1 if before == length else 1)
         return 0
 
-    cdef int64_t likely_length(self, object streamer, tuple places) except -1:
-        """How many items a visit is thought to have."""
-        length = self.length_of(streamer)
+    cdef int64_t likely_length(self, object length, tuple places) except -1:
+        """How many items a visit is thought to have whose streamer says this of its length."""
         if length is None:
             length = self.lengths.get(places)
         if length is None:
@@ -859,15 +882,16 @@ cdef class Plan(Elsewhere):
 
     cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
         cdef Planned node
-        if may_plan(streamer):
+        cdef Known known = self.schedule.known(streamer)
+        if known.is_mux:
             return None
         ending[0] = STOP
         node = Planned.__new__(Planned)
         node.schedule = self.schedule
         node.path = path_of_visit(scope)
         node.places = node.path[::2]
-        node.length = self.schedule.likely_length(streamer, node.places)
-        if self.schedule.stays(streamer) is not None:
+        node.length = self.schedule.likely_length(known.length, node.places)
+        if known.stays:
             # Where its items end, that nobody can tell in time, other rows would be due.
             self.schedule.is_mixed = True
         else:
@@ -976,11 +1000,6 @@ cdef class Plan(Elsewhere):
         (<Compiled>self.ahead).left = UNBOUNDED
         self.not_before = time.monotonic() + SHARE * (time.monotonic() - before)
         return 0
-
-
-cdef bint may_plan(object streamer) except -1:
-    """Whether a streamer is a mux whose engine can run twice."""
-    return is_mux(streamer) and not callable(streamer.streamers)
 
 
 def is_mux(streamer):
@@ -1130,6 +1149,15 @@ cdef class Orders(Maker):
             words = PyBytes_FromStringAndSize(<char*>self.words, self.n * sizeof(int64_t))
             self.n = self.unsent = 0
             self.send(words)
+
+
+def fewest(list makers):
+    """Return the maker that has the fewest items to make."""
+    cdef Maker best = makers[0]
+    for maker in makers:
+        if (<Maker>maker).outstanding < best.outstanding:
+            best = <Maker>maker
+    return best
 
 
 def flush_all(list makers):

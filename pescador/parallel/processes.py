@@ -156,7 +156,7 @@ class Processes:
 
     def place(self, visit: Any) -> Any:
         """Return the worker that a visit is to run at: the one with the fewest items to make."""
-        return min(self.makers, key=lambda maker: maker.outstanding)
+        return _schedule.fewest(self.makers)
 
     # --------------------------------------------------------------------------------------- items
 
