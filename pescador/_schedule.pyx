@@ -878,7 +878,7 @@ cdef class Plan(Elsewhere):
     cdef int64_t lead                  # items that it has taken and the other one has not
     cdef int64_t rests_until           # number of the item before which it does not begin anew
     cdef int64_t rest                  # how long it rested the last time
-    cdef double not_before             # likewise, in seconds: to begin anew takes long in large pools
+    cdef double not_before             # likewise, in seconds: in large pools that takes long
 
     cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
         cdef Planned node

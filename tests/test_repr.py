@@ -356,8 +356,8 @@ def test_threads_that_share_a_random_state_leave_streams_here():
     ("streamer", "workers", "expected"),
     [
         (mixed(), 0, "here: workers=0"),
-        (Streamer(names, "a"), 1, "in 1 process"),
-        (Streamer(names, "a"), 3, "in one of 3 processes"),
+        (Streamer(names, "a"), 1, "in one process, as there is no mux"),
+        (Streamer(names, "a"), 3, "in one process, as there is no mux"),
         (Streamer(names("a")), 3, f"here: it {GENERATOR}"),
         (ChainMux(names), 3, "here: it has a function make its streams"),
     ],

@@ -65,6 +65,10 @@ def _check(parallel: "ParallelStreamer[Any]") -> None:
     as_bool("keep_workers", parallel.keep_workers)
     if parallel.start_method is not None:
         as_choice("start_method", parallel.start_method, process.METHODS)
+        if parallel.kind == "thread":
+            raise ArgumentError(
+                f"start_method={parallel.start_method!r} is for processes; kind='thread' has none"
+            )
 
 
 class ParallelStreamer(Streamer[T]):
@@ -291,7 +295,8 @@ class ParallelVisit(_schedule.Begun):
         is_mux = has_pool(stream)
         if self.parallel.workers == 0 or (not is_mux and placement.stays(self.tree)):
             return _visits.open_visit(self.tree, root, {})
-        self._begin_pool(run)
+        # A visit is run by one worker.
+        self._begin_pool(run, self.parallel.workers if is_mux else 1)
         self.schedule = _schedule.Schedule(
             run,
             self.pool,
@@ -311,17 +316,17 @@ class ParallelVisit(_schedule.Begun):
             return _visits.open_visit(self.tree, root, {})
         return self.schedule.root(self.tree, root)
 
-    def _begin_pool(self, run: _visits.Run) -> None:
+    def _begin_pool(self, run: _visits.Run, workers: int) -> None:
         """Have workers: those that were kept, or new ones."""
         kept = self.parallel.__dict__.pop("__pescador_kept__", None)
         if kept is not None and kept[0].is_usable(self.parallel, self.tree):
             self.pool, self.guard = kept
             return
         if self.parallel.kind == "process":
-            self.pool = Processes(self.parallel, self.tree)
+            self.pool = Processes(self.parallel, self.tree, workers)
         else:
             watched = _visits.Run(self.tracks, run.sequence, self.governs, False)
-            self.pool = Threads(self.parallel, watched)
+            self.pool = Threads(self.parallel, watched, workers)
         self.guard = Guard(self.pool.begin, self.pool.wait_for_end, self.pool.end)
         self.guard.__enter__()
 

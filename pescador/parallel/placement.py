@@ -186,13 +186,13 @@ def notes(parallel: Any) -> Iterator[tuple[str, Any]]:
     if fields["workers"] == 0:
         yield "all of it runs here: workers=0", None
         return
-    workers = _count(fields["workers"], "process" if fields["kind"] == "process" else "thread")
+    worker = "process" if fields["kind"] == "process" else "thread"
+    workers = _count(fields["workers"], worker)
     placement = Placement(fields["kind"], governs)
     stream = _visits.stream_of(tree)
     if not has_pool(stream):
         reason = placement.stays(tree)
-        several = "one of " if fields["workers"] > 1 else ""
-        where = f"in {several}{workers}" if reason is None else f"here: {reason}"
+        where = f"in one {worker}, as there is no mux" if reason is None else f"here: {reason}"
         yield f"all of it runs {where}", None
         return
     counts: dict[str | None, int] = {}

@@ -38,15 +38,18 @@ class Processes:
         Whose workers they are.
     tree : Streamer
         Whose visits they run.
+    workers : int
+        How many there are.
     """
 
-    def __init__(self, parallel: Any, tree: Any) -> None:
+    def __init__(self, parallel: Any, tree: Any, workers: int) -> None:
         # Not the original, which may keep these workers: nobody would end them before a collection.
         self.parallel = copy.copy(parallel)
         self.tree = tree
         self.owner = os.getpid()
         # Half of it for batches, and half for what workers send by themselves.
-        self.max_bytes = max(parallel.max_bytes // 2 // parallel.workers, 1)
+        self.max_bytes = max(parallel.max_bytes // 2 // workers, 1)
+        self.workers = workers
         self.makers: list[Any] = []
         self.run = b""
         self.schedule: Any = None
@@ -68,7 +71,7 @@ class Processes:
             from .._channel.memory import Arena
 
             self.arena = Arena(memory)
-        for _ in range(self.parallel.workers):
+        for _ in range(self.workers):
             self.makers.append(self._new_maker())
 
     def _new_maker(self) -> Any:

@@ -86,10 +86,13 @@ class Threads:
         Whose threads they are.
     run : Run
         What the visits are part of.
+    workers : int
+        How many there are.
     """
 
-    def __init__(self, parallel: Any, run: _visits.Run) -> None:
+    def __init__(self, parallel: Any, run: _visits.Run, workers: int) -> None:
         self.parallel = parallel
+        self.workers = workers
         self.run = run
         # In the order in which items were ordered.
         self.ready: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -102,7 +105,7 @@ class Threads:
 
     def begin(self) -> None:
         """Start the threads."""
-        for i in range(self.parallel.workers):
+        for i in range(self.workers):
             thread = threading.Thread(
                 target=_work, args=(self.ready, self.made), daemon=True, name=f"pescador-{i}"
             )
