@@ -933,8 +933,8 @@ cdef class Plan(Elsewhere):
                 return 0
             self.begin_anew()
             self.schedule.give_up()
-        wanted = self.schedule.n_attached * self.schedule.read_ahead + PLAN_EVERY
-        while self.lead < wanted or (
+        wanted = self.schedule.n_attached * self.schedule.read_ahead
+        while self.lead < wanted + PLAN_EVERY or (
                 self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD):
             try:
                 item = next_item(self.ahead)
@@ -954,7 +954,8 @@ cdef class Plan(Elsewhere):
                 visit.planned = node.count
                 self.queue.append(visit)
                 self.turns.append(self.number)
-                if not visit.is_attached and visit.ordered == 0:
+                if (not visit.is_attached and visit.ordered == 0
+                        and self.n_ahead <= self.schedule.open_ahead):
                     # Not before it is asked for anything has it begun.
                     self.schedule.order_as(visit, 1, self.number)
             self.number += 1
@@ -968,6 +969,10 @@ cdef class Plan(Elsewhere):
         while self.first < len(self.queue) and self.schedule.in_flight < wanted:
             visit = <Visit>PyList_GET_ITEM(self.queue, self.first)
             if not self.schedule.has_room(visit):
+                return 0
+            if (visit.maker is None and not visit.is_attached
+                    and self.n_ahead > self.schedule.open_ahead):
+                # As many have begun early as may.
                 return 0
             self.first += 1
             visit.allowed += 1
