@@ -970,10 +970,6 @@ cdef class Plan(Elsewhere):
             visit = <Visit>PyList_GET_ITEM(self.queue, self.first)
             if not self.schedule.has_room(visit):
                 return 0
-            if (visit.maker is None and not visit.is_attached
-                    and self.n_ahead > self.schedule.open_ahead):
-                # As many have begun early as may.
-                return 0
             self.first += 1
             visit.allowed += 1
             if visit.allowed > visit.ordered:

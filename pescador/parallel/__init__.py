@@ -92,7 +92,8 @@ class ParallelStreamer(Streamer[T]):
     read_ahead : int >= 0
         How many items are made early, of each open stream.
     open_ahead : int >= 0 or None
-        How many visits begin before they are due. None is the number of workers.
+        How many visits begin before they are due, besides those of which `read_ahead` has items
+        made early. None is the number of workers.
     max_bytes : int > 0
         How much memory may be taken by items that are made early, or are held as views by the
         consumer. One item above it passes alone.
