@@ -782,6 +782,9 @@ cdef class Batches(StreamMap):
         cdef Py_ssize_t i, n = 0, first = self.position
         self.room = self.n_copied = 0
         item = None
+        if self.columns and not self.has_asked:
+            # Not at the end of the batch before: who is interrupted here would lose it.
+            self.ask_for_rows()
         try:
             if self.unfinished is not None:
                 n = self.add_unfinished()
@@ -833,8 +836,6 @@ cdef class Batches(StreamMap):
             values = joined[i]
             column.held = None
             result[column.key] = column.end() if values is None else values
-        if not self.has_asked and n == self.size:
-            self.ask_for_rows()
         return result
 
     cdef int ask_for_rows(self) except -1:

@@ -589,3 +589,31 @@ def test_iterations_with_workers_do_not_grow(kind):
         measured.append(in_use())
     # What one iteration takes is a hundred times as much.
     assert min(b - a for a, b in itertools.pairwise(measured)) < 10 * rounds
+
+
+HELD = []
+
+
+def letting_go(i):
+    # In a worker that was forked meanwhile, a collection would do the same.
+    HELD.clear()
+    for j in range(5):
+        yield {"x": np.random.rand(1000), "i": np.array([i, j])}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
+def test_batches_stay_the_consumers_in_a_worker_that_was_forked_while_they_were_held():
+    run = Seeded(pescador.StochasticMux([Streamer(letting_go, i) for i in range(9)], 4, rate=4), 1)
+    parallel = ParallelStreamer(run, 1, restart=True, start_method="fork", max_bytes=2**21)
+    expected = [batch["i"].tolist() for batch in pescador.buffer_stream(run.iterate(800), 4)]
+    given, kept = [], []
+    HELD.clear()
+    for batch in Streamer(pescador.buffer_stream, parallel, 4).iterate(200):
+        given.append(batch["i"].tolist())
+        HELD.append(batch)
+        kept.append(batch["x"].copy())
+        if len(given) % 20 == 0:
+            assert all((a["x"] == b).all() for a, b in zip(HELD[-20:], kept[-20:], strict=True))
+            os.kill(workers()[0].pid, signal.SIGKILL)
+            del HELD[:-10]
+    assert given == expected

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import time
 
 import numpy as np
@@ -262,3 +263,31 @@ def test_a_state_that_a_visit_has_reached_ahead_of_the_run_is_not_the_runs():
                 state = through_pickle(stream.state_dict())
                 with ParallelStreamer(tree(), 0).open(state=state) as other:
                     assert read(other, 3)[0] == items[n : n + 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
+def test_who_is_interrupted_before_workers_write_into_batches_has_lost_none():
+    def images(i):
+        for j in range(1000):
+            yield {"x": np.random.rand(1000), "i": np.array([i, j])}
+
+    def interrupted(frame, event, arg):
+        if frame.f_code.co_name == "new_rows":
+            raise KeyboardInterrupt
+
+    mux = pescador.StochasticMux([Streamer(images, i) for i in range(5)], 3, rate=9)
+    parallel = ParallelStreamer(Seeded(mux, 1), 1)
+    there = Streamer(pescador.buffer_stream, parallel, 4)
+    expected = [batch["i"].tolist() for batch in there.iterate(9)]
+    given = []
+    with there.open(9) as stream:
+        with pytest.raises(KeyboardInterrupt):
+            sys.settrace(interrupted)
+            try:
+                for batch in stream:
+                    given.append(batch["i"].tolist())
+            finally:
+                sys.settrace(None)
+        state = stream.state_dict()
+    rest = [batch["i"].tolist() for batch in there.open(state=state)]
+    assert given + rest == expected

@@ -59,6 +59,7 @@ cdef class SharedMemory:
     cdef PyObject* first               # of the leases, in a list that holds no references
     cdef char busy                     # the lock of that list and of `returned`
     cdef bint closed                   # nobody writes any more
+    cdef bint is_lent                  # this process writes where another one says
     cdef bint in_child                 # this is a copy, in a process that was forked
     cdef char* copies                  # of what is held, for a process that is being forked
     cdef uint64_t copies_start

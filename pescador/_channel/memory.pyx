@@ -118,6 +118,13 @@ cdef class SharedMemory:
         else:
             claimed.pop(<size_t><void*>self, None)
 
+    def leave_blocks(self):
+        """Give no block back from here: a worker has leases as well, of what was held at its fork.
+
+        Their blocks are the consumer's, which gives them back.
+        """
+        self.is_lent = True
+
     cdef bint is_open(self) noexcept:
         """Whether the descriptor is there; the code of a stream may have closed it."""
         return self.descriptor >= 0 and pescador_is_file(self.descriptor, &self.stamp)
@@ -156,7 +163,7 @@ cdef class SharedMemory:
         self.n_leases -= 1
         if self.closed and not self.in_child:
             shared_drop(self.base, lease.start, lease.start + lease.size)
-        elif not self.in_child and not lease.pinned:
+        elif not (self.in_child or self.is_lent or lease.pinned):
             self.give_back(lease.number)
         unlock(&self.busy)
 

@@ -40,6 +40,8 @@ class VisitsOf:
 
     def __pescador_serve__(self, consumer: Any, memory: Any, max_bytes: int) -> None:
         owner = os.getpid()
+        if self.arena is not None:
+            self.arena.leave_blocks()
 
         def is_forked() -> bool:
             return os.getpid() != owner
