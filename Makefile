@@ -7,7 +7,7 @@ PEERS := .peers
 DOCS := .venv-docs
 FRAMEWORKS := .venv-frameworks
 # Of this release pip takes the build for CPUs, if it finds one: it is a tenth of the other.
-FRAMEWORK_PACKAGES := torch~=2.13.0 torchdata lightning accelerate ml_dtypes keras
+FRAMEWORK_PACKAGES := torch~=2.13.0 torchdata lightning accelerate ml_dtypes keras jax
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Tests beside each other.
@@ -107,10 +107,14 @@ docs: $(DOCS)/done
 		docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-# In the loops of frameworks, as far as they can be installed, and the pages about them.
+# In the loops of frameworks, as far as they can be installed, and the pages about them. What is of
+# JAX runs by itself: it has threads, and warns of workers that are forked.
 test-frameworks: $(VENV)/dev $(FRAMEWORKS)/done
 	KERAS_BACKEND=torch $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
-		tests/frameworks docs/how-to pescador/torch.py
+		tests/frameworks docs/how-to pescador/torch.py \
+		--ignore tests/frameworks/test_jax.py --ignore docs/how-to/jax.rst
+	KERAS_BACKEND=jax $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
+		tests/frameworks/test_jax.py docs/how-to/jax.rst docs/how-to/keras.rst pescador/jax.py
 
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
