@@ -111,10 +111,11 @@ docs: $(DOCS)/done
 # JAX runs by itself: it has threads, and warns of workers that are forked.
 test-frameworks: $(VENV)/dev $(FRAMEWORKS)/done
 	KERAS_BACKEND=torch $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
-		tests/frameworks docs/how-to pescador/torch.py \
+		tests/frameworks docs/how-to pescador/torch.py pescador/keras.py \
 		--ignore tests/frameworks/test_jax.py --ignore docs/how-to/jax.rst
 	KERAS_BACKEND=jax $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
-		tests/frameworks/test_jax.py docs/how-to/jax.rst docs/how-to/keras.rst pescador/jax.py
+		tests/frameworks/test_jax.py tests/frameworks/test_keras.py \
+		docs/how-to/jax.rst docs/how-to/keras.rst pescador/jax.py pescador/keras.py
 
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
