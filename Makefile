@@ -5,6 +5,9 @@ VENV := .venv
 CHECKED := .venv-checked
 PEERS := .peers
 DOCS := .venv-docs
+FRAMEWORKS := .venv-frameworks
+# Of this release pip takes the build for CPUs, if it finds one: it is a tenth of the other.
+FRAMEWORK_PACKAGES := torch~=2.13.0 torchdata lightning accelerate ml_dtypes keras jax
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Tests beside each other.
@@ -13,8 +16,8 @@ SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$
 	CMakeLists.txt pyproject.toml
 STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
 
-.PHONY: demo test test-all test-checked test-debug test-pages parity soak soak-parallel lint \
-	annotate clean bench bench-full bench-instructions bench-env publish docs
+.PHONY: demo test test-all test-checked test-debug test-frameworks parity soak soak-parallel \
+	lint annotate clean bench bench-full bench-instructions bench-env publish docs
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/out_of_core.py
@@ -104,10 +107,15 @@ docs: $(DOCS)/done
 		docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-# The examples on the pages once more, with the packages that some of them are about (torch, ...).
-test-pages: $(VENV)/dev
-	$(BIN)/python $(PIP) --group frameworks
-	KERAS_BACKEND=torch $(BIN)/pytest docs
+# In the loops of frameworks, as far as they can be installed, and the pages about them. What is of
+# JAX runs by itself: it has threads, and warns of workers that are forked.
+test-frameworks: $(VENV)/dev $(FRAMEWORKS)/done
+	KERAS_BACKEND=torch $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
+		tests/frameworks docs/how-to pescador/torch.py pescador/keras.py \
+		--ignore tests/frameworks/test_jax.py --ignore docs/how-to/jax.rst
+	KERAS_BACKEND=jax $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
+		tests/frameworks/test_jax.py tests/frameworks/test_keras.py \
+		docs/how-to/jax.rst docs/how-to/keras.rst pescador/jax.py pescador/keras.py
 
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
@@ -119,7 +127,7 @@ annotate: $(VENV)/dev
 	@echo "open annotate/*.html"
 
 clean:
-	rm -rf $(VENV) $(CHECKED) $(PEERS) $(DOCS) build annotate docs/_build docs/gallery
+	rm -rf $(VENV) $(CHECKED) $(PEERS) $(DOCS) $(FRAMEWORKS) build annotate docs/_build docs/gallery
 
 $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -149,6 +157,17 @@ $(CHECKED)/done: $(VENV)/dev $(SOURCES)
 		--editable . --config-settings cmake.define.PESCADOR_BOUNDSCHECK=ON \
 		--config-settings cmake.define.CMAKE_C_FLAGS_RELEASE=-O1 \
 		--config-settings build-dir=build/checked
+	@touch $@
+
+# The frameworks, each if it can be installed, in front of the packages of the tests.
+$(FRAMEWORKS)/done: | $(VENV)/dev
+	$(PYTHON) -m venv --without-pip $(FRAMEWORKS)
+	$(BIN)/python -c "import sysconfig; \
+		print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(FRAMEWORKS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/tools.pth"
+	for package in $(FRAMEWORK_PACKAGES); do \
+		$(FRAMEWORKS)/bin/python $(PIP) "$$package" || echo "not installed: $$package"; \
+	done
 	@touch $@
 
 # The releases that ours is compared with, in folders of their own.

@@ -62,6 +62,7 @@ ENV = {
     "grain": Env(("grain", "numpy")),
     "torch": Env((TORCH, "torchdata", "numpy"), light=False),
     "spdl": Env(("spdl-core", "numpy")),
+    "ours-torch": Env((".", TORCH), light=False),
     # lhotse imports urllib3 without asking for it.
     "lhotse": Env((TORCH, "lhotse", "urllib3", "numpy"), light=False),
     "datasets": Env(("datasets", "numpy"), light=False),
@@ -84,6 +85,12 @@ CONTESTANTS = {
         ("pescador",),
         ("pescador", "numpy"),
         "ours, with the function that the peer is given",
+    ),
+    "ours-torch": Contestant(
+        "ours-torch",
+        ("pescador.torch",),
+        ("pescador", "torch", "numpy"),
+        "ours, as a data set of PyTorch",
     ),
     "hand": Contestant("ours", note="the loop that one would write in Python without a library"),
     "hand-blocks": Contestant("ours", note="by hand as well, by those who count nanoseconds"),

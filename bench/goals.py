@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cases import IMAGE
+from contestants import OURS
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Pace:
     seconds: float
     # The case that it may take so much longer than; None for nothing.
     over: str | None = None
+    by: str = OURS
 
 
 def than(contestant, identifier, ratio, text=None):
@@ -140,6 +142,7 @@ PACES = [
     Pace("consumer, a batch of images", "parallel_images", 50e-6),
     Pace("plan, StochasticMux", "parallel_plan/mux=stochastic", 0.3e-6),
     Pace("plan, ShuffledMux", "parallel_plan/mux=shuffled", 0.3e-6),
+    Pace("a batch of two keys as tensors", "torch_items", 20e-6, by="ours-torch"),
 ]
 
 # What the README shows: identifiers, and what they are in its words.

@@ -97,14 +97,14 @@ def goal_table(summary):
             yield [goal.text, between, aim, times_as(ratio), "yes" if met else "**no**"]
     for pace in PACES:
         entry, over = (
-            summary["cases"].get(it, {"by": {}})["by"].get(OURS)
+            summary["cases"].get(it, {"by": {}})["by"].get(pace.by)
             for it in (pace.identifier, pace.over)
         )
         if entry is not None and (over is not None or pace.over is None):
             seconds = median(entry) - (median(over) if over else 0)
             met = "yes" if seconds <= pace.seconds else "**no**"
             aim = f"at most {in_units(pace.seconds)}{' more' if over else ''}"
-            yield [pace.text, "ours", aim, in_units(max(seconds, 0)), met]
+            yield [pace.text, pace.by, aim, in_units(max(seconds, 0)), met]
 
 
 def slower(summary):

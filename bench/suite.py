@@ -1,6 +1,7 @@
 """All cases, in the order of the table, and how one is found and built."""
 
 import cases  # noqa: F401
+import frameworks  # noqa: F401
 import parallel  # noqa: F401
 import resume  # noqa: F401
 from case import CASES

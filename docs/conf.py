@@ -31,6 +31,8 @@ nitpick_ignore_regex = [("py:obj", ".*")]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autosummary_generate = False
+# Documented without being installed.
+autodoc_mock_imports = ["jax", "keras", "torch"]
 numpydoc_show_class_members = False
 numpydoc_use_plots = False
 myst_enable_extensions = ["colon_fence"]

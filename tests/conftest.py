@@ -14,7 +14,13 @@ from pescador import _snapshots
 from pescador._channel import process
 
 # Not tests: read by mypy, and run by tests.
-collect_ignore_glob = ["typing/*", "parity/help/*", "parity/fetch.py", "on_every_python.py"]
+collect_ignore_glob = [
+    "typing/*",
+    "parity/help/*",
+    "parity/fetch.py",
+    "frameworks/runs.py",
+    "on_every_python.py",
+]
 
 # What runs in the background of a script is made to ignore Ctrl-C, and so would processes started
 # by tests.

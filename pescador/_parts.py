@@ -1,0 +1,192 @@
+"""What each of several processes gets of one tree: streams of its own, or a seed of its own."""
+
+import copy
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._checks import as_weights
+from .core import Streamer
+from .exceptions import ArgumentError
+from .mux import BaseMux, ChainMux, RoundRobinMux
+from .seeded import Seeded
+from .sources.source import Source
+
+__all__ = ["Part", "Tree"]
+
+_GENERATORS = (np.random.RandomState, np.random.Generator, np.random.BitGenerator)
+
+
+class Part(NamedTuple):
+    """Who asks for items: a process that trains, or a worker of its loader."""
+
+    rank: int
+    world_size: int
+    worker: int
+    num_workers: int
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return self.world_size * max(self.num_workers, 1)
+
+    @property
+    def number(self) -> int:
+        """Which one of them this is."""
+        return self.rank * max(self.num_workers, 1) + self.worker
+
+    def __str__(self) -> str:
+        worker = f"worker {self.worker} of {self.num_workers}" if self.num_workers else "no workers"
+        return f"rank {self.rank} of {self.world_size} with {worker}"
+
+
+def _stream_in(streamer: Any) -> tuple[Any, Any]:
+    """Return the stream that a streamer reads and changes, and the way to it; None for neither."""
+    if isinstance(streamer, BaseMux | Source):
+        return None, None
+    inner = streamer.__dict__.get("streamer")
+    if isinstance(inner, Streamer):
+        return inner, "streamer"
+    if not callable(inner):
+        return None, None
+    # Of a map, the stream is an argument.
+    found: list[tuple[Any, Any]] = [
+        (value, i) for i, value in enumerate(streamer.args) if isinstance(value, Streamer)
+    ]
+    found += [(value, k) for k, value in streamer.kwargs.items() if isinstance(value, Streamer)]
+    return found[0] if len(found) == 1 else (None, None)
+
+
+class Tree:
+    """A copy of a tree of streamers, as far as parts of it differ: the maps above its mux.
+
+    Attributes
+    ----------
+    top : Streamer
+        What is iterated.
+    seeded : Seeded or None
+        The one that governs it.
+    mux : BaseMux or None
+        What is at the root, below maps.
+    root : Streamer
+        Likewise, mux or not.
+    """
+
+    def __init__(self, streamer: Streamer[Any]) -> None:
+        self.seeded: Seeded[Any] | None = None
+        self.mux: BaseMux[Any] | None = None
+        self.way: list[tuple[Any, Any]] = []
+        self.root = self.top = copy.copy(streamer)
+        while True:
+            self.root.active_count_ = 0
+            self.root.__dict__.pop("__pescador_kept__", None)
+            if isinstance(self.root, Seeded) and self.seeded is None:
+                self.seeded = self.root
+            inner, where = _stream_in(self.root)
+            if inner is None:
+                break
+            inner = copy.copy(inner)
+            if where == "streamer":
+                self.root.streamer = inner
+            elif isinstance(where, int):
+                args = self.root.args
+                self.root.args = (*args[:where], inner, *args[where + 1 :])
+            else:
+                self.root.kwargs = {**self.root.kwargs, where: inner}
+            self.root = inner
+        if isinstance(self.root, BaseMux):
+            self.mux = self.root
+
+    def default_split(self) -> str | None:
+        """Return how the tree is divided unless it is said; None where it cannot be."""
+        if self.mux is not None:
+            mode = getattr(self.mux, "mode", None)
+            return "streams" if mode in ("exhaustive", "cycle", "permuted_cycle") else "seed"
+        if isinstance(self.root, Source):
+            return "seed" if self.root.order == "random" else None
+        return "seed" if callable(self.root.streamer) else None
+
+    def split(self, split: str | None, part: Part) -> None:
+        """Leave what one part is to give."""
+        if part.n == 1:
+            return
+        name = f"{split!r}" if split else "None"
+        split = split or self.default_split()
+        if split is None or (split == "streams" and self.mux is None):
+            raise ArgumentError(
+                f"split={name}: {self.root!r} is one stream, which {part.n} parts ({part}) cannot "
+                "share: give a mux of several streams"
+            )
+        if split == "streams":
+            self._take_streams(part)
+        elif self.seeded is None:
+            raise ArgumentError(
+                f"split={name}: each of {part.n} parts ({part}) needs a seed of its own: "
+                "pass pescador.Seeded(streamer, seed)"
+            )
+        else:
+            fixed = _with_own_seed(self.top, self.seeded)
+            if fixed is not None:
+                raise ArgumentError(
+                    f"split={name}: {fixed!r} has a seed of its own, by which each of {part.n} "
+                    f"parts ({part}) would draw the same: leave it to the pescador.Seeded above"
+                )
+        if self.seeded is not None:
+            self.seeded.rank = self.seeded.rank * part.n + part.number
+
+    def _take_streams(self, part: Part) -> None:
+        mux: Any = self.mux
+        if callable(mux.streamers):
+            mux.streamers = functools.partial(_every_nth, mux.streamers, part.number, part.n)
+            return
+        if len(mux.streamers) < part.n:
+            raise ArgumentError(
+                f"split='streams': a pool of {len(mux.streamers)} has no stream for each of "
+                f"{part.n} parts ({part})"
+            )
+        mux.streamers = mux.streamers[part.number :: part.n]
+        weights = mux.__dict__.get("weights")
+        if weights is not None:
+            weights = weights[part.number :: part.n]
+            mux.weights = as_weights(weights, len(weights), weights.dtype)
+        if mux.__dict__.get("mode") in ("exhaustive", "single_active"):
+            mux.n_active = min(mux.n_active, len(mux.streamers))
+
+
+def _every_nth(make: Callable[[], Iterable[Any]], index: int, n: int) -> Iterator[Any]:
+    """Make the streamers of one part, of those that a generator function makes."""
+    yield from itertools.islice(make(), index, None, n)
+
+
+def _with_own_seed(root: Any, governing: Any) -> Any:
+    """Return a streamer in a tree, but the governing one, that was given a seed; None without."""
+    seen: set[int] = set()
+    ahead = [root]
+    while ahead:
+        streamer = ahead.pop()
+        if id(streamer) in seen:
+            continue
+        seen.add(id(streamer))
+        if isinstance(streamer, BaseMux):
+            in_turn = isinstance(streamer, ChainMux | RoundRobinMux)
+            draws = not in_turn or getattr(streamer, "mode", "") == "permuted_cycle"
+            if draws and streamer.rng is not np.random:
+                return streamer
+            ahead += [] if callable(streamer.streamers) else streamer.streamers
+        elif isinstance(streamer, Source):
+            if streamer.random_state is not None and streamer.order != "sequential":
+                return streamer
+        elif isinstance(streamer, Seeded) and streamer is not governing:
+            return streamer
+        else:
+            inner = streamer.__dict__.get("streamer")
+            values = (*streamer.args, *streamer.kwargs.values())
+            if any(isinstance(value, _GENERATORS) for value in values):
+                return streamer
+            if streamer.kwargs.get("random_state") is not None:
+                return streamer
+            ahead += [value for value in (inner, *values) if isinstance(value, Streamer)]
+    return None

@@ -1,0 +1,521 @@
+"""For training loops of PyTorch: streams as data sets, arrays as tensors.
+
+``import pescador.torch`` imports torch; ``import pescador`` does not.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed
+import torch.utils.data
+
+from ._checks import as_choice, is_masked, is_number
+from ._parts import Part, Tree
+from .core import Streamer
+from .exceptions import ArgumentError, StateError
+
+__all__ = ["Dataset", "pinned", "to_arrays", "to_tensors"]
+
+_SPLITS = ("seed", "streams")
+
+#: The version of the format that states are written in.
+_FORMAT = 1
+
+# What a data set has room for: the ranks on one machine, and the workers of each.
+_RANKS, _WORKERS = 32, 256
+
+# ------------------------------------------------------------------------------------- tensors
+
+# Types of ml_dtypes, which torch has under the same names, and the types that their bits are
+# handed over as.
+_BITS = {
+    "bfloat16": np.int16,
+    "float8_e4m3fn": np.uint8,
+    "float8_e4m3fnuz": np.uint8,
+    "float8_e5m2": np.uint8,
+    "float8_e5m2fnuz": np.uint8,
+    "float8_e8m0fnu": np.uint8,
+}
+
+
+class _Writable:
+    """What NumPy makes a writable array of, over the memory of another."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+        self.array = array
+
+
+def _to_tensor(array: npt.NDArray[Any]) -> Any:
+    """Return a tensor over the memory of an array; the array, if torch has no such type."""
+    if is_masked(array):
+        return array
+    bits = _BITS.get(array.dtype.name)
+    if bits is not None:
+        return _to_tensor(array.view(bits)).view(getattr(torch, array.dtype.name))
+    if not array.flags.writeable:
+        # torch would warn. It has no tensors that are read-only.
+        array = np.asarray(_Writable(array)) if array.dtype.kind in "biufc" else array
+    try:
+        return torch.from_numpy(array)
+    except TypeError:
+        return array
+    except ValueError:
+        # Its strides are negative or odd, or its bytes swapped.
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+
+
+def to_tensors(item: Any) -> Any:
+    """Turn the arrays of an item into tensors that share their memory.
+
+    Parameters
+    ----------
+    item : object
+        An array, or mappings, lists and tuples of them, nested as they may be.
+
+    Returns
+    -------
+    item : object
+        The same with tensors. Scalars of NumPy become tensors without axes. What torch has no type
+        for (text, objects, times) stays as it is, and so do masked arrays.
+
+    Notes
+    -----
+    An array is copied only if torch has no tensor of that kind: for negative strides, and where the
+    bytes are in the order of another machine.
+
+    Tensors are never read-only: one over the memory of a read-only array must not be written to.
+
+    The types of ``ml_dtypes`` that torch has too, such as bfloat16, become torch's.
+
+    Examples
+    --------
+    >>> to_tensors({"x": np.arange(2), "pair": (np.int64(3), "name")})
+    {'x': tensor([0, 1]), 'pair': (tensor(3), 'name')}
+    """
+    kind = type(item)
+    if kind is np.ndarray:
+        if item.flags.writeable and item.dtype.isbuiltin == 1:
+            try:
+                return torch.from_numpy(item)
+            except (TypeError, ValueError):
+                pass
+        return _to_tensor(item)
+    if kind is dict:
+        return {key: to_tensors(value) for key, value in item.items()}
+    return _nested(item, to_tensors, _value_to_tensor)
+
+
+def _value_to_tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return _to_tensor(value)
+    if isinstance(value, np.generic):
+        return _to_tensor(np.array(value)) if value.dtype.kind in "biufcV" else value
+    return value
+
+
+def to_arrays(item: Any) -> Any:
+    """Turn the tensors of an item into arrays that share their memory.
+
+    Parameters
+    ----------
+    item : object
+        A tensor on the CPU, or mappings, lists and tuples of them, nested as they may be.
+
+    Returns
+    -------
+    item : object
+        The same with arrays. Types that NumPy has not, such as bfloat16, become those of
+        ``ml_dtypes``.
+
+    Examples
+    --------
+    >>> to_arrays([torch.ones(2), None])
+    [array([1., 1.], dtype=float32), None]
+    """
+    return _nested(item, to_arrays, _value_to_array)
+
+
+def _value_to_array(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach()
+    name = str(value.dtype).removeprefix("torch.")
+    if name in _BITS:
+        import ml_dtypes
+
+        bits = torch.int16 if name == "bfloat16" else torch.uint8
+        return value.view(bits).numpy().view(getattr(ml_dtypes, name))
+    return value.numpy()
+
+
+# What a state is saved as. `torch.load` refuses empty bytes, unless it may load anything.
+
+
+def _saved(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"__bytes__": torch.from_numpy(np.array(bytearray(value), np.uint8))}
+    return _nested(value, _saved, _value_to_tensor)
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"__bytes__"}:
+        return value["__bytes__"].numpy().tobytes()
+    return _nested(value, _restored, _value_to_array)
+
+
+def _nested(item: Any, each: Callable[[Any], Any], convert: Callable[[Any], Any]) -> Any:
+    """Return a mapping, list or tuple with `each` of its values; what is none, converted."""
+    if isinstance(item, Mapping):
+        return {key: each(value) for key, value in item.items()}
+    if isinstance(item, list):
+        return [each(value) for value in item]
+    if isinstance(item, tuple):
+        values = map(each, item)
+        return type(item)(*values) if hasattr(item, "_fields") else tuple(values)
+    return convert(item)
+
+
+def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Allocate an array in memory that copies to a GPU go straight from; for `buffer_stream`.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : dtype
+
+    Returns
+    -------
+    array : ndarray
+        In ordinary memory where there is no CUDA, and in the workers of a ``DataLoader``.
+
+    Examples
+    --------
+    >>> from pescador import buffer_stream
+    >>> items = [{"x": np.zeros(2)}, {"x": np.ones(2)}]
+    >>> for batch in buffer_stream(items, 2, allocator=pinned):
+    ...     print(batch["x"].shape)
+    (2, 2)
+    """
+    dtype = np.dtype(dtype)
+    if torch.utils.data.get_worker_info() is not None or not torch.cuda.is_available():
+        return np.empty(shape, dtype)
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+    return cast(npt.NDArray[Any], memory.numpy().view(dtype).reshape(shape))
+
+
+# ------------------------------------------------------------------------------------- epochs
+
+
+class _Epochs:
+    """The epoch of the next pass of each worker, where all copies of a data set see it.
+
+    A loader starts its workers anew for each pass, or keeps them and the copies that they have.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        self.next = torch.full((_RANKS, _WORKERS), epoch, dtype=torch.int64).share_memory_()
+        # Whether the last pass of a rank was made by workers.
+        self.elsewhere = torch.zeros(_RANKS, dtype=torch.bool).share_memory_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Other processes than the workers of a loader get a copy.
+        self.__dict__.update({name: tensor.share_memory_() for name, tensor in state.items()})
+
+    def of(self, part: Part) -> int:
+        """Return the epoch of the next pass."""
+        return int(self.next[part.rank % _RANKS, part.worker])
+
+    def is_elsewhere(self, part: Part) -> bool:
+        """Tell whether the last pass of a rank was made by workers."""
+        return bool(self.elsewhere[part.rank % _RANKS])
+
+    def set_all(self, rank: int, epoch: int) -> None:
+        """Note the epoch of the next pass of all workers of a rank."""
+        self.next[rank % _RANKS] = epoch
+
+    def restore(self, part: Part, epoch: int) -> None:
+        """Note the epoch of the next pass of one part, which is restored."""
+        self.elsewhere[part.rank % _RANKS] = part.num_workers > 0
+        self.next[part.rank % _RANKS, part.worker] = epoch
+
+    def begin(self, part: Part, epoch: int) -> None:
+        """Note that a pass has begun: the next one is of another epoch, unless one was set."""
+        self.restore(part, epoch + 1 if self.of(part) == epoch else self.of(part))
+
+
+# ------------------------------------------------------------------------------------- data sets
+
+
+class _Pass:
+    """One pass of one part over a data set: begun, or where it is to begin."""
+
+    def __init__(self, tree: Tree, part: Part, epoch: int, epochs: _Epochs, state: Any) -> None:
+        self.tree, self.part, self.epoch, self.epochs, self.state = tree, part, epoch, epochs, state
+        self.stream: Any = None
+
+    def begin(self) -> Any:
+        """Open the stream."""
+        seeded = self.tree.seeded
+        if seeded is not None:
+            seeded.epoch = self.epoch
+        stream = self.tree.top.open(state=self.state)
+        self.epochs.begin(self.part, self.epoch)
+        self.stream = stream
+        return stream
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is no item after the last one."""
+        if self.stream is None:
+            return self.state is not None and bool(self.state["ended"])
+        return bool(self.stream.has_ended)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return where the stream is; None before its first item."""
+        state = self.state if self.stream is None else self.stream.state_dict()
+        return cast(dict[str, Any] | None, state)
+
+
+class _Items(Iterator[Any]):
+    """The items of a pass, as tensors."""
+
+    def __init__(self, run: _Pass, transform: Callable[[Any], Any] | None) -> None:
+        self.run, self.transform = run, transform
+        self.stream: Any = None
+
+    def __next__(self) -> Any:
+        stream = self.stream
+        if stream is None:
+            if self.run.has_ended:
+                raise StopIteration
+            stream = self.stream = self.run.begin()
+        item = to_tensors(next(stream))
+        return item if self.transform is None else self.transform(item)
+
+    def __del__(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
+    # A StatefulDataLoader saves and restores the iterator beside the data set. It has one that has
+    # ended end once more; a data set by itself begins the next pass.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.run.epoch, "ended": self.run.has_ended}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["ended"]:
+            self.run.epoch, self.run.state = state["epoch"], {"ended": True}
+
+
+class Dataset(torch.utils.data.IterableDataset):
+    """A stream as a data set of torch: its items as tensors, its place in a state.
+
+    Pass it to a ``DataLoader`` or ``StatefulDataLoader`` with ``batch_size=None`` if its items are
+    batches, or iterate over it. Each process that trains (a *rank* of ``torch.distributed``), and
+    each worker of its loader, gets a part of its own.
+
+    Parameters
+    ----------
+    streamer : Streamer or iterable
+        What it iterates over, by `Streamer.open`.
+    transform : callable or None
+        What is done to each item, once its arrays are tensors (see `to_tensors`).
+    split : {'seed', 'streams'} or None
+        What each part gets, where there are several.
+
+        seed
+            The whole tree under a seed of its own: as ``seeded.at(rank=rank * num_workers +
+            worker)`` of the `Seeded` that it is under. If that is ``seeded.at(rank=k)`` already,
+            its ranks begin at k times the number of parts.
+        streams
+            Every n-th stream of the pool of the mux at the root, and a seed as above if there
+            is one.
+
+        None is ``"streams"`` if that mux opens each stream once, or goes over its pool in turn;
+        otherwise it is ``"seed"``.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is invalid. When a pass begins: if parts would give the same samples, as
+        without a `Seeded` or beside a ``random_state``; or if there is no stream for a part.
+
+    See Also
+    --------
+    Streamer.open : what saves and restores the place.
+
+    Notes
+    -----
+    **Epochs.** Each pass is one: it is ``seeded.at(epoch=...)``, one more than that of the pass
+    before, or the one that `set_epoch` was given, in each worker too. Without a `Seeded`, a tree
+    draws by its own seeds.
+
+    **Maps** that are applied to the mux at the root are looked through: a streamer of a function
+    that is given one streamer, `buffer_stream` for example, and `Seeded`, `ParallelStreamer` and
+    `ZMQStreamer`.
+
+    **Each part ends by itself.** Streams are not of one length, and parts need not be either.
+    Where ranks wait for each other, give all of them a number of steps.
+
+    Examples
+    --------
+    >>> import pescador
+    >>> rows = pescador.sources.Rows({"x": np.arange(9)})
+    >>> mux = pescador.ShuffledMux([rows, rows, rows, rows])
+    >>> batches = pescador.Streamer(pescador.buffer_stream, mux, 4)
+    >>> dataset = Dataset(pescador.Seeded(batches, 0))
+    >>> items = iter(dataset)
+    >>> next(items)
+    {'x': tensor([6, 7, 6, 3])}
+    >>> state = dataset.state_dict()
+    >>> expected = next(items)
+    >>> resumed = Dataset(pescador.Seeded(batches, 0))
+    >>> resumed.load_state_dict(state)
+    >>> torch.equal(next(iter(resumed))["x"], expected["x"])
+    True
+    """
+
+    def __init__(
+        self,
+        streamer: Iterable[Any],
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        split: str | None = None,
+    ) -> None:
+        self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+        if not (transform is None or callable(transform)):
+            raise ArgumentError(f"transform={transform!r} must be None or a function of an item")
+        self.transform = transform
+        self.split = None if split is None else as_choice("split", split, _SPLITS)
+        seeded = Tree(self.streamer).seeded
+        self._epochs = _Epochs(0 if seeded is None else seeded.epoch)
+        self._tree: tuple[Part, Tree] | None = None
+        self._run: _Pass | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._ranks = (0, 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is spawned is in no group of processes: it is told which rank it works for.
+        return {**self.__dict__, "_tree": None, "_run": None, "_ranks": self._part()[:2]}
+
+    def _part(self) -> Part:
+        """Return which part is asked for here."""
+        worker = torch.utils.data.get_worker_info()
+        ranks = (0, 1) if worker is None else self._ranks
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            ranks = distributed.get_rank(), distributed.get_world_size()
+        if worker is None:
+            return Part(*ranks, 0, 0)
+        if worker.num_workers > _WORKERS:
+            raise ArgumentError(f"num_workers={worker.num_workers} must be at most {_WORKERS}")
+        return Part(*ranks, worker.id, worker.num_workers)
+
+    def _tree_of(self, part: Part) -> Tree:
+        """Return what a part iterates over; it is kept, and so are workers that it keeps."""
+        if self._tree is None or self._tree[0] != part:
+            tree = Tree(self.streamer)
+            tree.split(self.split, part)
+            self._tree = part, tree
+        return self._tree[1]
+
+    def __iter__(self) -> Iterator[Any]:
+        part = self._part()
+        epoch, state = self._epochs.of(part), None
+        if self._loaded is not None:
+            _check_part(self._loaded, part)
+            if not _has_ended(self._loaded):
+                epoch, state = self._loaded["epoch"], _restored(self._loaded["stream"])
+            self._loaded = None
+        self._run = _Pass(self._tree_of(part), part, epoch, self._epochs, state)
+        return _Items(self._run, self.transform)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next pass is, in this process and in the workers of its loader.
+
+        Parameters
+        ----------
+        epoch : int >= 0
+        """
+        if not (is_number(epoch, int, np.integer) and 0 <= epoch < 1 << 63):
+            raise ArgumentError(f"epoch={epoch!r} must be a whole number, 0 or more")
+        self._epochs.set_all(self._part().rank, int(epoch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the pass is that began last: as of the last item that it has given.
+
+        Returns
+        -------
+        state : dict
+            Numbers, strings, bytes, lists, tuples, dicts and tensors: ``torch.load`` reads it with
+            ``weights_only=True``.
+
+        Raises
+        ------
+        StateError
+            If the stream cannot be restored exactly; or if the items were made by workers of a
+            loader: it is a ``StatefulDataLoader`` that knows their states.
+        """
+        part, run = self._part(), self._run
+        if self._loaded is not None:
+            return self._loaded
+        if part.num_workers == 0 and self._epochs.is_elsewhere(part):
+            raise StateError(
+                "the items of this data set were made by the workers of a DataLoader, which have "
+                "states of their own: save that of torchdata's StatefulDataLoader"
+            )
+        return {
+            "pescador.torch": _FORMAT,
+            **part._asdict(),
+            "epoch": self._epochs.of(part) if run is None else run.epoch,
+            "stream": None if run is None else _saved(run.state_dict()),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have the next pass go on from where another data set of the same streamer was.
+
+        A pass that had ended is followed by the next one.
+
+        Parameters
+        ----------
+        state_dict : dict
+            As `state_dict` has returned it.
+
+        Raises
+        ------
+        StateError
+            If the state is of another part: another rank or worker, or another number of them. When
+            the pass begins: if it is of another streamer.
+        """
+        if not isinstance(state_dict, dict) or "pescador.torch" not in state_dict:
+            raise ArgumentError(
+                f"state_dict={state_dict!r:.100} must be what state_dict() has returned"
+            )
+        if state_dict["pescador.torch"] != _FORMAT:
+            raise StateError(
+                f"the state has format {state_dict['pescador.torch']!r}; "
+                f"this version reads {_FORMAT}"
+            )
+        part = self._part()
+        _check_part(state_dict, part)
+        self._epochs.restore(part, state_dict["epoch"] + _has_ended(state_dict))
+        self._run, self._loaded = None, state_dict
+
+
+def _check_part(state: dict[str, Any], part: Part) -> None:
+    """Refuse the state of another part."""
+    saved = Part(*(state[name] for name in Part._fields))
+    if saved != part:
+        raise StateError(f"the state is that of {saved}; this is {part}")
+
+
+def _has_ended(state: dict[str, Any]) -> bool:
+    """Tell whether a pass was saved after its last item."""
+    return state["stream"] is not None and bool(state["stream"]["ended"])

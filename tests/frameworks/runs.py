@@ -1,0 +1,195 @@
+"""Runs of a training loop, each in a process of its own, stopped after some batches and resumed.
+
+    python runs.py LOOP TREE NUM_WORKERS STEPS LOAD SAVE
+
+prints the batches that the loop was given, as JSON. LOAD and SAVE are paths of a state, or "-".
+"""
+
+import collections
+import itertools
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+
+import pescador
+import pescador.torch
+
+Pair = collections.namedtuple("Pair", ["x", "y"])
+
+
+def noise(i):
+    """Numbers that follow from the visit alone; its first is the place in the pool."""
+    while True:
+        yield {"x": np.array([i, np.random.randint(1000)])}
+
+
+def finite(i, n):
+    """The same, `n` of them."""
+    yield from itertools.islice(noise(i), n)
+
+
+def endless_tree():
+    pool = [pescador.Streamer(noise, i) for i in range(12)]
+    mux = pescador.StochasticMux(pool, 4, 5)
+    return pescador.Seeded(pescador.Streamer(pescador.buffer_stream, mux, 4), 7)
+
+
+def finite_tree():
+    """120 samples in 30 batches, or a few more where they are in several parts."""
+    pool = [pescador.Streamer(finite, i, 10) for i in range(12)]
+    mux = pescador.StochasticMux(pool, 3, None, mode="exhaustive")
+    batches = pescador.Streamer(pescador.buffer_stream, mux, 4, partial=True)
+    return pescador.Seeded(batches, 7)
+
+
+def parallel_tree():
+    return pescador.ParallelStreamer(endless_tree(), 1)
+
+
+def finite_streamers():
+    for i in range(7):
+        yield pescador.Streamer(finite, i, 3)
+
+
+def chain_tree():
+    return pescador.Seeded(pescador.ChainMux(finite_streamers), 0)
+
+
+TREES = {"endless": endless_tree, "finite": finite_tree, "parallel": parallel_tree}
+
+
+def save(state, path):
+    if path != "-":
+        torch.save(state, path)
+
+
+def plain(dataset, num_workers, steps, load, save_to):
+    """The data set by itself."""
+    if load is not None:
+        dataset.load_state_dict(load)
+    yield from itertools.islice(dataset, steps)
+    save(dataset.state_dict(), save_to)
+
+
+def stateful(dataset, num_workers, steps, load, save_to):
+    """A StatefulDataLoader."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+    if load is not None:
+        loader.load_state_dict(load)
+    yield from itertools.islice(loader, steps)
+    save(loader.state_dict(), save_to)
+
+
+def distributed(dataset, num_workers, steps, load, save_to, rank, store, context):
+    """One of two processes that train."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
+    if load is not None:
+        dataset.load_state_dict(load)
+    loader = dataset
+    if num_workers:
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=None, num_workers=num_workers, multiprocessing_context=context
+        )
+    yield from itertools.islice(loader, steps)
+    if not num_workers:
+        save(dataset.state_dict(), save_to)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def lightning_itself(dataset, num_workers, steps, load, save_to):
+    """Lightning, with the data set as its loader."""
+    return fit(dataset, steps, load, save_to)
+
+
+def lightning_loader(dataset, num_workers, steps, load, save_to):
+    """Lightning, with a StatefulDataLoader."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+    return fit(loader, steps, load, save_to)
+
+
+def fit(loader, steps, load, save_to):
+    """Train in one epoch, which is 25 batches long, until so many steps are made."""
+    import lightning
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+            self.given = []
+
+        def training_step(self, batch, i):
+            self.given.append(batch)
+            return self.layer(batch["x"].float()).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-9)
+
+    path = pathlib.Path(save_to)
+    saves = ModelCheckpoint(path.parent, path.name, every_n_train_steps=steps)
+    saves.FILE_EXTENSION = ""
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=steps if load is None else load["global_step"] + steps,
+        limit_train_batches=25,
+        logger=False,
+        callbacks=[] if save_to == "-" else [saves],
+        enable_checkpointing=save_to != "-",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = Model()
+    trainer.fit(model, loader, ckpt_path=load and load["path"])
+    return model.given
+
+
+def accelerated(dataset, num_workers, steps, load, save_to):
+    """Accelerate, with its folders of states."""
+    import accelerate
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    accelerator = accelerate.Accelerator(
+        cpu=True,
+        dataloader_config=accelerate.DataLoaderConfiguration(use_stateful_dataloader=True),
+    )
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-9)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if load is not None:
+        accelerator.load_state(load["path"])
+    for batch in itertools.islice(loader, steps):
+        accelerator.backward(model(batch["x"].float()).square().mean())
+        optimizer.step()
+        yield batch
+    if save_to != "-":
+        accelerator.save_state(save_to)
+
+
+def main(loop, tree, num_workers, steps, load, save_to, *more):
+    if more:
+        # Each rank has a state.
+        load, save_to = (path if path == "-" else path + more[0] for path in (load, save_to))
+    state = None
+    if load != "-":
+        is_file = pathlib.Path(load).is_file()
+        state = torch.load(load, weights_only=True) if is_file else {}
+        if "lightning" in loop or "accelerated" in loop:
+            state = {**state, "path": load}
+    dataset = pescador.torch.Dataset(TREES[tree]())
+    batches = globals()[loop](dataset, int(num_workers), int(steps), state, save_to, *more)
+    print(json.dumps([batch["x"].tolist() for batch in batches]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

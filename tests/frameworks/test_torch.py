@@ -1,0 +1,584 @@
+"""Streams in the training loops of PyTorch, and of what is built on it."""
+
+import functools
+import gc
+import itertools
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch.utils.data import DataLoader  # noqa: E402
+
+import pescador  # noqa: E402
+import pescador.torch  # noqa: E402
+import runs  # noqa: E402
+from pescador.torch import Dataset, to_arrays, to_tensors  # noqa: E402
+
+HERE = pathlib.Path(__file__).parent
+
+pytestmark = [
+    # torchdata calls it.
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+    # Of DataLoader, about machines with fewer processors.
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def ended_workers():
+    """The traceback of an error keeps the iterator of a loader, and so its workers."""
+    yield
+    gc.collect()
+
+
+def shares_memory(tensor, array):
+    return tensor.data_ptr() == array.__array_interface__["data"][0]
+
+
+def rows(batches):
+    """The samples of batches, as tuples in order."""
+    return [tuple(row) for batch in batches for row in batch["x"].tolist()]
+
+
+# ------------------------------------------------------------------------------------- tensors
+
+
+def test_importing_the_package_does_not_import_torch():
+    script = "import pescador, sys; assert 'torch' not in sys.modules; import pescador.torch"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_tensors_share_the_memory_of_nested_arrays():
+    a, b, c = np.arange(3), np.ones((2, 2), np.float32), np.zeros((), np.uint16)
+    item = to_tensors({"a": a, "deep": [(b, "name"), {"c": c}], 3: None})
+    assert shares_memory(item["a"], a)
+    assert shares_memory(item["deep"][0][0], b)
+    assert shares_memory(item["deep"][1]["c"], c)
+    assert item["deep"][0][1] == "name"
+    assert item[3] is None
+
+
+def test_named_tuples_stay_what_they_are():
+    pair = runs.Pair(np.zeros(2), np.ones(2))
+    assert type(to_tensors(pair)) is runs.Pair
+    assert torch.equal(to_tensors(pair).y, torch.ones(2, dtype=torch.float64))
+
+
+def test_a_tensor_over_a_read_only_array_shares_its_memory_and_keeps_it():
+    array = np.arange(1000)
+    array.flags.writeable = False
+    tensor = to_tensors(array)
+    assert shares_memory(tensor, array)
+    del array
+    gc.collect()
+    assert tensor.tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"])
+def test_types_of_ml_dtypes_are_those_of_torch(name, is_writable):
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    array = np.array([[1, 2], [4, 0.5]]).astype(getattr(ml_dtypes, name))
+    array.flags.writeable = is_writable
+    tensor = to_tensors({"x": array})["x"]
+    assert tensor.dtype is getattr(torch, name)
+    assert shares_memory(tensor, array)
+    assert tensor.to(torch.float32).tolist() == [[1, 2], [4, 0.5]]
+    back = to_arrays(tensor)
+    assert back.dtype == array.dtype
+    assert np.shares_memory(back, array)
+
+
+@given(
+    npst.arrays(
+        st.one_of(
+            npst.boolean_dtypes(),
+            npst.integer_dtypes(endianness="?"),
+            npst.unsigned_integer_dtypes(endianness="?"),
+            npst.floating_dtypes(sizes=(16, 32, 64), endianness="?"),
+            npst.complex_number_dtypes(sizes=(64, 128), endianness="?"),
+        ),
+        npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_arrays_come_back_from_tensors_with_the_same_values(array, is_flipped, is_writable):
+    array = np.asarray(np.flip(array)) if is_flipped else array
+    array.flags.writeable = is_writable
+    back = to_arrays(to_tensors(array))
+    assert back.dtype == array.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(back, array)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array(["a", "b"]),
+        np.array([None, {}]),
+        np.array(["2020-01-01"], "datetime64[s]"),
+        np.ma.masked_array([1, 2], [True, False]),
+        np.str_("a"),
+        "a",
+        1.5,
+    ],
+    ids=lambda value: type(value).__name__ + str(getattr(value, "dtype", "")),
+)
+def test_what_torch_has_no_type_for_stays_as_it_is(value):
+    assert to_tensors([value])[0] is value
+
+
+def test_scalars_of_numpy_become_tensors_without_axes():
+    tensor = to_tensors({"y": np.float32(2.5)})["y"]
+    assert tensor.dtype is torch.float32
+    assert tensor.shape == ()
+    assert tensor.item() == 2.5
+
+
+def test_pinned_memory_is_ordinary_memory_without_cuda():
+    if torch.cuda.is_available():
+        array = pescador.torch.pinned((2, 3), np.dtype(np.float32))
+        assert torch.from_numpy(array).is_pinned()
+    else:
+        array = pescador.torch.pinned((2, 3), np.dtype("datetime64[s]"))
+        assert array.shape == (2, 3)
+        assert array.flags.c_contiguous
+
+
+# ------------------------------------------------------------------------------------- items
+
+
+def test_a_data_set_gives_the_items_of_its_streamer_as_tensors():
+    expected = rows(runs.endless_tree()(max_iter=20))
+    batches = list(itertools.islice(Dataset(runs.endless_tree()), 20))
+    assert all(isinstance(batch["x"], torch.Tensor) for batch in batches)
+    assert rows(batches) == expected
+
+
+def test_a_transform_is_given_tensors():
+    dataset = Dataset(runs.endless_tree(), transform=lambda batch: batch["x"].float().mean(0))
+    plain = next(iter(Dataset(runs.endless_tree())))
+    assert torch.equal(next(iter(dataset)), plain["x"].float().mean(0))
+
+
+def test_items_that_are_no_batches_are_collated_by_a_loader():
+    pool = [pescador.Streamer(runs.finite, i, 10) for i in range(2)]
+    loader = DataLoader(Dataset(pescador.Seeded(pescador.ChainMux(pool), 0)), batch_size=5)
+    assert [tuple(batch["x"].shape) for batch in loader] == [(5, 2)] * 4
+
+
+def test_the_streams_of_a_pass_are_closed_when_its_iterator_goes():
+    closed = []
+
+    def stream():
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(True)
+
+    dataset = Dataset(pescador.Streamer(stream))
+    items = iter(dataset)
+    assert [next(items), next(items)] == [0, 1]
+    assert not closed
+    del items
+    assert closed
+    assert dataset.state_dict()["stream"]["index"] == 2
+
+
+# ------------------------------------------------------------------------------------- parts
+
+
+def part(tree, number, n):
+    """What a part of a tree gives that is split by streams, in the words of others."""
+    mux = pescador.StochasticMux(
+        [pescador.Streamer(runs.finite, i, 10) for i in range(number, 12, n)],
+        3, None, mode="exhaustive",
+    )  # fmt: skip
+    batches = pescador.Streamer(pescador.buffer_stream, mux, 4, partial=True)
+    return rows(pescador.Seeded(batches, 7, rank=number))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_share_the_streams_of_an_exhaustive_tree(num_workers, context):
+    loader = DataLoader(
+        Dataset(runs.finite_tree()),
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context=context,
+    )
+    found = rows(loader)
+    assert sorted(i for i, _ in found) == sorted([*range(12)] * 10)
+    for number in range(num_workers):
+        own = set(range(number, 12, num_workers))
+        expected = part(runs.finite_tree(), number, num_workers)
+        assert [row for row in found if row[0] in own] == expected
+
+
+def test_workers_of_an_endless_tree_have_a_seed_each():
+    loader = DataLoader(Dataset(runs.endless_tree()), batch_size=None, num_workers=2)
+    found = rows(itertools.islice(loader, 10))
+    streams = [rows(runs.endless_tree().at(rank=rank)(max_iter=5)) for rank in range(2)]
+    batches = [[stream[i : i + 4] for i in range(0, 20, 4)] for stream in streams]
+    assert found == [row for pair in zip(*batches, strict=True) for batch in pair for row in batch]
+
+
+def test_a_rank_that_was_given_stays_apart_from_the_parts_of_others():
+    loaders = [
+        DataLoader(Dataset(runs.endless_tree().at(rank=rank)), batch_size=None, num_workers=2)
+        for rank in range(2)
+    ]
+    found = [rows([batch]) for loader in loaders for batch in itertools.islice(loader, 2)]
+    ranks = [rows(runs.endless_tree().at(rank=rank)(max_iter=1)) for rank in range(4)]
+    assert found == ranks
+
+
+@pytest.mark.parametrize(("num_workers", "context"), [(0, "fork"), (2, "fork"), (2, "spawn")])
+def test_ranks_share_the_streams_of_an_exhaustive_tree(num_workers, context, tmp_path):
+    found = run_ranks("finite", num_workers, context, 100, tmp_path)
+    both = [tuple(row) for batches in found for batch in batches for row in batch]
+    assert sorted(i for i, _ in both) == sorted([*range(12)] * 10)
+    assert len(set(both)) > 110  # of a thousand numbers each, a few are drawn twice
+
+
+def test_ranks_of_an_endless_tree_have_a_seed_each(tmp_path):
+    found = run_ranks("endless", 0, "fork", 5, tmp_path)
+    for rank, batches in enumerate(found):
+        expected = runs.endless_tree().at(rank=rank)(max_iter=5)
+        assert batches == [batch["x"].tolist() for batch in expected]
+
+
+def run_ranks(tree, num_workers, context, steps, folder, load="-", save="-"):
+    """What each of two processes of a group is given."""
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, HERE / "runs.py", "distributed", tree, str(num_workers)),
+                *(str(steps), load, save, str(rank), str(folder / "store"), context),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [json.loads(out) for out, _ in outputs]
+
+
+def noise_pool(**options):
+    return [pescador.Streamer(runs.noise, i) for i in range(4)]
+
+
+rows_of = {"x": np.arange(20)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "split", "message"),
+    [
+        (lambda: pescador.ShuffledMux(noise_pool()), None, r"pass pescador\.Seeded"),
+        (
+            lambda: pescador.Seeded(pescador.ShuffledMux(noise_pool(), random_state=0), 1),
+            None,
+            "ShuffledMux.* has a seed of its own",
+        ),
+        (
+            lambda: pescador.Seeded(
+                pescador.ShuffledMux([pescador.sources.Rows(rows_of, random_state=0)] * 3), 1
+            ),
+            "seed",
+            "Rows.* has a seed of its own",
+        ),
+        (
+            lambda: pescador.Seeded(
+                pescador.Streamer(pescador.cache, runs.endless_tree(), 4, random_state=1), 1
+            ),
+            "seed",
+            "cache.* has a seed of its own",
+        ),
+        (lambda: range(5), None, "is one stream, which 2 parts"),
+        (lambda: pescador.sources.Rows(rows_of, order="shuffled"), None, "is one stream"),
+        (runs.endless_tree, "streams", None),
+        (lambda: pescador.Streamer(runs.noise, 1), "streams", "is one stream"),
+        (lambda: pescador.RoundRobinMux(noise_pool()[:1]), None, "a pool of 1 has no stream"),
+    ],
+)
+def test_parts_that_would_give_the_same_are_refused(tree, split, message):
+    loader = DataLoader(Dataset(tree(), split=split), batch_size=None, num_workers=2)
+    if message is None:
+        next(iter(loader))
+        return
+    with pytest.raises(pescador.ArgumentError, match=message):
+        next(iter(loader))
+
+
+def weighted_tree():
+    pool = [pescador.Streamer(runs.noise, i) for i in range(6)]
+    return pescador.Seeded(pescador.ShuffledMux(pool, weights=[0, 1, 2, 3, 0, 5]), 0)
+
+
+def test_weights_and_the_active_set_go_with_the_streams():
+    loader = DataLoader(Dataset(weighted_tree(), split="streams"), batch_size=None, num_workers=3)
+    seen = [{int(item["x"][0]) for item in itertools.islice(loader, w, 900, 3)} for w in range(3)]
+    assert seen == [{3}, {1}, {2, 5}]
+    pool = [pescador.Streamer(runs.finite, i, 3) for i in range(5)]
+    mux = pescador.StochasticMux(pool, 4, None, mode="exhaustive")
+    loader = DataLoader(Dataset(pescador.Seeded(mux, 0)), batch_size=None, num_workers=2)
+    assert sorted(int(item["x"][0]) for item in loader) == sorted([*range(5)] * 3)
+
+
+def test_the_streams_that_a_function_makes_are_shared_too():
+    loader = DataLoader(Dataset(runs.chain_tree()), batch_size=None, num_workers=2)
+    assert sorted(int(item["x"][0]) for item in loader) == sorted([*range(7)] * 3)
+
+
+def test_a_tree_is_not_changed_by_what_is_taken_of_it():
+    tree = runs.finite_tree()
+    before = rows(tree)
+    assert len(rows(DataLoader(Dataset(tree), batch_size=None, num_workers=2))) == 120
+    dataset = Dataset(tree)
+    dataset.set_epoch(4)
+    next(iter(dataset))
+    assert tree.epoch == 0
+    assert rows(tree) == before
+
+
+# ------------------------------------------------------------------------------------- epochs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_workers": 0},
+        {"num_workers": 1},
+        {"num_workers": 1, "persistent_workers": True},
+        {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"},
+    ],
+    ids=["here", "workers", "kept workers", "spawned workers"],
+)
+@pytest.mark.parametrize("kind", ["torch", "torchdata"])
+def test_each_pass_is_another_epoch(kind, options):
+    if kind == "torchdata":
+        package = pytest.importorskip("torchdata.stateful_dataloader", reason="no torchdata")
+        loader_of = package.StatefulDataLoader
+    else:
+        loader_of = DataLoader
+    tree = runs.finite_tree().at(epoch=2)
+    dataset = Dataset(tree)
+    loader = loader_of(dataset, batch_size=None, **options)
+    for epoch in (2, 3):
+        assert rows(loader) == rows(tree.at(epoch=epoch))
+    dataset.set_epoch(9)
+    for epoch in (9, 10):
+        assert rows(loader) == rows(tree.at(epoch=epoch))
+
+
+def test_a_pass_that_was_not_begun_counts_for_nothing():
+    dataset = Dataset(runs.endless_tree())
+    iter(dataset)
+    assert rows([next(iter(dataset))]) == rows(runs.endless_tree()(max_iter=1))
+
+
+def test_a_copy_in_another_process_counts_by_itself():
+    dataset = Dataset(runs.endless_tree())
+    other = pickle.loads(pickle.dumps(dataset))
+    dataset.set_epoch(5)
+    loader = DataLoader(other, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in range(2):
+        expected = rows(runs.endless_tree().at(epoch=epoch)(max_iter=3))
+        assert rows(itertools.islice(loader, 3)) == expected
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, "1", None, True])
+def test_a_bad_epoch_is_refused(epoch):
+    with pytest.raises(pescador.ArgumentError, match="epoch="):
+        Dataset(runs.endless_tree()).set_epoch(epoch)
+
+
+# ------------------------------------------------------------------------------------- states
+
+
+def run(loop, tree, num_workers, steps, load="-", save="-"):
+    """The batches that a loop in a process of its own was given."""
+    command = [sys.executable, HERE / "runs.py", loop, tree, str(num_workers), str(steps)]
+    done = subprocess.run([*command, load, save], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@functools.cache
+def unbroken(tree, num_workers):
+    """The first 20 batches of a pass, by a loader that has nothing to do with states."""
+    dataset = Dataset(runs.TREES[tree]())
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    return [batch["x"].tolist() for batch in itertools.islice(loader, 20)]
+
+
+def needs(loop):
+    packages = {"stateful": "torchdata", "lightning_loader": "torchdata"}
+    names = [packages.get(loop)]
+    names += ["lightning"] if "lightning" in loop else []
+    names += ["accelerate", "torchdata"] if loop == "accelerated" else []
+    for name in filter(None, names):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+@pytest.mark.parametrize(
+    ("loop", "num_workers"),
+    [
+        ("plain", 0),
+        ("stateful", 0),
+        ("stateful", 2),
+        ("lightning_itself", 0),
+        ("lightning_loader", 0),
+        ("lightning_loader", 2),
+        ("accelerated", 0),
+        ("accelerated", 2),
+    ],
+)
+@pytest.mark.parametrize("tree", ["endless", "finite"])
+def test_a_pass_that_is_resumed_in_a_new_process_goes_on_as_an_unbroken_one(
+    loop, num_workers, tree, tmp_path
+):
+    needs(loop)
+    path = str(tmp_path / "state")
+    first = run(loop, tree, num_workers, 9, save=path)
+    assert first + run(loop, tree, num_workers, 11, load=path) == unbroken(tree, num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streams_may_run_in_workers_of_their_own(num_workers, tmp_path):
+    needs("stateful")
+    path = str(tmp_path / "state")
+    first = run("stateful", "parallel", num_workers, 9, save=path)
+    rest = run("stateful", "parallel", num_workers, 11, load=path)
+    assert first + rest == unbroken("endless", num_workers)
+
+
+def test_ranks_that_are_resumed_go_on_as_unbroken_ones(tmp_path):
+    whole = run_ranks("finite", 0, "fork", 12, tmp_path)
+    path = str(tmp_path / "state")
+    first = run_ranks("finite", 0, "fork", 5, tmp_path, save=path)
+    rest = run_ranks("finite", 0, "fork", 7, tmp_path, load=path)
+    assert [a + b for a, b in zip(first, rest, strict=True)] == whole
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_after_the_state_of_an_ended_pass_comes_the_next_one(num_workers):
+    package = pytest.importorskip("torchdata.stateful_dataloader", reason="no torchdata")
+
+    def loader():
+        dataset = Dataset(runs.finite_tree())
+        return package.StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+
+    unbroken = loader()
+    passes = [rows(unbroken) for _ in range(3)]
+    first = loader()
+    assert rows(first) == passes[0]
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert [rows(second), rows(second)] == passes[1:]
+
+
+def test_the_pass_after_a_restored_one_is_the_next_epoch():
+    dataset = Dataset(runs.finite_tree().at(epoch=3))
+    items = iter(dataset)
+    for _ in range(4):
+        next(items)
+    other = Dataset(runs.finite_tree())
+    other.load_state_dict(dataset.state_dict())
+    assert rows(other) == rows(items)
+    assert rows(other) == rows(runs.finite_tree().at(epoch=4))
+    ended = Dataset(runs.finite_tree())
+    ended.load_state_dict(other.state_dict())
+    assert rows(ended) == rows(runs.finite_tree().at(epoch=5))
+
+
+def test_a_state_can_be_taken_before_the_first_item_and_after_it_was_loaded():
+    expected = rows(Dataset(runs.finite_tree()))
+    state = Dataset(runs.finite_tree()).state_dict()
+    for _ in range(2):
+        dataset = Dataset(runs.finite_tree())
+        dataset.load_state_dict(state)
+        state = dataset.state_dict()
+        iter(dataset)
+        state = dataset.state_dict()
+    dataset.load_state_dict(state)
+    assert rows(dataset) == expected
+
+
+def test_a_state_of_another_number_of_workers_is_refused_by_name():
+    package = pytest.importorskip("torchdata.stateful_dataloader", reason="no torchdata")
+    loader = package.StatefulDataLoader(
+        Dataset(runs.endless_tree()), batch_size=None, num_workers=2
+    )
+    next(iter(loader))
+    workers = loader.state_dict()["_snapshot"]["_worker_snapshots"]
+    state = workers["worker_1"]["dataset_state"]
+    message = "of rank 0 of 1 with worker 1 of 2; this is rank 0 of 1 with no workers"
+    with pytest.raises(pescador.StateError, match=message):
+        Dataset(runs.endless_tree()).load_state_dict(state)
+
+
+def test_a_state_that_workers_cannot_go_on_from_is_refused_by_name():
+    dataset = Dataset(runs.endless_tree())
+    next(iter(dataset))
+    other = Dataset(runs.endless_tree())
+    other.load_state_dict(dataset.state_dict())
+    with pytest.raises(pescador.StateError, match=r"with no workers; this is .* worker 0 of 1"):
+        next(iter(DataLoader(other, batch_size=None, num_workers=1)))
+
+
+def test_a_state_of_another_number_of_ranks_is_refused_by_name(tmp_path):
+    path = str(tmp_path / "state")
+    run_ranks("endless", 0, "fork", 5, tmp_path, save=path)
+    dataset = Dataset(runs.endless_tree())
+    with pytest.raises(pescador.StateError, match=r"is that of rank 1 of 2 .* this is rank 0 of 1"):
+        dataset.load_state_dict(torch.load(path + "1"))
+
+
+def test_a_state_of_another_tree_is_refused_when_the_pass_begins():
+    dataset = Dataset(runs.endless_tree())
+    next(iter(dataset))
+    other = Dataset(runs.finite_tree())
+    other.load_state_dict(dataset.state_dict())
+    with pytest.raises(pescador.StateError, match="does not fit"):
+        next(iter(other))
+
+
+@pytest.mark.parametrize("state", [None, {}, {"pescador": 1}])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(pescador.ArgumentError, match="state_dict="):
+        Dataset(runs.endless_tree()).load_state_dict(state)
+
+
+def test_the_state_of_a_pass_that_workers_made_is_not_taken_here():
+    dataset = Dataset(runs.endless_tree())
+    next(iter(DataLoader(dataset, batch_size=None, num_workers=1)))
+    with pytest.raises(pescador.StateError, match="StatefulDataLoader"):
+        dataset.state_dict()
+    next(iter(dataset))
+    dataset.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "rows"}, "split='rows'"),
+        ({"transform": 3}, "transform=3"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(pescador.ArgumentError, match=message):
+        Dataset(runs.endless_tree(), **options)
