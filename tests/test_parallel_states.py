@@ -281,7 +281,7 @@ def test_who_is_interrupted_before_workers_write_into_batches_has_lost_none():
     expected = [batch["i"].tolist() for batch in there.iterate(9)]
     given = []
     with there.open(9) as stream:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
             sys.settrace(interrupted)
             try:
                 for batch in stream:
