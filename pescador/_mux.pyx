@@ -168,7 +168,6 @@ cdef class Engine(Compiled):
     cdef object table                  # int64[k, 2], the memory of `slots`
     cdef Slot* slots
     cdef list streams                  # k: the iterator in each slot, None before its first sample
-    cdef PyObject** items              # of that list, which keeps its length
     cdef Ending* endings               # k: who keeps to the bound of each
     cdef dict copies                   # id of a streamer with hooks -> its copy, see _core.start
     cdef Py_ssize_t passed             # of a chain, how many streamers came before this one
@@ -187,7 +186,6 @@ cdef class Engine(Compiled):
         self.scope = self.inner = scope
         self.copies = {}
         self.streams = vacant(k)
-        self.items = <PyObject**>items_of(self.streams)
         self.table = np.zeros((k, 2), dtype=np.int64)
         self.slots = <Slot*>cnp.PyArray_DATA(self.table)
         self.indices = np.full(k, -1, dtype=np.int64)
@@ -369,14 +367,14 @@ cdef class Engine(Compiled):
     cdef inline PyObject* pull(self, Py_ssize_t slot) except? NULL:
         """The next sample of the stream in a slot, or NULL when that stream is over."""
         cdef Slot* row = &self.slots[AT(slot, self.k)]
-        if self.items[slot] is <PyObject*>None:
+        if PyList_GET_ITEM(self.streams, slot) is <PyObject*>None:
             self.begin(slot)
         cdef PyObject* item
         if row.count == row.bound:
             if self.endings[slot] == STEP_ONCE_MORE:
-                Py_XDECREF(next_item(<object>self.items[slot]))
+                Py_XDECREF(next_item(<object>PyList_GET_ITEM(self.streams, slot)))
             return NULL
-        item = next_item(<object>self.items[slot])
+        item = next_item(<object>PyList_GET_ITEM(self.streams, slot))
         if item is not NULL:
             row.count += 1
         return item
