@@ -954,7 +954,7 @@ cdef class Plan(Elsewhere):
                 visit.planned = node.count
                 self.queue.append(visit)
                 self.turns.append(self.number)
-                if (not visit.is_attached and visit.ordered == 0
+                if (node.count == 1 and not visit.is_attached and visit.ordered == 0
                         and self.n_ahead <= self.schedule.open_ahead):
                     # Not before it is asked for anything has it begun.
                     self.schedule.order_as(visit, 1, self.number)

@@ -89,7 +89,7 @@ cdef class BatchRows:
             self.batches.clear()
             return None
         blocks = self.blocks_of(batch)
-        if blocks is None:
+        if blocks is None or self.place_of(number) in self.pending:
             return None
         for block, size in zip(blocks, self.row_bytes):
             self.arena.expect(block)
