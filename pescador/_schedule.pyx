@@ -59,6 +59,7 @@ cdef class Maker:
 
     cdef public object owner           # what the pool knows it by
     cdef public int64_t outstanding    # items that were ordered and have not arrived
+    cdef int64_t n_visits              # that are open there
 
     def __init__(self, owner=None):
         self.owner = owner
@@ -296,6 +297,7 @@ cdef class Schedule(Elsewhere):
         n_numbers += 1
         visit.number = n_numbers
         visit.maker = self.pool.place(visit)
+        visit.maker.n_visits += 1
         self.numbers[visit.number] = visit
         self.n_opened += 1
         visit.maker.open(visit)
@@ -379,6 +381,7 @@ cdef class Schedule(Elsewhere):
         if visit.maker is None:
             return 0
         self.settle(visit)
+        visit.maker.n_visits -= 1
         self.numbers.pop(visit.number, None)
         if visit.length < 0 and visit.error is None:
             visit.maker.close(visit)
@@ -1152,12 +1155,19 @@ cdef class Orders(Maker):
             self.send(words)
 
 
-def fewest(list makers):
-    """Return the maker that has the fewest items to make."""
-    cdef Maker best = makers[0]
+def least_busy(list makers):
+    """Return the maker whose visits take the least time, if each gives as many items as others.
+
+    Not the one that has the fewest items to make now: visits last, and those that begin together
+    would all run there.
+    """
+    cdef Orders maker, best = None
+    cdef double work, least = 0.0
     for maker in makers:
-        if (<Maker>maker).outstanding < best.outstanding:
-            best = <Maker>maker
+        work = (maker.n_visits + 1) * <double>max(maker.cost, 1)
+        if best is None or work < least:
+            best = maker
+            least = work
     return best
 
 

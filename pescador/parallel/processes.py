@@ -158,8 +158,8 @@ class Processes:
         self.send(channel, protocol.VISIT + pickle.dumps(what))
 
     def place(self, visit: Any) -> Any:
-        """Return the worker that a visit is to run at: the one with the fewest items to make."""
-        return _schedule.fewest(self.makers)
+        """Return the worker that a visit is to run at: the one with the least to do."""
+        return _schedule.least_busy(self.makers)
 
     # --------------------------------------------------------------------------------------- items
 
