@@ -77,7 +77,8 @@ test-debug: $(VENV)/dev $(PEERS)/done
 		tests/test_rng.py tests/test_choice.py tests/test_leaks.py \
 		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py \
 		tests/test_stream.py tests/test_seeded.py tests/test_global_rng.py tests/test_stores.py \
-		tests/test_npy.py tests/test_formats.py tests/test_chunks.py tests/test_workers.py
+		tests/test_npy.py tests/test_formats.py tests/test_chunks.py tests/test_workers.py \
+		tests/test_placement.py tests/test_parallel*.py
 
 # Side by side with the reference release and others (bench/README.md): under ten minutes, and an hour.
 # Part of it: make bench BENCH="--only 'shuffled*' --against peer,hand"
