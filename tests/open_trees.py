@@ -213,6 +213,20 @@ def plain(item):
     return item
 
 
+def read(stream, n=None):
+    """Return the next items of a stream, plain, and how it failed if so."""
+    items = []
+    try:
+        while n is None or len(items) < n:
+            item = next(stream, stream)
+            if item is stream:
+                break
+            items.append(plain(item))
+    except Exception as error:
+        return items, type(error)
+    return items, None
+
+
 def number(item):
     return zlib.crc32(repr(plain(item)).encode())
 

@@ -10,7 +10,7 @@ import pytest
 import trees
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from open_trees import Resumable, Trouble, build, plain, to_open
+from open_trees import Resumable, Trouble, build, plain, read, to_open
 
 import pescador
 from pescador import ParallelStreamer, Seeded, StateError, Streamer
@@ -23,20 +23,6 @@ pytestmark = pytest.mark.timeout(max(TREES, 120))
 
 # How a run goes on: in how many workers, of which kind.
 WAYS = [(4, "process"), (1, "process"), (0, "process"), (2, "process"), (3, "thread")]
-
-
-def read(stream, n=None):
-    """Return the next items of a stream, plain, and how it failed if so."""
-    items = []
-    try:
-        while n is None or len(items) < n:
-            item = next(stream, stream)
-            if item is stream:
-                break
-            items.append(plain(item))
-    except Exception as error:
-        return items, type(error)
-    return items, None
 
 
 def through_pickle(state):

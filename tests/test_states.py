@@ -13,7 +13,7 @@ import pytest
 import trees
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from open_trees import Trouble, build, plain, to_open
+from open_trees import Trouble, build, plain, read, to_open
 
 import pescador
 from streams import Failure
@@ -47,20 +47,6 @@ def no_limit_no_trouble():
 def seed(number):
     np.random.seed(number)
     random.seed(number)
-
-
-def read(stream, n=None):
-    """Return the next items of a stream, plain, and how it failed if so."""
-    items = []
-    try:
-        while n is None or len(items) < n:
-            item = next(stream, stream)
-            if item is stream:
-                break
-            items.append(plain(item))
-    except Exception as error:
-        return items, type(error)
-    return items, None
 
 
 def built(description):
