@@ -30,6 +30,16 @@ def as_count(name: str, value: Any, hint: str = "") -> int:
     raise ArgumentError(f"{name}={value!r} must be a positive whole number{hint}")
 
 
+def as_whole(name: str, value: Any, most: int | None = None) -> int:
+    """Return `value` as an int, or raise an ArgumentError unless it is a whole number, 0 or more.
+
+    One above `most` is returned as that.
+    """
+    if is_number(value, int, np.integer) and value >= 0:
+        return int(value) if most is None else min(int(value), most)
+    raise ArgumentError(f"{name}={value!r} must be a whole number, 0 or more")
+
+
 def as_bool(name: str, value: Any) -> bool:
     """Return `value` as a bool, or raise an ArgumentError unless it is one."""
     if isinstance(value, bool | np.bool_):

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from . import _core, _hooks, _visits
-from ._checks import is_number
+from ._checks import as_whole
 from ._repr import Mark
 from .core import Streamer
 from .exceptions import ArgumentError
@@ -26,20 +26,14 @@ SPAWN = Mark("SPAWN")
 _core.register_spawn(SPAWN)
 
 
-def _as_number(name: str, value: Any) -> int:
-    if is_number(value, int, np.integer) and value >= 0:
-        return int(value)
-    raise ArgumentError(f"{name}={value!r} must be a whole number, 0 or more")
-
-
 def _check(seeded: "Seeded[Any]") -> None:
     """Refuse options that are invalid: passed, or assigned since."""
     if not isinstance(seeded.seed, np.random.SeedSequence):
-        seeded.seed = _as_number("seed", seeded.seed)
+        seeded.seed = as_whole("seed", seeded.seed)
     elif seeded.seed.pool_size != 4:
         raise ArgumentError(f"seed={seeded.seed!r} must have a pool_size of 4")
-    seeded.epoch = _as_number("epoch", seeded.epoch)
-    seeded.rank = _as_number("rank", seeded.rank)
+    seeded.epoch = as_whole("epoch", seeded.epoch)
+    seeded.rank = as_whole("rank", seeded.rank)
     states = seeded.states
     if isinstance(states, str) or not set(states) <= set(_STATES):
         raise ArgumentError(f"states={states!r} must be some of {_STATES}")

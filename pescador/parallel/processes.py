@@ -184,18 +184,20 @@ class Processes:
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Take what arrives until something holds."""
+        self.is_torn = True
         _schedule.flush_all(self.makers)
         while True:
             lost = [maker for maker in self.makers if maker.owner.is_over()]
             for maker in self.makers:
                 self._receive(maker)
             if condition():
-                return
+                break
             for maker in lost:
                 self._replace(maker)
             for maker in self.makers:
                 if not (maker.owner.is_over() or maker.owner.has_items()):
                     maker.owner.listen(_PAUSE)
+        self.is_torn = False
 
     def _receive(self, maker: Any) -> None:
         """Take what a worker has sent."""
@@ -205,10 +207,7 @@ class Processes:
             tag, items = channel.tag, channel.items()
             for item in items:
                 size = sum(array.nbytes for array in item.values())
-                if read_news(item) is None:
-                    self.schedule.receive(tag, item, size)
-                else:
-                    self._note(tag, item, size)
+                self._note(tag, item, size)
                 n += 1
         if channel.reader is not None:
             n += _schedule.receive_all(self.schedule, channel.reader, self._note)
@@ -217,7 +216,7 @@ class Processes:
             self.n_lost = 0
 
     def _note(self, number: int, item: dict[Any, Any], size: int) -> None:
-        """Take note of what a worker tells of a visit."""
+        """Take an item, or note what a worker tells of a visit."""
         news = read_news(item)
         if news is None:
             self.schedule.receive(number, item, size)
