@@ -31,6 +31,7 @@ from pescador._core cimport (
 from pescador._hooks cimport is_plain, is_stock
 from pescador._native.iterators cimport next_item, steal
 from pescador._visits cimport Elsewhere, Run, place_of
+from pescador.parallel.orders cimport BEGIN, CLOSE, MORE, MORE_INTO, WORTH, word_of
 
 
 cdef enum:
@@ -185,7 +186,6 @@ cdef class Schedule(Elsewhere):
         How much memory they may take.
     """
 
-    cdef readonly Run run
     cdef object pool                   # of makers
     cdef object stays                  # streamer -> why it has to run here, or None
     cdef object length_of              # streamer -> how many items it has, or None
@@ -211,7 +211,6 @@ cdef class Schedule(Elsewhere):
     cdef readonly double seconds_waited
 
     def __init__(self, Run run, pool, stays, length_of, read_ahead, open_ahead, max_bytes):
-        self.run = run
         self.pool = pool
         self.stays = stays
         self.length_of = length_of
@@ -236,7 +235,7 @@ cdef class Schedule(Elsewhere):
         if known is None or known.streamer is not streamer:
             known = Known.__new__(Known)
             known.streamer = streamer
-            known.is_mux = is_mux(streamer) and not callable(streamer.streamers)
+            known.is_mux = has_pool(streamer)
             known.stays = self.stays(streamer) is not None
             known.length = self.length_of(streamer)
             self.streamers[<size_t><void*>streamer] = known
@@ -426,7 +425,7 @@ cdef class Schedule(Elsewhere):
         """Take an item of the visit of this number, of about so many bytes."""
         cdef Visit visit = self.numbers.get(number)
         if visit is None:
-            return None
+            return
         size = max(size, LEAST_SIZE)
         if visit.rows:
             places = visit.rows.pop(visit.arrived, None)
@@ -442,7 +441,6 @@ cdef class Schedule(Elsewhere):
         # The larger ones count: slowly forgotten, at once remembered.
         self.item_size = size if size > self.item_size else (
             self.item_size - (self.item_size - size) // 16)
-        return visit
 
     def receive_end(self, int64_t number, error=None):
         """Note that the visit of this number has ended, or failed, after the items that arrived."""
@@ -838,8 +836,6 @@ cdef class Planned(Compiled):
     """A visit in a plan: it gives itself, as often as it is thought to give an item."""
 
     cdef Visit visit                   # None where it runs here
-    cdef Schedule schedule
-    cdef tuple places                  # where it is in the tree
     cdef readonly tuple path
     cdef int64_t count                 # items so far
     cdef int64_t length                # how many it is thought to have
@@ -890,10 +886,8 @@ cdef class Plan(Elsewhere):
             return None
         ending[0] = STOP
         node = Planned.__new__(Planned)
-        node.schedule = self.schedule
         node.path = path_of_visit(scope)
-        node.places = node.path[::2]
-        node.length = self.schedule.likely_length(known.length, node.places)
+        node.length = self.schedule.likely_length(known.length, node.path[::2])
         if known.stays:
             # Where its items end, that nobody can tell in time, other rows would be due.
             self.schedule.is_mixed = True
@@ -1015,6 +1009,11 @@ def is_mux(streamer):
         streamer.__pescador_has_engine__)
 
 
+def has_pool(stream):
+    """Tell whether this is a mux whose streams can be made elsewhere, one by one."""
+    return is_mux(stream) and not callable(stream.streamers)
+
+
 class PlanState:
     """Saver and loader at once, for engines of one tree: of a visit, only how far it is."""
 
@@ -1065,13 +1064,6 @@ PLAN_STATE = PlanState()
 
 
 cdef enum:
-    # The words of `_channel.protocol`.
-    MORE
-    BEGIN
-    CLOSE
-    MORE_INTO
-    # So much work (in nanoseconds) is worth a message to the worker that is to do it.
-    WORTH = 200000
     # How many items the beginning of a visit counts for.
     BEGINNING = 4
 
@@ -1120,12 +1112,19 @@ cdef class Orders(Maker):
         self.n += 1
         return 0
 
+    cdef int count_item(self) except -1:
+        """Count an item that was ordered; send what is worth a message."""
+        self.unsent += 1
+        if self.unsent * self.cost >= WORTH or self.cost == 0:
+            self.flush()
+        return 0
+
     cpdef object open(self, Visit visit):
         if visit.base is not None:
             self.flush()
             self.send_visit(visit)
             return
-        self.add(visit.number << 2 | BEGIN)
+        self.add(word_of(visit.number, BEGIN))
         self.add(visit.bound)
         self.add(visit.arrived - visit.base_at)
         self.add(len(visit.path))
@@ -1134,22 +1133,18 @@ cdef class Orders(Maker):
         self.unsent += BEGINNING
 
     cpdef object more(self, Visit visit):
-        self.add(visit.number << 2 | MORE)
-        self.unsent += 1
-        if self.unsent * self.cost >= WORTH or self.cost == 0:
-            self.flush()
+        self.add(word_of(visit.number, MORE))
+        self.count_item()
 
     cpdef object more_into(self, Visit visit, list rows):
-        self.add(visit.number << 2 | MORE_INTO)
+        self.add(word_of(visit.number, MORE_INTO))
         self.add(len(rows))
         for number in rows:
             self.add(number)
-        self.unsent += 1
-        if self.unsent * self.cost >= WORTH or self.cost == 0:
-            self.flush()
+        self.count_item()
 
     cpdef object close(self, Visit visit):
-        self.add(visit.number << 2 | CLOSE)
+        self.add(word_of(visit.number, CLOSE))
 
     cpdef object flush(self):
         if self.n:

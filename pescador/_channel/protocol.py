@@ -8,7 +8,7 @@ word      said by     meaning
 ========  ==========  =========================================================================
 `WAKE`    both        There is something to read in the memory, or room to write.
 `STOP`    consumer    No more is wanted. So does a pipe that is closed.
-`ORDERS`  consumer    What a worker of many visits is to do: words of 8 bytes, see `MORE`.
+`ORDERS`  consumer    What a worker of many visits is to do: words, see `parallel/orders.pxd`.
 `VISIT`   consumer    Of these, a visit that goes on from a state: a pickle.
 `RUN`     consumer    Of these, the run that visits are part of from now on: a pickle. All visits
                       of the one before are closed.
@@ -37,18 +37,13 @@ import numpy as np
 from .schema import decode, encode
 
 __all__ = [
-    "BEGIN",
-    "BITS",
     "CHUNK",
-    "CLOSE",
     "CLOSED",
     "END",
     "ENDED",
     "FAILED",
     "HEARTBEAT",
     "ITEM",
-    "MORE",
-    "MORE_INTO",
     "NAP",
     "ORDERS",
     "PICKLED",
@@ -82,13 +77,6 @@ CHUNK = 16_000
 
 # How often (in seconds) a process that waits looks whether the other one is still there.
 HEARTBEAT = 0.2
-
-# The low bits of a word tell what it orders of the visit whose number is in the others: an item
-# more; to begin it (its bound, how many items to leave out, the length of its path and the path
-# follow); to close it; an item more, to be written where the consumer wants it (how many numbers
-# follow, and these: see `ring.Writer.rows`).
-MORE, BEGIN, CLOSE, MORE_INTO = range(4)
-BITS = 2
 
 # What a worker of many visits tells of one, by items.
 PICKLED, ENDED, FAILED, STATE, CLOSED = ("item", "ended", "failed", "state", "closed")

@@ -15,12 +15,12 @@ import numpy as np
 from .. import _core, _hooks, _isolation, _schedule, _visits
 from .._channel import process
 from .._channel.signals import Guard
-from .._checks import as_bool, as_choice, as_count, is_number
+from .._checks import as_bool, as_choice, as_count, as_whole
 from .._state import Loader, Saver
 from ..core import Streamer
 from ..exceptions import ArgumentError
 from ..seeded import Seeded
-from .placement import Placement, has_pool, length_of, notes
+from .placement import Placement, length_of, notes
 from .processes import Processes
 from .threads import Threads
 
@@ -46,19 +46,13 @@ def _usable_processors() -> int:
     return os.cpu_count() or 1
 
 
-def _as_number(name: str, value: Any) -> int:
-    if is_number(value, int, np.integer) and value >= 0:
-        return min(int(value), 1 << 31)
-    raise ArgumentError(f"{name}={value!r} must be a whole number, 0 or more")
-
-
 def _check(parallel: "ParallelStreamer[Any]") -> None:
     """Refuse options that are invalid: passed, or assigned since."""
     if parallel.workers is None:
         parallel.workers = max(_usable_processors() - 1, 1)
     for name in ("workers", "read_ahead", "open_ahead"):
         if name != "open_ahead" or parallel.open_ahead is not None:
-            setattr(parallel, name, _as_number(name, getattr(parallel, name)))
+            setattr(parallel, name, as_whole(name, getattr(parallel, name), 1 << 31))
     as_choice("kind", parallel.kind, _KINDS)
     parallel.max_bytes = as_count("max_bytes", parallel.max_bytes)
     as_bool("restart", parallel.restart)
@@ -293,7 +287,7 @@ class ParallelVisit(_schedule.Begun):
         root = _visits.root_scope(run)
         placement = Placement(self.parallel.kind, self.governs)
         stream = _visits.stream_of(self.tree)
-        is_mux = has_pool(stream)
+        is_mux = _schedule.has_pool(stream)
         if self.parallel.workers == 0 or (not is_mux and placement.stays(self.tree)):
             return _visits.open_visit(self.tree, root, {})
         # A visit is run by one worker.

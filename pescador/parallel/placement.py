@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import _hooks, _schedule, _visits
+from .. import _hooks, _visits
+from .._schedule import has_pool, is_mux
 from ..core import Streamer
 from ..seeded import SPAWN, Seeded
 from ..sources.source import Source
 
-__all__ = ["Placement", "has_pool", "length_of", "notes"]
+__all__ = ["Placement", "length_of", "notes"]
 
 _GENERATORS = (np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 # Types that hold nothing else, and those that are as long as they say.
@@ -28,7 +29,7 @@ _SHARED_GENERATOR = "it draws from a random generator that others may share"
 
 
 class Placement:
-    """What is known of the streamers of a tree, each looked at once.
+    """Tells which streamers of a tree have to run here.
 
     Parameters
     ----------
@@ -40,20 +41,12 @@ class Placement:
 
     def __init__(self, kind: str, governs: tuple[str, ...]) -> None:
         self.takes_turns = kind == "thread" and bool(governs)
-        self.kind = kind
-        self.reasons: dict[int, tuple[Any, str | None]] = {}
         # Values in which nothing was found: many streamers are given the same.
         self.seen: dict[int, Any] = {}
 
     def stays(self, streamer: Any) -> str | None:
         """Return why the visits to a streamer have to run here; None where they need not."""
-        known = self.reasons.get(id(streamer))
-        if known is None or known[0] is not streamer:
-            known = self.reasons[id(streamer)] = (streamer, self._look(streamer))
-        return known[1]
-
-    def _look(self, streamer: Any) -> str | None:
-        if _schedule.is_mux(streamer):
+        if is_mux(streamer):
             # Its engine runs here, and its streams are asked for one by one.
             return "it is a mux" if has_pool(streamer) else "it has a function make its streams"
         if not issubclass(type(streamer), Streamer):
@@ -216,11 +209,6 @@ def notes(parallel: Any) -> Iterator[tuple[str, Any]]:
             yield f"{of} here: {why}", first[reason]
     if n > _LOOKED_AT:
         yield "the others were not looked at", None
-
-
-def has_pool(stream: Any) -> bool:
-    """Tell whether this is a mux whose streams can be made elsewhere, one by one."""
-    return _schedule.is_mux(stream) and not callable(stream.streamers)
 
 
 def _streams_in(mux: Any) -> Iterator[Any]:

@@ -17,21 +17,14 @@ from libc.string cimport memcpy, strchr
 
 from pescador._channel import protocol, schema
 from pescador._native.iterators cimport next_item, steal
+from pescador.parallel.orders cimport (
+    BEGIN, MORE, MORE_INTO, ORDER_BITS, WORTH, order_in,
+)
 
 cnp.import_array()
 
-cdef enum:
-    # The words of `_channel.protocol`.
-    MORE
-    BEGIN
-    CLOSE
-    MORE_INTO
-    BITS = 2
-
 # How often (in seconds) a worker that is busy looks for messages.
 cdef double LOOK = 0.005
-# So much work (in seconds) is worth that the consumer wakes.
-cdef double WORTH = 2e-4
 
 cdef object clock = time.perf_counter
 cdef bytes ORDERS = protocol.ORDERS
@@ -119,7 +112,7 @@ cdef class Production:
         self.cost += 0.1 * (<double>clock() - before - self.cost)
         if self.memory is not None:
             self.memory.cost = <int64_t>(1e9 * self.cost)
-            self.writer.worth = <int64_t>(WORTH / max(self.cost, 1e-9))
+            self.writer.worth = <int64_t>(1e-9 * WORTH / max(self.cost, 1e-9))
         return item
 
     cdef object next_due(self):
@@ -218,28 +211,29 @@ cdef class Production:
         while at < n:
             word = words[at]
             at += 1
-            if word & ((1 << BITS) - 1) == MORE:
-                self.due.append(word >> BITS)
+            number = word >> ORDER_BITS
+            if order_in(word) == MORE:
+                self.due.append(number)
                 self.rows.append(None)
-            elif word & ((1 << BITS) - 1) == MORE_INTO:
+            elif order_in(word) == MORE_INTO:
                 length = words[at]
-                self.due.append(word >> BITS)
+                self.due.append(number)
                 self.rows.append(words[at + 1:at + 1 + length])
-                if word >> BITS in self.visits or word >> BITS in self.beginning:
-                    self.into.add(word >> BITS)
+                if number in self.visits or number in self.beginning:
+                    self.into.add(number)
                 at += 1 + length
-            elif word & ((1 << BITS) - 1) == BEGIN:
+            elif order_in(word) == BEGIN:
                 bound, skip, length = words[at], words[at + 1], words[at + 2]
                 at += 3
                 path = tuple(words[at:at + length])
                 at += length
-                self.beginning[word >> BITS] = (path, bound, None, skip)
+                self.beginning[number] = (path, bound, None, skip)
             else:
                 # Whatever was ordered before: nobody wants it.
-                self.close(word >> BITS)
-                if word >> BITS in self.into:
-                    self.into.discard(word >> BITS)
-                    self.telling.append((word >> BITS, protocol.news(protocol.CLOSED)))
+                self.close(number)
+                if number in self.into:
+                    self.into.discard(number)
+                    self.telling.append((number, protocol.news(protocol.CLOSED)))
         return 0
 
     cdef int close(self, object number) except -1:

@@ -63,16 +63,8 @@ class Running:
     ) -> None:
         self.owner = os.getpid()
         self.node = _visits.start_visit(streamer, bound, _visits.root_scope(run, path))
-        if base is not None:
-            Loader().restore(self.node, base)
-        for i in range(skip):
-            try:
-                next(self.node)
-            except StopIteration:
-                raise PescadorError(
-                    f"{_visits.place_of(path)}{streamer!r} has given {skip:,} items before, and "
-                    f"has only {i:,} now"
-                ) from None
+        name = f"{_visits.place_of(path)}{streamer!r}"
+        Loader().restore_and_skip(self.node, {"from": base, "skip": skip}, name)
         # When its state is worth something: a visit of a few items is soon made again.
         self.due = time.perf_counter() + _SOON if run.tracks else math.inf
 

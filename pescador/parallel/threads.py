@@ -10,7 +10,6 @@ from typing import Any
 from .. import _schedule, _visits
 from .._channel.process import check_owner
 from .._channel.protocol import HEARTBEAT
-from ..exceptions import PescadorError
 from .running import Running
 
 __all__ = ["Threads"]
@@ -43,19 +42,11 @@ class _Maker(_schedule.Maker):
         self.ready = pool.ready
         self.owner = os.getpid()
 
-    def check_owner(self) -> None:
-        """Raise in a process that was forked: it has none of the threads."""
-        if os.getpid() != self.owner:
-            raise PescadorError(
-                "a stream from threads belongs to the process that started them; start an "
-                "iteration of its own in this one"
-            )
-
     def open(self, visit: Any) -> None:
         self.jobs[visit.number] = _Job(visit, self.run)
 
     def more(self, visit: Any) -> None:
-        self.check_owner()
+        check_owner(self.owner)
         job = self.jobs[visit.number]
         with job.lock:
             job.wanted += 1
@@ -139,9 +130,8 @@ class Threads:
 
     def wait(self, visit: Any) -> None:
         """Wait until something of a visit has arrived."""
-        check_owner(self.owner)
         while True:
-            self.maker.check_owner()
+            check_owner(self.owner)
             with suppress(queue.Empty):
                 while True:
                     self._take(*self.made.get(block=not visit.is_ready, timeout=HEARTBEAT))
