@@ -503,7 +503,7 @@ class Case:
         return {
             "workers": 0 if rng.random() < 0.05 else workers,
             "kind": kind,
-            "read_ahead": rng.choice([0, 1, 2, 2, 5, 100]),
+            "read_ahead": rng.choice([None, None, 0, 1, 2, 5, 100]),
             "open_ahead": rng.choice([None, 0, 1, 3, 20]),
             "max_bytes": rng.choice([1, 10_000, 1_000_000, 10_000_000, 1 << 28, 1 << 28]),
             "start_method": "fork"

@@ -41,10 +41,16 @@ cdef enum:
     MOST_AHEAD = 1 << 12
     # How many items are taken between two looks at the plan.
     PLAN_EVERY = 8
+    # And between two looks at how fast the workers are.
+    LOOK_EVERY = 256
     # A plan that was wrong begins anew after so many times as long as it took to do so.
     SHARE = 20
     # For so many items at most, a plan that was wrong does not begin anew.
     LONGEST_REST = 1 << 10
+    # Without `read_ahead`, so many items are made early of each open visit, at least.
+    READ_AHEAD = 2
+    # Then, more are, where they keep a worker busy for less than this, in nanoseconds.
+    BUSY = 10_000_000
     # An item takes this at least, in bytes, wherever it waits.
     LEAST_SIZE = 512
 
@@ -173,13 +179,14 @@ cdef class Schedule(Elsewhere):
         Of which it is to be a part.
     pool : object
         Has ``place(visit)``, which returns the `Maker` that a visit is to run at; ``wait(visit)``,
-        which returns when something of a visit has arrived; and ``raise_error(visit)``.
+        which returns when something of a visit has arrived; ``raise_error(visit)``; and
+        ``reach()``, which returns how many items keep all makers busy, 0 if that is not known.
     stays : function
         Tells of a streamer why its visits have to run here; None where they need not.
     length_of : function
         Tells of a streamer how many items each of its visits has; None where that is not known.
-    read_ahead : int
-        How many items are made early, of each visit.
+    read_ahead : int or None
+        How many items are made early, of each visit; None for as many as keep workers busy.
     open_ahead : int
         How many visits begin early.
     max_bytes : int
@@ -190,6 +197,8 @@ cdef class Schedule(Elsewhere):
     cdef object stays                  # streamer -> why it has to run here, or None
     cdef object length_of              # streamer -> how many items it has, or None
     cdef Py_ssize_t read_ahead, open_ahead
+    cdef bint adapts                   # `read_ahead` is a least number
+    cdef int64_t reach                 # how many items keep the workers busy
     cdef int64_t max_bytes
     cdef dict streamers                # id -> Known
     cdef dict visits                   # path -> Visit, of those that are not over
@@ -214,7 +223,8 @@ cdef class Schedule(Elsewhere):
         self.pool = pool
         self.stays = stays
         self.length_of = length_of
-        self.read_ahead = read_ahead
+        self.adapts = read_ahead is None
+        self.read_ahead = READ_AHEAD if self.adapts else read_ahead
         self.open_ahead = open_ahead
         self.max_bytes = max_bytes
         self.streamers = {}
@@ -342,6 +352,14 @@ cdef class Schedule(Elsewhere):
         finally:
             self.wanted_at = -1
 
+    cdef inline int64_t wanted(self) noexcept:
+        """How many items are to be made early, in all."""
+        cdef int64_t wanted = self.n_attached * self.read_ahead
+        if self.adapts and self.reach > wanted:
+            # Little in vain: no farther ahead than the plan has been right.
+            wanted = max(wanted, min(self.reach, self.n_taken - self.plan.wrong_at))
+        return wanted
+
     cdef inline bint has_room(self, Visit visit) noexcept:
         """Whether one item more may be made early."""
         if visit.maker is not None and visit.maker.outstanding >= MOST_ORDERS:
@@ -351,11 +369,11 @@ cdef class Schedule(Elsewhere):
     cdef int order_early(self, Visit visit, int64_t given) except -1:
         """Order what may be made early, when `visit` is about to have given so many items.
 
-        All together, it is as many items as `read_ahead` says of each visit that is read from:
-        those that the plan takes next, or, without one, so many of this visit.
+        All together, it is as many items as `read_ahead` says of each visit that is read from, or
+        more: those that the plan takes next, or, without one, so many of this visit.
         """
         if self.plan is not None and not self.plan.is_wrong:
-            return self.plan.order_next(self.n_attached * self.read_ahead + 1)
+            return self.plan.order_next(self.wanted() + 1)
         while (visit.ordered < min(given + self.read_ahead, visit.bound)
                 and self.has_room(visit)):
             if visit.length >= 0 or visit.error is not None or visit.is_over:
@@ -877,6 +895,8 @@ cdef class Plan(Elsewhere):
     cdef int64_t lead                  # items that it has taken and the other one has not
     cdef int64_t rests_until           # number of the item before which it does not begin anew
     cdef int64_t rest                  # how long it rested the last time
+    cdef int64_t look_at               # after so many, look how fast the workers are
+    cdef int64_t wrong_at              # how many items were taken when it was wrong the last time
     cdef double not_before             # likewise, in seconds: in large pools that takes long
 
     cdef Compiled visit(self, object streamer, int64_t bound, Scope scope, Ending* ending):
@@ -903,6 +923,7 @@ cdef class Plan(Elsewhere):
         if not self.is_wrong:
             self.is_wrong = True
             self.schedule.n_wrong += 1
+            self.wrong_at = self.schedule.n_taken
             self.rest = min(max(2 * self.rest, 8), LONGEST_REST)
             self.rests_until = self.schedule.n_taken + self.rest // 8
         return 0
@@ -930,7 +951,10 @@ cdef class Plan(Elsewhere):
                 return 0
             self.begin_anew()
             self.schedule.give_up()
-        wanted = self.schedule.n_attached * self.schedule.read_ahead
+        if self.schedule.adapts and self.schedule.n_taken >= self.look_at:
+            self.look_at = self.schedule.n_taken + LOOK_EVERY
+            self.schedule.reach = self.schedule.pool.reach()
+        wanted = self.schedule.wanted()
         while self.lead < wanted + PLAN_EVERY or (
                 self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD):
             try:
@@ -1075,8 +1099,14 @@ cdef class Orders(Maker):
     ----------
     owner : object
         What the pool knows the worker by.
+    check_owner : function
+        Raises in a process that is not to give orders.
+    writer : OrderWriter or None
+        Writes words where there is memory for that.
+    wake : function
+        Has the worker look there.
     send : function
-        Sends words, as bytes.
+        Sends words, as bytes, that there is no room for.
     send_visit : function
         ``send_visit(visit)`` has a visit begin from a state.
 
@@ -1086,14 +1116,17 @@ cdef class Orders(Maker):
         About how many nanoseconds an item takes the worker; 0 where that is not known.
     """
 
-    cdef object send, send_visit
+    cdef object check_owner, writer, wake, send, send_visit
     cdef public int64_t cost
     cdef int64_t* words
     cdef Py_ssize_t n, room
     cdef int64_t unsent                # work in them, in items
 
-    def __init__(self, owner, send, send_visit):
+    def __init__(self, owner, check_owner, writer, wake, send, send_visit):
         self.owner = owner
+        self.check_owner = check_owner
+        self.writer = writer
+        self.wake = wake
         self.send = send
         self.send_visit = send_visit
 
@@ -1147,10 +1180,17 @@ cdef class Orders(Maker):
         self.add(word_of(visit.number, CLOSE))
 
     cpdef object flush(self):
-        if self.n:
-            words = PyBytes_FromStringAndSize(<char*>self.words, self.n * sizeof(int64_t))
-            self.n = self.unsent = 0
+        if self.n == 0:
+            return
+        words = PyBytes_FromStringAndSize(<char*>self.words, self.n * sizeof(int64_t))
+        self.check_owner()
+        # No signal comes in between: words are lost in a message only, that is interrupted.
+        written = self.writer is not None and self.writer.put(words)
+        self.n = self.unsent = 0
+        if not written:
             self.send(words)
+        elif self.writer.finds_idle():
+            self.wake()
 
 
 def least_busy(list makers):
@@ -1167,6 +1207,15 @@ def least_busy(list makers):
             best = maker
             least = work
     return best
+
+
+def reach_of(list makers):
+    """Return how many items keep makers busy for a while."""
+    cdef Orders maker
+    cdef int64_t n = 0
+    for maker in makers:
+        n += min(BUSY // maker.cost, MOST_ORDERS) if maker.cost else 0
+    return n
 
 
 def flush_all(list makers):

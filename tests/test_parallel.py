@@ -76,7 +76,7 @@ options = st.fixed_dictionaries(
     {
         "workers": st.sampled_from([0, 1, 1, 2, 2, 7]),
         "kind": st.sampled_from(KINDS),
-        "read_ahead": st.sampled_from([0, 1, 2, 9]),
+        "read_ahead": st.sampled_from([None, None, 0, 1, 2, 9]),
         "open_ahead": st.sampled_from([None, 0, 1, 8]),
         "max_bytes": st.sampled_from([1, 5000, 2**28]),
     }
@@ -447,7 +447,6 @@ def test_another_number_of_workers_is_started_anew():
         ("workers", True),
         ("kind", "fork"),
         ("read_ahead", -1),
-        ("read_ahead", None),
         ("open_ahead", -1),
         ("open_ahead", 0.5),
         ("max_bytes", 0),

@@ -33,6 +33,7 @@ if sys.platform == "linux":
     import resource
 
     from .memory import SharedMemory
+    from .orders import OrderWriter
     from .ring import Reader
 
 __all__ = ["Channel", "raise_from_worker", "shared_memory"]
@@ -85,6 +86,8 @@ class Channel:
         self.worker: BaseProcess | None = None
         self.memory: SharedMemory | None = None
         self.reader: Reader | None = None
+        # Of a worker of many visits, which sets it.
+        self.orders: OrderWriter | None = None
         # An item that comes over the pipe, how many of its bytes are missing, and how many came.
         self.incoming: bytearray | None = None
         self.missing = 0
@@ -133,7 +136,7 @@ class Channel:
                 self.memory.close_descriptor()
         # After the start: what is forked from now on leaves the memory to this process.
         if self.memory is not None:
-            self.reader = Reader(self.memory, self._wake, streamer.copy)
+            self.reader = Reader(self.memory, self.wake, streamer.copy)
         self.started = time.monotonic()
         self.warn_at = self.started + _SUSPICIOUS
 
@@ -171,7 +174,7 @@ class Channel:
         finally:
             if self.pipe is not None:
                 self.pipe.close()
-            self.pipe = self.worker = self.reader = self.memory = self.incoming = None
+            self.pipe = self.worker = self.reader = self.orders = self.memory = self.incoming = None
 
     # ------------------------------------------------------------------------------------ items
 
@@ -265,7 +268,8 @@ class Channel:
 
     # ------------------------------------------------------------------------------ the pipe
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the worker look at the memory."""
         self.say(WAKE)
 
     def say(self, word: bytes) -> None:
@@ -289,16 +293,21 @@ class Channel:
         self.check_owner()
         return bool(ready)
 
-    def listen(self, timeout: float = HEARTBEAT) -> None:
-        """Read a message, or look what became of a worker that sends none for some seconds."""
+    def listen(self, timeout: float = HEARTBEAT) -> bool:
+        """Read a message, or look what became of a worker that sends none for some seconds.
+
+        Tell whether there was one.
+        """
         assert self.worker is not None
         if self._is_ready(timeout):
             self._read_message()
-        elif process.is_gone(self.worker) and not self._is_ready(0):
+            return True
+        if process.is_gone(self.worker) and not self._is_ready(0):
             # A process that the worker forked holds the pipe open.
             self._close_pipe()
         else:
             self._suspect()
+        return False
 
     def _read_message(self) -> None:
         assert self.pipe is not None

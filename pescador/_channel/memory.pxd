@@ -12,8 +12,11 @@ cdef enum:
     RECORDS = 1 << 18
     # How many blocks may be in use at once.
     BLOCKS = 1 << 14
+    # In words.
+    ORDERS = 1 << 12
     RETURNS_AT = CONTROL
-    RECORDS_AT = RETURNS_AT + 4 * BLOCKS
+    ORDERS_AT = RETURNS_AT + 4 * BLOCKS
+    RECORDS_AT = ORDERS_AT + 8 * ORDERS
     HEAP_AT = RECORDS_AT + RECORDS
     # Blocks begin at cache lines.
     LINE = 64
@@ -40,6 +43,14 @@ cdef struct Control:
     uint64_t[7] _7
     uint64_t by_pipe                   # how many items went over the pipe, or are on their way
     uint64_t[7] _9
+    uint64_t ordered                   # how many words of orders were written
+    uint64_t[7] _10
+    uint64_t noted                     # how many of them were read
+    uint64_t[7] _11
+    uint64_t idle                      # 1 if the worker wants to be woken at the next of them
+    uint64_t[7] _12
+    uint64_t told                      # how many orders went over the pipe, or are on their way
+    uint64_t[7] _13
 
 
 cdef inline uint64_t round_up(uint64_t size, uint64_t unit) noexcept nogil:

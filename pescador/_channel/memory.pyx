@@ -4,6 +4,7 @@ The memory holds, one after the other,
 
 * words that both ends read: how far each of them is, and which of them sleeps (`Control`);
 * the numbers of blocks that the consumer gives back;
+* orders of the consumer (see `orders`);
 * records (see `ring`);
 * a heap of blocks, one for each large array.
 

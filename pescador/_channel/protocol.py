@@ -8,10 +8,12 @@ word      said by     meaning
 ========  ==========  =========================================================================
 `WAKE`    both        There is something to read in the memory, or room to write.
 `STOP`    consumer    No more is wanted. So does a pipe that is closed.
-`ORDERS`  consumer    What a worker of many visits is to do: words, see `parallel/orders.pxd`.
+`ORDERS`  consumer    What a worker of many visits is to do: words (see `parallel/orders.pxd`),
+                      where the memory has no room for them.
 `VISIT`   consumer    Of these, a visit that goes on from a state: a pickle.
 `RUN`     consumer    Of these, the run that visits are part of from now on: a pickle. All visits
-                      of the one before are closed.
+                      of the one before are closed. In all three, how many words were written to
+                      the memory before comes first, in 8 bytes.
 `ITEM`    worker      An item that does not go through the memory: its size in bytes and its tag
                       follow, 8 bytes each, then the item in messages of up to `CHUNK` bytes.
 `END`     worker      The last word: a pickle of the error that ended the stream, or of None.

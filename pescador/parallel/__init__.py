@@ -51,7 +51,7 @@ def _check(parallel: "ParallelStreamer[Any]") -> None:
     if parallel.workers is None:
         parallel.workers = max(_usable_processors() - 1, 1)
     for name in ("workers", "read_ahead", "open_ahead"):
-        if name != "open_ahead" or parallel.open_ahead is not None:
+        if name == "workers" or getattr(parallel, name) is not None:
             setattr(parallel, name, as_whole(name, getattr(parallel, name), 1 << 31))
     as_choice("kind", parallel.kind, _KINDS)
     parallel.max_bytes = as_count("max_bytes", parallel.max_bytes)
@@ -83,8 +83,9 @@ class ParallelStreamer(Streamer[T]):
     kind : {'process', 'thread'}
         Threads help where streams wait, or leave the interpreter to others (files, decompression,
         networks), and copy nothing.
-    read_ahead : int >= 0
-        How many items are made early, of each open stream.
+    read_ahead : int >= 0 or None
+        How many items are made early, of each open stream. None is 2, and more where processes make
+        them so fast that handing them over counts: as many as keep each one busy for 10 ms.
     open_ahead : int >= 0 or None
         How many visits begin before they are due, besides those of which `read_ahead` has items
         made early. None is the number of workers.
@@ -157,7 +158,7 @@ class ParallelStreamer(Streamer[T]):
         workers: int | None = None,
         *,
         kind: str = "process",
-        read_ahead: int = 2,
+        read_ahead: int | None = None,
         open_ahead: int | None = None,
         max_bytes: int = 256 * 2**20,
         start_method: str | None = None,

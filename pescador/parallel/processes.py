@@ -89,15 +89,21 @@ class Processes:
                 memory.claim_for_workers(True)
         if channel.reader is not None:
             channel.reader.arena = self.arena
+            from .._channel.orders import OrderWriter
+
+            channel.orders = OrderWriter(channel.memory)
         # Not by methods: a maker would hold us, and nobody would end the workers.
         pool = weakref.proxy(self)
         maker = _schedule.Orders(
             channel,
-            lambda words: pool.send(channel, protocol.ORDERS + words),
+            channel.check_owner,
+            channel.orders,
+            channel.wake,
+            lambda words: pool.send(channel, protocol.ORDERS, words),
             lambda visit: pool.send_visit(channel, visit),
         )
         if self.run:
-            self.send(channel, protocol.RUN + self.run)
+            self.send(channel, protocol.RUN, self.run)
         return maker
 
     def wait_for_end(self) -> None:
@@ -137,7 +143,7 @@ class Processes:
         self.run = pickle.dumps(run)
         for maker in self.makers:
             maker.flush()
-            self.send(maker.owner, protocol.RUN + self.run)
+            self.send(maker.owner, protocol.RUN, self.run)
 
     def leave(self) -> None:
         """Work for no schedule."""
@@ -145,21 +151,26 @@ class Processes:
 
     # -------------------------------------------------------------------------------------- orders
 
-    def send(self, channel: Channel, message: bytes) -> None:
-        """Send a message to a worker."""
-        channel.check_owner()
-        before, self.is_torn = self.is_torn, True
-        channel.say(message)
-        self.is_torn = before
-
     def send_visit(self, channel: Channel, visit: Any) -> None:
         """Have a visit begin from a state."""
         what = (visit.number, visit.path, visit.bound, visit.base, visit.skip)
-        self.send(channel, protocol.VISIT + pickle.dumps(what))
+        self.send(channel, protocol.VISIT, pickle.dumps(what))
+
+    def send(self, channel: Channel, kind: bytes, what: bytes) -> None:
+        """Send a worker an order that is not in memory."""
+        channel.check_owner()
+        before, self.is_torn = self.is_torn, True
+        n_words = 0 if channel.orders is None else channel.orders.before_message()
+        channel.say(kind + n_words.to_bytes(8, "little") + what)
+        self.is_torn = before
 
     def place(self, visit: Any) -> Any:
         """Return the worker that a visit is to run at: the one with the least to do."""
         return _schedule.least_busy(self.makers)
+
+    def reach(self) -> int:
+        """Return how many items keep all workers busy for a while."""
+        return _schedule.reach_of(self.makers)
 
     # --------------------------------------------------------------------------------------- items
 
@@ -178,8 +189,9 @@ class Processes:
                 break
             if is_over:
                 self._replace(maker)
-            elif not channel.has_items(visit.number):
-                channel.listen()
+            elif not channel.has_items(visit.number) and not channel.listen():
+                # Who was interrupted may have written what it has not heard of.
+                channel.wake()
         self.is_torn = False
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -196,7 +208,8 @@ class Processes:
                 self._replace(maker)
             for maker in self.makers:
                 if not (maker.owner.is_over() or maker.owner.has_items()):
-                    maker.owner.listen(_PAUSE)
+                    if not maker.owner.listen(_PAUSE):
+                        maker.owner.wake()
         self.is_torn = False
 
     def _receive(self, maker: Any) -> None:

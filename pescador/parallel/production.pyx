@@ -13,7 +13,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy, strchr
+from libc.string cimport strchr
 
 from pescador._channel import protocol, schema
 from pescador._native.iterators cimport next_item, steal
@@ -65,10 +65,12 @@ cdef class Production:
         Is told the same, and how long items take.
     memory : SharedMemory or None
         Likewise.
+    orders : OrderReader or None
+        What was ordered in memory.
     """
 
     cdef object consumer, begin, start_run, describe, is_forked
-    cdef public object writer, memory
+    cdef public object writer, memory, orders
     cdef readonly int64_t tag
     cdef dict visits                   # number -> Visit
     cdef dict beginning                # number -> (path, bound, base, skip) of those to begin
@@ -78,6 +80,7 @@ cdef class Production:
     cdef set into                      # numbers of visits whose items are wanted somewhere
     cdef list telling                  # (number, item) that come before the next item
     cdef double look_at, cost
+    cdef int64_t n_made
 
     def __init__(self, consumer, begin, start_run, describe, is_forked):
         self.consumer = consumer
@@ -105,11 +108,13 @@ cdef class Production:
             self.look_at = before + LOOK
             if not self.consumer.wait(0):
                 raise StopIteration
+            self.read()
         number = self.next_due()
         self.name(number)
         item = self.make(number, self.rows[self.first - 1], before)
-        # How long items take; the last ones count more.
-        self.cost += 0.1 * (<double>clock() - before - self.cost)
+        # How long items take; the last 50 or so count.
+        self.n_made += 1
+        self.cost += (<double>clock() - before - self.cost) / min(self.n_made, 50)
         if self.memory is not None:
             self.memory.cost = <int64_t>(1e9 * self.cost)
             self.writer.worth = <int64_t>(1e-9 * WORTH / max(self.cost, 1e-9))
@@ -117,10 +122,7 @@ cdef class Production:
 
     cdef object next_due(self):
         """The number of the visit of which an item is to be made."""
-        while self.consumer.messages or self.first < len(self.due):
-            if self.consumer.messages:
-                self.read()
-                continue
+        while self.first < len(self.due) or self.read():
             number = self.due[self.first]
             self.first += 1
             # Otherwise it has ended, or is not wanted any more.
@@ -176,7 +178,7 @@ cdef class Production:
 
     def wait(self):
         """Wait for orders; tell whether anything is wanted."""
-        while not self.consumer.messages:
+        while not self.consumer.messages and (self.orders is None or self.orders.is_empty()):
             busy = self.first < len(self.due) or self.telling
             if not self.consumer.wait(0 if busy else None):
                 return False
@@ -184,29 +186,38 @@ cdef class Production:
                 break
         return True
 
-    cdef int read(self) except -1:
-        """Take note of what was ordered."""
-        while self.consumer.messages:
-            message = self.consumer.messages.popleft()
-            kind = message[:1]
-            if kind == ORDERS:
-                self.take_orders(message)
-            elif kind == protocol.VISIT:
-                number, *what = pickle.loads(message[1:])
-                self.beginning[number] = tuple(what)
-            else:
-                self.close_all()
-                self.start_run(pickle.loads(message[1:]))
+    cdef bint read(self) except -1:
+        """Take note of what was ordered; tell whether an item is due."""
+        while True:
+            if self.orders is not None:
+                self.take_orders(self.orders.take())
+                if self.orders.awaits_message() and not self.consumer.messages:
+                    if not self.consumer.wait(None):
+                        return False
+                    continue
+            if not self.consumer.messages:
+                return self.first < len(self.due)
+            self.take_message(self.consumer.messages.popleft())
+
+    cdef int take_message(self, bytes message) except -1:
+        kind, what = message[:1], message[9:]
+        if self.orders is not None:
+            self.take_orders(self.orders.take_until(int.from_bytes(message[1:9], "little")))
+        if kind == ORDERS:
+            self.take_orders(what)
+        elif kind == protocol.VISIT:
+            number, *what = pickle.loads(what)
+            self.beginning[number] = tuple(what)
+        else:
+            self.close_all()
+            self.start_run(pickle.loads(what))
         return 0
 
-    cdef int take_orders(self, bytes message) except -1:
-        cdef Py_ssize_t n = (PyBytes_GET_SIZE(message) - 1) // sizeof(int64_t), at, length
-        cdef int64_t word = 0
-        cdef list words = []
-        # They are not aligned.
-        for at in range(n):
-            memcpy(&word, PyBytes_AS_STRING(message) + 1 + at * sizeof(int64_t), sizeof(int64_t))
-            words.append(word)
+    cdef int take_orders(self, bytes orders) except -1:
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(orders) // sizeof(int64_t), at, length
+        cdef int64_t* order = <int64_t*>PyBytes_AS_STRING(orders)
+        cdef int64_t word
+        cdef list words = [order[at] for at in range(n)]
         at = 0
         while at < n:
             word = words[at]

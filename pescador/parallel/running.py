@@ -63,8 +63,9 @@ class Running:
     ) -> None:
         self.owner = os.getpid()
         self.node = _visits.start_visit(streamer, bound, _visits.root_scope(run, path))
-        name = f"{_visits.place_of(path)}{streamer!r}"
-        Loader().restore_and_skip(self.node, {"from": base, "skip": skip}, name)
+        if base is not None or skip:
+            name = f"{_visits.place_of(path)}{streamer!r}"
+            Loader().restore_and_skip(self.node, {"from": base, "skip": skip}, name)
         # When its state is worth something: a visit of a few items is soon made again.
         self.due = time.perf_counter() + _SOON if run.tracks else math.inf
 

@@ -61,9 +61,11 @@ class VisitsOf:
 
 
 def _serve_memory(production: Any, consumer: Any, memory: Any, arena: Any, is_forked: Any) -> None:
+    from .._channel.orders import OrderReader
     from .._channel.ring import Writer
 
     production.memory = memory
+    production.orders = OrderReader(memory)
     production.writer = writer = Writer(memory, consumer.wake)
     writer.arena = arena
     writer.takes_numbers = True
