@@ -65,7 +65,9 @@ def test_words_that_follow_a_message_wait_for_it():
     assert writer.put(words(0, 2))
     position = writer.before_message()
     assert writer.put(words(2, 1))
-    assert reader.take() == b"" and reader.awaits_message() and not reader.is_empty()
+    assert reader.awaits_message()
+    assert not reader.is_empty()
+    assert reader.take() == b""
     assert reader.take_until(position) == words(0, 2)
     assert reader.take() == words(2, 1)
 
@@ -76,5 +78,7 @@ def test_a_reader_that_finds_nothing_is_woken_once():
     assert not writer.finds_idle()
     assert reader.is_empty()
     writer.put(words(0, 1))
-    assert writer.finds_idle() and not writer.finds_idle()
-    assert not reader.is_empty() and not writer.finds_idle()
+    assert writer.finds_idle()
+    assert not writer.finds_idle()
+    assert not reader.is_empty()
+    assert not writer.finds_idle()

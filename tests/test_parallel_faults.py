@@ -50,6 +50,12 @@ def workers():
     return multiprocessing.active_children()
 
 
+def kill_one(pause):
+    """Kill a worker, unless all are dead already, and what they have made is taken meanwhile."""
+    if alive := workers():
+        os.kill(pause.choice(alive).pid, signal.SIGKILL)
+
+
 def read(items):
     """Return all items, plain, and what was raised after them."""
     given = []
@@ -202,7 +208,7 @@ def test_with_restart_not_an_item_changes_however_many_workers_are_killed(leaf, 
                 items.append(plain(item))
                 if len(items) in kill_at:
                     time.sleep(pause.random() * 0.01)
-                    os.kill(pause.choice(workers()).pid, signal.SIGKILL)
+                    kill_one(pause)
         assert items == expected
         assert 1 <= parallel.stats()["restarts"] <= 6
     assert not workers()
@@ -230,9 +236,7 @@ def test_batches_that_killed_workers_were_writing_into_come_whole(lengths):
             held.append(batch)
             if len(found) in kill_at:
                 time.sleep(pause.random() * 0.01)
-                # Both may be dead, while what they have made is taken.
-                for worker in workers()[:1]:
-                    os.kill(worker.pid, signal.SIGKILL)
+                kill_one(pause)
         assert found == expected
         assert plain(held) == expected
         assert tree.stats()["restarts"] >= 1
@@ -616,6 +620,6 @@ def test_batches_stay_the_consumers_in_a_worker_that_was_forked_while_they_were_
         kept.append(batch["x"].copy())
         if len(given) % 20 == 0:
             assert all((a["x"] == b).all() for a, b in zip(HELD[-20:], kept[-20:], strict=True))
-            os.kill(workers()[0].pid, signal.SIGKILL)
+            kill_one(random)
             del HELD[:-10]
     assert given == expected

@@ -98,6 +98,10 @@ cdef class OrderReader:
         """Tell whether the next order is a message, which is there or on its way."""
         return load(&self.control.told) != self.n_messages
 
+    def is_stopped(self):
+        """Tell whether the consumer wants no more."""
+        return load(&self.control.stop) != 0
+
     def is_empty(self):
         """Tell whether there are no orders; if so, the consumer wakes us at the next."""
         store(&self.control.idle, 1)

@@ -87,7 +87,7 @@ class Processes:
         finally:
             if memory is not None:
                 memory.claim_for_workers(True)
-        if channel.reader is not None:
+        if channel.reader is not None and channel.memory is not None:
             channel.reader.arena = self.arena
             from .._channel.orders import OrderWriter
 
@@ -207,9 +207,9 @@ class Processes:
             for maker in lost:
                 self._replace(maker)
             for maker in self.makers:
-                if not (maker.owner.is_over() or maker.owner.has_items()):
-                    if not maker.owner.listen(_PAUSE):
-                        maker.owner.wake()
+                channel = maker.owner
+                if not (channel.is_over() or channel.has_items() or channel.listen(_PAUSE)):
+                    channel.wake()
         self.is_torn = False
 
     def _receive(self, maker: Any) -> None:

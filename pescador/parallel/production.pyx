@@ -178,6 +178,9 @@ cdef class Production:
 
     def wait(self):
         """Wait for orders; tell whether anything is wanted."""
+        # It is also said on the pipe, at which nobody looks while there are orders.
+        if self.orders is not None and self.orders.is_stopped():
+            return False
         while not self.consumer.messages and (self.orders is None or self.orders.is_empty()):
             busy = self.first < len(self.due) or self.telling
             if not self.consumer.wait(0 if busy else None):
