@@ -37,6 +37,7 @@ from pescador._native.copy cimport pescador_copy
 from pescador._native.dicts cimport next_value, same_key
 from pescador._native.iterators cimport next_item, steal
 from pescador._native.threads cimport pescador_add, pescador_is_unshared
+from pescador._rows cimport Placed
 from pescador._sources cimport Field, Table, Visit, copy_item
 
 cnp.import_array()
@@ -280,6 +281,7 @@ cdef class Column(Rows):
     cdef Py_ssize_t most               # rows that a batch has had
 
     cdef int64_t changes               # how often the plan was made anew, or given up
+    cdef int64_t laid                  # likewise, when rows were asked for
 
     # The batch that is being made.
     cdef bint begun
@@ -455,11 +457,11 @@ cdef class Column(Rows):
         return self.type is np_ndarray and array.dtype is self.given
 
     cdef int begin_as_before(self) except -1:
-        """Start a batch with the plan that there is, for arrays."""
+        """Start a batch with the plan that there is, for values that have a dtype."""
         self.clear()
         self.begun = True
         self.start(self.first_capacity())
-        self.expected = NDARRAY
+        self.expected = NDARRAY if self.kind == ARRAYS else <PyTypeObject*>self.type
         return 0
 
     cdef int add(self, object value) except -1:
@@ -745,6 +747,7 @@ cdef class Batches(StreamMap):
     cdef int64_t changes               # of the columns and their plans, when `stamp` was given
     cdef int64_t stamp                 # what tables bear whose items all columns take
     cdef bint has_asked                # whether the source can write into batches
+    cdef list laid                     # `columns`, when it was asked to
     cdef list unfinished               # items of a batch that an error has ended
     # While each column takes rows of sources as they lie:
     cdef char** places                 # where the next row goes, of each column
@@ -799,9 +802,11 @@ cdef class Batches(StreamMap):
                     item = steal(pointer)
                     if self.room > 0 or self.n_copied > 0:
                         self.count_copied()
+                    if type(item) is Placed and not self.take_placed(<Placed>item, n):
+                        item = (<Placed>item).item((<Placed>item).row)
                     if type(item) is Visit:
                         self.take(item, n)
-                    else:
+                    elif type(item) is not Placed:
                         self.is_stale = True
                         if n == 0:
                             self.began = None
@@ -853,14 +858,45 @@ cdef class Batches(StreamMap):
             elif column.kind == HELD or column.is_time or column.alone is not column.dtype:
                 return 0
         allocators = self.source.lay_out(self.size, [
-            ((<Column>column).key, (<Column>column).dtype, (<Column>column).row_shape())
+            ((<Column>column).key, (<Column>column).dtype, (<Column>column).row_shape(),
+             (<Column>column).type)
             for column in self.columns])
         if allocators is not None:
+            self.laid = self.columns
             for column, allocator in zip(self.columns, allocators):
+                column.laid = column.changes
                 column.allocator = allocator
                 column.reuses = False
                 column.earlier = []
         return 0
+
+    cdef bint take_placed(self, Placed item, Py_ssize_t n) except -1:
+        """Count an item that was written to its row, in a batch in which n came before it.
+
+        False if it is not where it belongs.
+        """
+        cdef Py_ssize_t i
+        cdef Column column
+        if self.laid is not self.columns:
+            return False
+        for column in self.columns:
+            if column.changes != column.laid:
+                return False
+        if n == 0:
+            self.began = None
+            self.is_stale = True
+            for column in self.columns:
+                column.begin_as_before()
+        for i in range(len(self.columns)):
+            column = <Column>PyList_GET_ITEM(self.columns, i)
+            if column.held is not None or column.count != item.row or (
+                    column.data != item.data[i]):
+                return False
+        for i in range(len(self.columns)):
+            column = <Column>PyList_GET_ITEM(self.columns, i)
+            column.count += 1
+            column.n += 1
+        return True
 
     cdef int keep_unfinished(self, Py_ssize_t n, Py_ssize_t first, object item) except -1:
         """Keep the items of a batch that cannot be completed, for the state of an open stream."""
@@ -876,8 +912,12 @@ cdef class Batches(StreamMap):
             values.append((<Column>column).values())
         self.unfinished = [{(<Column>column).key: values[j][i]
                             for j, column in enumerate(self.columns)} for i in range(n)]
+        if type(item) is Visit:
+            item = (<Visit>item).item()
+        elif type(item) is Placed:
+            item = (<Placed>item).item((<Placed>item).row)
         if item is not None:
-            self.unfinished.append((<Visit>item).item() if type(item) is Visit else item)
+            self.unfinished.append(item)
         self.position = first
         return 0
 

@@ -15,12 +15,13 @@ import time
 import numpy as np
 
 from pescador import _mux
+from pescador._rows import IN_PLACE as IN_PLACE_
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport INT64_MAX, int64_t
@@ -30,6 +31,7 @@ from pescador._core cimport (
 )
 from pescador._hooks cimport is_plain, is_stock
 from pescador._native.iterators cimport next_item, steal
+from pescador._rows cimport BatchRows, Placed
 from pescador._visits cimport Elsewhere, Run, place_of
 from pescador.parallel.orders cimport BEGIN, CLOSE, MORE, MORE_INTO, WORTH, word_of
 
@@ -51,8 +53,22 @@ cdef enum:
     READ_AHEAD = 2
     # Then, more are, where they keep a worker busy for less than this, in nanoseconds.
     BUSY = 10_000_000
+    # For that, such a part of the memory is used.
+    SPARE = 16
+    # So many items are ordered at a time, as a part of those that are made early.
+    PORTION = 4
     # An item takes this at least, in bytes, wherever it waits.
     LEAST_SIZE = 512
+
+
+cdef object IN_PLACE = IN_PLACE_
+
+
+cdef struct Wanted:
+    # Where an item is wanted: as which item of the run, in which row of a batch.
+    PyObject* placed                   # a `Placed`, or NULL
+    int64_t row
+    int64_t turn
 
 
 cdef class Visit
@@ -67,6 +83,8 @@ cdef class Maker:
     cdef public object owner           # what the pool knows it by
     cdef public int64_t outstanding    # items that were ordered and have not arrived
     cdef int64_t n_visits              # that are open there
+    cdef bint is_due                   # what waits is worth to be flushed
+    cdef bint is_listed                # a schedule will do so
 
     def __init__(self, owner=None):
         self.owner = owner
@@ -79,8 +97,8 @@ cdef class Maker:
         """Make one item more."""
         raise NotImplementedError
 
-    cpdef object more_into(self, Visit visit, list rows):
-        """Make one item more, and write it where it is wanted (see `ring.Writer.rows`)."""
+    cdef int more_into(self, Visit visit, Placed placed, int64_t row) except -1:
+        """Make one item more, and write it to a row (see `ring.Writer.rows`)."""
         raise NotImplementedError
 
     cpdef object close(self, Visit visit):
@@ -110,8 +128,8 @@ cdef class Visit:
     cdef readonly int64_t base_at      # how many items were given there
     cdef object later                  # a state that is known, after items that were made, or None
     cdef int64_t later_at              # how many
-    cdef dict rows                     # number of an item -> where it is wanted; None if none is
-    cdef dict turns                    # likewise -> (which item of the run it is to be, its place)
+    cdef Wanted* wanted                # of each item that was ordered and not taken, in a ring
+    cdef int64_t room                  # in it: a power of 2, or 0 before one is wanted anywhere
     cdef list items                    # those that arrived; the next is at `at`
     cdef Py_ssize_t at
     cdef int64_t size                  # of these, in bytes
@@ -127,6 +145,85 @@ cdef class Visit:
         self.set_bound(bound)
         self.length = -1
         self.items = []
+
+    def __dealloc__(self):
+        cdef int64_t i
+        for i in range(self.room):
+            Py_XDECREF(self.wanted[i].placed)
+        PyMem_Free(self.wanted)
+
+    cdef Wanted* wanted_at(self, int64_t i) noexcept:
+        """Where item number `i` is wanted, one of those that were ordered and not taken."""
+        return &self.wanted[i & (self.room - 1)]
+
+    cdef int reserve(self, int64_t i) except -1:
+        """Make room to note where the item that is ordered now is wanted."""
+        cdef Wanted* wanted
+        cdef Wanted* before = self.wanted
+        cdef int64_t j, room = self.room
+        if i - self.given >= room:
+            self.room = max(2 * room, 16)
+            while i - self.given >= self.room:
+                self.room *= 2
+            wanted = <Wanted*>PyMem_Calloc(self.room, sizeof(Wanted))
+            if wanted is NULL:
+                self.room = room
+                raise MemoryError()
+            self.wanted = wanted
+            for j in range(self.given, i if room else self.given):
+                self.wanted_at(j)[0] = before[j & (room - 1)]
+            PyMem_Free(before)
+        return 0
+
+    cdef int want(self, int64_t i, Placed placed, int64_t row, int64_t turn) except -1:
+        """Note where the item that is ordered now is wanted."""
+        cdef Wanted* wanted
+        self.reserve(i)
+        wanted = self.wanted_at(i)
+        Py_INCREF(placed)
+        wanted.placed, wanted.row, wanted.turn = <PyObject*>placed, row, turn
+        return 0
+
+    cdef Placed take_wanted(self, int64_t i, int64_t* row, int64_t* turn):
+        """Where an item is wanted, and forget that; None if nowhere."""
+        cdef Wanted* wanted
+        cdef PyObject* placed
+        if self.room == 0 or self.wanted_at(i).placed is NULL:
+            return None
+        wanted = self.wanted_at(i)
+        row[0], turn[0], placed = wanted.row, wanted.turn, wanted.placed
+        wanted.placed = NULL
+        return <Placed>steal(placed)
+
+    cdef list take_missing(self):
+        """The rows of items that have not arrived, and forget them."""
+        cdef int64_t i, row = 0, turn = 0
+        cdef list missing = []
+        for i in range(self.arrived, self.ordered if self.room else self.arrived):
+            placed = self.take_wanted(i, &row, &turn)
+            if placed is not None:
+                missing.append((placed, row))
+        return missing
+
+    cdef int rename_rows(self) except -1:
+        """Have the rows of items that have arrived bear its number."""
+        cdef int64_t i
+        cdef Wanted* wanted
+        for i in range(self.given, self.arrived if self.room else self.given):
+            wanted = self.wanted_at(i)
+            if wanted.placed is not NULL:
+                (<Placed>wanted.placed).visits[wanted.row] = self.number
+        return 0
+
+    cdef int leave_rows(self) except -1:
+        """Forget where the items are that have arrived, and nobody takes any more."""
+        cdef int64_t i, row = 0, turn = 0
+        cdef Placed placed
+        for i in range(self.given, self.arrived if self.room else self.given):
+            placed = self.take_wanted(i, &row, &turn)
+            if placed is not None:
+                placed.visits[row] = 0
+        return 0
 
     cdef void set_bound(self, int64_t bound) noexcept:
         self.bound = self.limit = bound
@@ -203,8 +300,10 @@ cdef class Schedule(Elsewhere):
     cdef dict streamers                # id -> Known
     cdef dict visits                   # path -> Visit, of those that are not over
     cdef dict numbers                  # number -> Visit, of those that were begun
-    cdef object rows                   # a `BatchRows`, or None
-    cdef dict occupied                 # place of a row -> (Visit, number of its item that is there)
+    cdef BatchRows rows                # or None
+    cdef int64_t batches_begin         # the number of the first item that goes into batches
+    cdef int64_t batch_size            # of this size; 0 where nobody makes batches
+    cdef list due                      # makers that are to be flushed when all is ordered
     cdef int64_t waiting               # bytes of items that wait to be taken
     cdef int64_t outstanding           # items that are being made
     cdef int64_t wanted_at             # the number of the item that is ordered now, or -1
@@ -230,8 +329,8 @@ cdef class Schedule(Elsewhere):
         self.streamers = {}
         self.visits = {}
         self.numbers = {}
+        self.due = []
         self.lengths = {}
-        self.occupied = {}
         self.usual = {}
         self.item_size = LEAST_SIZE
         self.wanted_at = -1
@@ -314,6 +413,8 @@ cdef class Schedule(Elsewhere):
 
     cdef int order(self, Visit visit, int64_t limit) except -1:
         """Order items of a visit until so many were asked for in all."""
+        cdef Placed placed
+        cdef int64_t row = 0
         if visit.length >= 0 or visit.error is not None or visit.is_over:
             return 0
         if limit >= visit.bound:
@@ -321,26 +422,38 @@ cdef class Schedule(Elsewhere):
         while visit.ordered < limit:
             if visit.maker is None:
                 self.begin(visit)
-            rows = None
+            placed = None
             if self.wanted_at >= 0 and self.wanted_at >= self.plan.reader.n and (
                     visit.ordered < visit.bound):
-                rows = self.rows.place(self.wanted_at, self.plan.reader.n)
-            if rows is None:
-                visit.maker.more(visit)
-            else:
-                if visit.rows is None:
-                    visit.rows = {}
-                if visit.turns is None:
-                    # Items that arrived may wait in rows.
-                    visit.turns = {}
-                visit.rows[visit.ordered] = rows
-                visit.turns[visit.ordered] = (self.wanted_at, rows[1])
-                visit.maker.more_into(visit, rows)
+                placed = self.rows.place(self.wanted_at, self.plan.reader.n)
+            if placed is not None:
+                row = self.rows.row_of(self.wanted_at)
+                visit.want(visit.ordered, placed, row, self.wanted_at)
+                placed.expect(row)
+            elif visit.room:
+                visit.reserve(visit.ordered)
             self.wanted_at = -1
             visit.ordered += 1
             visit.maker.outstanding += 1
             self.outstanding += 1
             self.in_flight += 1
+            # At last: it may be sent, and that be interrupted.
+            if placed is None:
+                visit.maker.more(visit)
+            else:
+                visit.maker.more_into(visit, placed, row)
+            if visit.maker.is_due and not visit.maker.is_listed:
+                visit.maker.is_listed = True
+                self.due.append(visit.maker)
+        return 0
+
+    cdef inline int flush_due(self) except -1:
+        """Have makers do now what is worth it."""
+        cdef Maker maker
+        while self.due:
+            maker = <Maker>self.due.pop()
+            maker.is_listed = False
+            maker.flush()
         return 0
 
     cdef int order_as(self, Visit visit, int64_t limit, int64_t number) except -1:
@@ -356,8 +469,9 @@ cdef class Schedule(Elsewhere):
         """How many items are to be made early, in all."""
         cdef int64_t wanted = self.n_attached * self.read_ahead
         if self.adapts and self.reach > wanted:
-            # Little in vain: no farther ahead than the plan has been right.
-            wanted = max(wanted, min(self.reach, self.n_taken - self.plan.wrong_at))
+            # Little in vain, and in little memory: no farther than the plan has been right.
+            wanted = max(wanted, min(self.reach, self.n_taken - self.plan.wrong_at,
+                                     self.max_bytes // (SPARE * self.item_size)))
         return wanted
 
     cdef inline bint has_room(self, Visit visit) noexcept:
@@ -373,13 +487,14 @@ cdef class Schedule(Elsewhere):
         more: those that the plan takes next, or, without one, so many of this visit.
         """
         if self.plan is not None and not self.plan.is_wrong:
-            return self.plan.order_next(self.wanted() + 1)
+            self.plan.order_next(self.wanted() + 1)
+            return self.flush_due()
         while (visit.ordered < min(given + self.read_ahead, visit.bound)
                 and self.has_room(visit)):
             if visit.length >= 0 or visit.error is not None or visit.is_over:
                 return 0
             self.order(visit, visit.ordered + 1)
-        return 0
+        return self.flush_due()
 
     cdef int finish(self, Visit visit) except -1:
         """Have no more of a visit be made."""
@@ -389,7 +504,8 @@ cdef class Schedule(Elsewhere):
         self.n_attached -= visit.is_attached
         if self.visits.get(visit.path) is visit:
             del self.visits[visit.path]
-        self.leave_rows(visit)
+        cdef list missing = visit.take_missing()
+        visit.leave_rows()
         self.waiting -= visit.size
         self.in_flight -= len(visit.items) - visit.at
         visit.size = 0
@@ -402,34 +518,16 @@ cdef class Schedule(Elsewhere):
         self.numbers.pop(visit.number, None)
         if visit.length < 0 and visit.error is None:
             visit.maker.close(visit)
-            if visit.rows:
+            if missing:
                 # Until it has heard of that, the worker may write there.
-                self.pool.written_until_closed[visit.number] = (visit.maker, self.rows, visit.rows)
-                visit.rows = None
-        self.forget_rows(visit)
-        return 0
-
-    cdef int forget_rows(self, Visit visit) except -1:
-        """Note that no item of a visit is written any more to where it was wanted."""
-        if visit.rows:
-            for i, places in visit.rows.items():
-                self.rows.forget(places)
-                if visit.turns is not None:
-                    visit.turns.pop(i, None)
-        visit.rows = None
-        return 0
-
-    cdef int leave_rows(self, Visit visit) except -1:
-        """Forget where the items of a visit are that nobody takes any more."""
-        if visit.turns:
-            for i, (_, place) in visit.turns.items():
-                if i < visit.arrived:
-                    self.occupied.pop(place, None)
-        visit.turns = None
+                self.pool.written_until_closed[visit.number] = (visit.maker, missing)
+                return 0
+        forget_rows(missing)
         return 0
 
     cdef int settle(self, Visit visit) except -1:
         """Note that nothing more arrives of what was ordered."""
+        forget_rows(visit.take_missing())
         cdef int64_t missing = visit.ordered - visit.arrived
         visit.maker.outstanding -= missing
         self.outstanding -= missing
@@ -442,14 +540,16 @@ cdef class Schedule(Elsewhere):
     cpdef object receive(self, int64_t number, object item, int64_t size):
         """Take an item of the visit of this number, of about so many bytes."""
         cdef Visit visit = self.numbers.get(number)
+        cdef Wanted* wanted
         if visit is None:
             return
         size = max(size, LEAST_SIZE)
-        if visit.rows:
-            places = visit.rows.pop(visit.arrived, None)
-            if places is not None:
-                self.rows.forget(places)
-                self.occupied[places[1]] = (visit, visit.arrived)
+        if visit.room:
+            wanted = visit.wanted_at(visit.arrived)
+            if wanted.placed is not NULL:
+                (<Placed>wanted.placed).forget(wanted.row)
+                (<Placed>wanted.placed).visits[wanted.row] = number
+                (<Placed>wanted.placed).items[wanted.row] = visit.arrived
         visit.items.append(item)
         visit.arrived += 1
         visit.maker.outstanding -= 1
@@ -466,7 +566,6 @@ cdef class Schedule(Elsewhere):
         if visit is None:
             return
         self.settle(visit)
-        self.forget_rows(visit)
         if error is not None:
             visit.error = error
             return
@@ -516,10 +615,10 @@ cdef class Schedule(Elsewhere):
         for visit in visits:
             ordered = visit.ordered
             self.settle(visit)
-            self.forget_rows(visit)
-            del self.numbers[visit.number]
             if visit.length < 0 and visit.error is None:
+                del self.numbers[visit.number]
                 self.begin(visit)
+                visit.rename_rows()
                 self.order(visit, ordered)
 
     # ---- what is taken
@@ -571,34 +670,58 @@ cdef class Schedule(Elsewhere):
             self.plan.note_unforeseen(visit)
         if self.rows is None:
             return 0
-        cdef int64_t turn = -1, number = self.plan.reader.n - 1
-        place = None
-        if visit.turns is not None:
-            turn, place = visit.turns.pop(visit.given, (-1, None))
-            self.occupied.pop(place, None)
+        cdef int64_t row = 0, turn = -1, number = self.plan.reader.n - 1
+        cdef Placed placed = visit.take_wanted(visit.given, &row, &turn)
+        item = visit.items[visit.at]
+        if placed is not None:
+            placed.visits[row] = 0
+        elif type(item) is Placed:
+            # Somebody was interrupted before it was taken.
+            placed = item
+            row, item = placed.row, IN_PLACE
         if turn >= 0 and turn != number:
             self.plan.note_wrong()
-        if place is None or place != self.rows.place_of(number):
-            # It is copied to its row.
-            self.clear_row(number)
-        elif not self.rows.has_keys(visit.items[visit.at]):
-            # Its values are in the rows of each other, and are about to be copied.
-            visit.items[visit.at] = copied(visit.items[visit.at])
+        if placed is not None and placed is self.rows.of_item(number) and (
+                row == self.rows.row_of(number)):
+            if item is IN_PLACE:
+                placed.row = row
+                visit.items[visit.at] = placed
+            elif not self.rows.has_keys(item):
+                # Its values are in the rows of each other, and are about to be copied.
+                visit.items[visit.at] = copied(item)
+            return 0
+        # It is copied to its row.
+        if item is IN_PLACE:
+            visit.items[visit.at] = placed.item(row)
+        self.clear_row(number)
         return 0
 
     cdef int clear_row(self, int64_t number) except -1:
         """Have nothing of another item be in the row of the one of this number, now or later."""
         cdef Visit visit
-        if not self.rows.is_free(number):
+        cdef int64_t i, at = 0, row = self.rows.row_of(number)
+        cdef Placed placed = self.rows.of_item(number)
+        if placed is None:
+            return 0
+        if placed.expected[row]:
             self.plan.note_wrong()
             self.pool.wait_until(functools.partial(self.rows.is_free, number))
-        found = self.occupied.pop(self.rows.place_of(number), None)
-        if found is not None:
-            visit, i = found
-            visit.turns.pop(i, None)
-            i += visit.at - visit.given
-            visit.items[i] = copied(visit.items[i])
+        if placed.visits[row] == 0:
+            return 0
+        visit = self.numbers[placed.visits[row]]
+        placed.visits[row] = 0
+        i = placed.items[row]
+        visit.take_wanted(i, &row, &at)
+        i += visit.at - visit.given
+        item = visit.items[i]
+        visit.items[i] = copied(placed.item(row) if item is IN_PLACE else item)
         return 0
+
+    def left_in_batch(self):
+        """Return how many items the reader takes before it does anything with them."""
+        if self.batch_size == 0:
+            return 0
+        return self.batch_size - (self.plan.reader.n - 1 - self.batches_begin) % self.batch_size
 
     cdef int wait_for(self, Visit visit) except -1:
         """Wait for the next item of a visit."""
@@ -666,6 +789,7 @@ cdef class Schedule(Elsewhere):
         """
         if self.plan is None or self.plan.here is None or self.rows is not None:
             return None
+        self.batches_begin, self.batch_size = number, size
         rows = self.rows = self.pool.new_rows(number, size, columns)
         if rows is None:
             return None
@@ -743,6 +867,20 @@ cdef class Remote(Compiled):
         return self.visit.streamer, self.visit.given, []
 
 
+cdef int forget_rows(list missing) except -1:
+    """Note that nothing is written any more to these rows."""
+    cdef Placed placed
+    cdef int64_t row
+    for placed, row in missing:
+        placed.forget(row)
+    return 0
+
+
+def close_rows(list missing):
+    """Note that a worker has closed the visit that it was to write these rows of."""
+    forget_rows(missing)
+
+
 cdef object copied(object item):
     """An item in memory of its own; what a worker can write to a row is a dict."""
     if type(item) is not dict:
@@ -803,7 +941,14 @@ cdef class Ahead(Compiled):
             plan.lead -= 1
         self.n += 1
         self.engine.left = self.left
-        item = next_item(self.engine)
+        try:
+            item = next_item(self.engine)
+        except BaseException:
+            # Nothing was taken.
+            self.n -= 1
+            if plan is not None:
+                plan.lead += 1
+            raise
         self.left = self.engine.left
         if item is NULL:
             raise StopIteration
@@ -982,11 +1127,15 @@ cdef class Plan(Elsewhere):
             self.number += 1
             if self.lead % 1024 == 0:
                 PyErr_CheckSignals()
-        return self.order_next(wanted)
+        self.order_next(wanted)
+        return self.schedule.flush_due()
 
     cdef int order_next(self, int64_t wanted) except -1:
         """Order the items that are taken next, until so many in all are made or wait."""
         cdef Visit visit
+        if self.schedule.in_flight > wanted - wanted // PORTION:
+            # Many at a time: a worker that sleeps is woken once for all of its own.
+            return 0
         if self.schedule.read_ahead > 0:
             # The first items of visits that began early are in flight besides.
             wanted += min(self.n_ahead, self.schedule.open_ahead)
@@ -1146,10 +1295,9 @@ cdef class Orders(Maker):
         return 0
 
     cdef int count_item(self) except -1:
-        """Count an item that was ordered; send what is worth a message."""
+        """Count an item that was ordered, and notice when it is worth to wake the worker."""
         self.unsent += 1
-        if self.unsent * self.cost >= WORTH or self.cost == 0:
-            self.flush()
+        self.is_due |= self.unsent * self.cost >= WORTH or self.cost == 0
         return 0
 
     cpdef object open(self, Visit visit):
@@ -1169,17 +1317,23 @@ cdef class Orders(Maker):
         self.add(word_of(visit.number, MORE))
         self.count_item()
 
-    cpdef object more_into(self, Visit visit, list rows):
+    cdef int more_into(self, Visit visit, Placed placed, int64_t row) except -1:
+        cdef Py_ssize_t i, n = placed.rows.n_columns
+        cdef int64_t size
         self.add(word_of(visit.number, MORE_INTO))
-        self.add(len(rows))
-        for number in rows:
-            self.add(number)
-        self.count_item()
+        self.add(3 * n)
+        for i in range(n):
+            size = placed.rows.row_bytes[i]
+            self.add(placed.blocks[i])
+            self.add(placed.starts[i] + row * size)
+            self.add(size)
+        return self.count_item()
 
     cpdef object close(self, Visit visit):
         self.add(word_of(visit.number, CLOSE))
 
     cpdef object flush(self):
+        self.is_due = False
         if self.n == 0:
             return
         words = PyBytes_FromStringAndSize(<char*>self.words, self.n * sizeof(int64_t))
@@ -1234,7 +1388,9 @@ def receive_all(Schedule schedule, reader, tell):
         if item is NULL:
             return n
         value = steal(item)
-        if len(<dict?>value) == 1 and is_news(<dict>value):
+        if value is IN_PLACE:
+            schedule.receive(reader.tag, value, reader.size)
+        elif len(<dict?>value) == 1 and is_news(<dict>value):
             tell(reader.tag, value, reader.size)
         else:
             schedule.receive(reader.tag, value, reader.size)

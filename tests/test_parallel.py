@@ -564,15 +564,16 @@ def test_items_with_their_keys_in_another_order_make_the_same_batches():
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
 def test_rows_of_batches_that_nobody_makes_take_the_memory_of_a_few():
     from pescador._channel.memory import Arena, SharedMemory
-    from pescador.parallel.rows import BatchRows
+    from pescador._rows import BatchRows
 
     memory = SharedMemory(2**20)
-    rows = BatchRows(Arena(memory), 0, 4, [("x", np.dtype(float), (1024,))])
+    rows = BatchRows(Arena(memory), 0, 4, [("x", np.dtype(float), (1024,), np.ndarray)])
     for number in range(400):
-        places = rows.place(number + 1, number + 1)
-        if places is not None:
-            rows.forget(places)
+        placed = rows.place(number + 1, number + 1)
+        if placed is not None:
+            placed.expect(number % 4)
+            placed.forget(number % 4)
         assert memory.held <= 4 * 4 * 8192
-    assert places is None
+    assert placed is None
     assert rows.array(0, (4, 1024), np.dtype(float), 400).base is not None
     assert rows.place(401, 401) is not None

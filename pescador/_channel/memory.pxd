@@ -38,7 +38,8 @@ cdef struct Control:
     uint64_t stop                      # 1 if the consumer wants no more
     uint64_t[7] _6
     uint64_t awaited                   # the tag of the item that it is to be woken for, or 0
-    uint64_t[7] _8
+    uint64_t patience                  # or for so many items after it, if that is more
+    uint64_t[6] _8
     uint64_t cost                      # how many nanoseconds an item takes the worker, about
     uint64_t[7] _7
     uint64_t by_pipe                   # how many items went over the pipe, or are on their way
@@ -89,8 +90,8 @@ cdef class SharedMemory:
 
 cdef class Lease:
     cdef SharedMemory memory
-    cdef uint32_t number
-    cdef uint64_t start
+    cdef readonly uint32_t number
+    cdef readonly uint64_t start
     cdef uint64_t size
     cdef bint pinned                   # a forked process reads the block: nobody may write there
     cdef PyObject* previous
@@ -121,11 +122,8 @@ cdef class Heap:
 cdef class Arena:
     cdef readonly SharedMemory memory
     cdef Heap heap
-    cdef dict blocks                   # number -> (Lease, how often it is to be written to)
+    cdef dict blocks                   # number -> Lease, of those that are to be written to
     cdef uint64_t returned             # how many returned blocks were freed
     cdef uint64_t reserved             # how much of the heap has its pages
 
-    cdef Lease allocate(self, uint64_t size)
-    cdef int expect(self, Lease block) except -1
-    cdef int forget(self, uint32_t number) except -1
     cdef Lease block(self, uint32_t number, uint64_t start, uint64_t size)

@@ -26,7 +26,7 @@ cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from libc.errno cimport errno
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free as libc_free
 from libc.string cimport memcpy, memmove
 
@@ -251,6 +251,11 @@ cdef class SharedMemory:
 cdef class Lease:
     """What the views of a block refer to; it is released when the last of them dies."""
 
+    @property
+    def address(self):
+        """Where it begins, in this process."""
+        return <uint64_t><uintptr_t>(self.memory.base + self.start)
+
     def __dealloc__(self):
         if self.memory is not None:
             self.memory.release(self)
@@ -400,8 +405,8 @@ cdef class Arena:
         self.heap = Heap(memory.size - HEAP_AT)
         self.blocks = {}
 
-    cdef Lease allocate(self, uint64_t size):
-        """A new block of so many bytes, with pages behind it; None where there is no room."""
+    def allocate(self, uint64_t size):
+        """Return a new block of so many bytes, with pages behind it; None if there is no room."""
         cdef uint64_t returned = load(&self.memory.control.returned), stop
         cdef int32_t number
         while self.returned != returned:
@@ -421,28 +426,19 @@ cdef class Arena:
         return self.memory.lease(
             number, HEAP_AT + self.heap.blocks[number].start, self.heap.blocks[number].size)
 
-    cdef int expect(self, Lease block) except -1:
-        """Note that a worker is about to write to a block."""
-        known = self.blocks.get(block.number)
-        self.blocks[block.number] = (block, 1 if known is None else known[1] + 1)
-        return 0
+    def expect(self, Lease block not None):
+        """Note that workers are about to write to a block."""
+        self.blocks[block.number] = block
 
-    cdef int forget(self, uint32_t number) except -1:
-        """Note that a worker has done so, or will not."""
-        block, n = self.blocks[number]
-        if n == 1:
-            del self.blocks[number]
-        else:
-            self.blocks[number] = (block, n - 1)
-        return 0
+    def forget(self, Lease block not None):
+        """Note that none is any more."""
+        del self.blocks[block.number]
 
     cdef Lease block(self, uint32_t number, uint64_t start, uint64_t size):
         """The block that so many bytes lie in, which a worker was about to write; or None."""
-        cdef Lease block
-        known = self.blocks.get(number)
-        if known is None:
+        cdef Lease block = self.blocks.get(number)
+        if block is None:
             return None
-        block = known[0]
         if start < block.start or size > block.size or start - block.start > block.size - size:
             return None
         return block

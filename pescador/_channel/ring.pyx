@@ -67,6 +67,8 @@ cdef enum:
     LONG = 1 << 18
     # How many schemas both ends remember.
     SCHEMAS = 64
+    # A consumer that is patient waits for so many times as much as is worth to wake it.
+    MUCH = 10
     # The tag of an item is in the bits from this one on; its schema is in those below.
     TAG = 16
 
@@ -158,6 +160,8 @@ cdef class Schema:
     cdef list kinds                    # see Kind
     cdef Py_ssize_t n
     cdef int64_t number                # -1 until it was written
+    cdef tuple layout                  # that it was compared with the last time
+    cdef bint has_layout
 
     def __cinit__(self, bytes code, list keys, list dtypes, list kinds):
         self.code = code
@@ -374,7 +378,8 @@ cdef class Writer:
             awaited = load(&self.control.awaited)
             if awaited == tag or self.n_awaited:
                 self.n_awaited += 1
-            if awaited != 0 and (self.n_awaited == 0 or self.n_awaited < self.worth):
+            if awaited != 0 and (self.n_awaited == 0 or self.n_awaited < max(
+                    self.worth, min(<int64_t>load(&self.control.patience), MUCH * self.worth))):
                 return 0
         self.n_awaited = 0
         if exchange(&self.control.asleep, 0):
@@ -628,11 +633,15 @@ cdef class Reader:
         How many items there were.
     arena : Arena or None
         Where it wants items to be written to.
+    layout : (bytes, list of tuple of int, object) or None
+        The schema and the shapes of the items that it wants there, and what is given in the place
+        of such an item: who has ordered it knows where it lies.
     by_pipe : int
         How many items have come over the pipe, which whoever reads it says.
     """
 
     cdef public Arena arena
+    cdef public tuple layout
     cdef readonly uint64_t tag
     cdef readonly uint64_t size
     cdef SharedMemory memory
@@ -700,11 +709,13 @@ cdef class Reader:
             self.wake()
         return 0
 
-    def is_empty(self, uint64_t awaited=0):
+    def is_empty(self, uint64_t awaited=0, uint64_t patience=0):
         """Tell whether there is no record; if so, the worker wakes us at the next.
 
-        With `awaited`, at the next with this tag, or when it can write no more.
+        With `awaited`, at the next with this tag and perhaps so many more, or when it can write no
+        more.
         """
+        store(&self.control.patience, patience)
         store(&self.control.awaited, awaited)
         store(&self.control.asleep, 1)
         if self.tail == self.head:
@@ -735,7 +746,7 @@ cdef class Reader:
         self.schemas[number : number + 1] = [Schema(code, *schema_from(code))]
         return 0
 
-    cdef dict read_item(self, uint64_t* word, uint64_t* end):
+    cdef object read_item(self, uint64_t* word, uint64_t* end):
         """Return the item of a record; nothing in it is used before it was checked."""
         cdef npy_intp[NPY_MAXDIMS] shape
         cdef uint64_t size, head
@@ -750,6 +761,8 @@ cdef class Reader:
         self.tag = word[1] >> TAG
         self.size = 8 * (end - word)
         word += 2
+        if self.layout is not None and self.lies_in_place(schema, word, end):
+            return self.layout[2]
         for i in range(schema.n):
             dtype = <Dtype>schema.dtypes[i]
             if word >= end:
@@ -792,6 +805,31 @@ cdef class Reader:
                 array = number_at(<char*>PyArray_DATA(<ndarray>array), size, schema.kinds[i], dtype)
             item[schema.keys[i]] = array
         return item
+
+    cdef bint lies_in_place(self, Schema schema, uint64_t* word, uint64_t* end) except -1:
+        """Whether all arrays of an item were written to where they were wanted."""
+        cdef Py_ssize_t i, axis
+        cdef uint64_t size
+        cdef tuple shape
+        if schema.layout is not self.layout:
+            schema.layout = self.layout
+            schema.has_layout = schema.code == self.layout[0]
+        if not schema.has_layout:
+            return False
+        for i in range(schema.n):
+            shape = <tuple>(<list>self.layout[1])[i]
+            # Not inlined, nor in the heap.
+            if (end - word < 2 + len(shape)
+                    or word[0] % (1 << 16) != <uint64_t>len(shape) | <uint64_t>1 << 10):
+                return False
+            size = PyDataType_ELSIZE(<Dtype>schema.dtypes[i])
+            for axis in range(len(shape)):
+                if word[1 + axis] != <uint64_t>shape[axis]:
+                    return False
+                size *= word[1 + axis]
+            self.size += size
+            word += 2 + len(shape)
+        return True
 
     cdef object read_row(self, uint32_t number, uint64_t start, uint64_t size, Dtype dtype,
                          int ndim, npy_intp* shape):

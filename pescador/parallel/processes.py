@@ -8,11 +8,15 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from .. import _schedule
 from .._channel import protocol
 from .._channel.consumer import Channel, raise_from_worker, shared_memory
 from .._channel.protocol import read_news
+from .._channel.schema import NUMBERS
 from .._channel.signals import Guard
+from .._rows import BatchRows
 from ..exceptions import PescadorError
 from .worker import VisitsOf
 
@@ -57,8 +61,10 @@ class Processes:
         self.n_lost = 0
         # What all workers can write to: batches.
         self.arena: Any = None
-        # number of a visit -> (its maker, the rows, where in them it may write)
-        self.written_until_closed: dict[int, tuple[Any, Any, dict[int, list[int]]]] = {}
+        # number of a visit -> (its maker, the rows where it may write)
+        self.written_until_closed: dict[int, tuple[Any, list[Any]]] = {}
+        # Of the items that are written to rows: see `ring.Reader`.
+        self.layout: Any = None
         # Whether a message may be half sent or read, because somebody has interrupted it.
         self.is_torn = False
 
@@ -89,6 +95,7 @@ class Processes:
                 memory.claim_for_workers(True)
         if channel.reader is not None and channel.memory is not None:
             channel.reader.arena = self.arena
+            channel.reader.layout = self.layout
             from .._channel.orders import OrderWriter
 
             channel.orders = OrderWriter(channel.memory)
@@ -140,6 +147,8 @@ class Processes:
         """Work for this schedule from now on, whose run is made of these."""
         self.schedule = schedule
         self.n_lost = 0
+        if self.arena is not None:
+            self._lay_out(None)
         self.run = pickle.dumps(run)
         for maker in self.makers:
             maker.flush()
@@ -189,10 +198,14 @@ class Processes:
                 break
             if is_over:
                 self._replace(maker)
-            elif not channel.has_items(visit.number) and not channel.listen():
+            elif not channel.has_items(visit.number, self._patience()) and not channel.listen():
                 # Who was interrupted may have written what it has not heard of.
                 channel.wake()
         self.is_torn = False
+
+    def _patience(self) -> int:
+        """Return after how many items of one worker it is worth while to look again."""
+        return int(self.schedule.left_in_batch()) // len(self.makers)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Take what arrives until something holds."""
@@ -248,9 +261,8 @@ class Processes:
 
     def _close_rows(self, number: int) -> None:
         """Take note that nothing of a visit is written any more."""
-        _, rows, wanted = self.written_until_closed.pop(number, (None, None, {}))
-        for places in wanted.values():
-            rows.forget(places)
+        _, missing = self.written_until_closed.pop(number, (None, []))
+        _schedule.close_rows(missing)
 
     def _replace(self, maker: Any) -> None:
         """Have another worker do what one was to do that is gone, or raise what became of it."""
@@ -280,12 +292,20 @@ class Processes:
 
     def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
         """Return batches that workers write to; None where nothing is gained by that."""
-        row_bytes = [dtype.itemsize * math.prod(shape) for _, dtype, shape in columns]
-        if self.arena is None or sum(row_bytes) < _LEAST_ROW or not all(row_bytes):
+        row_bytes = [dtype.itemsize * math.prod(shape) for _, dtype, shape, _ in columns]
+        are_sent = all(of is np.ndarray or of in NUMBERS for *_, of in columns)
+        if self.arena is None or not are_sent:
             return None
-        from .rows import BatchRows
+        if sum(row_bytes) < _LEAST_ROW or not all(row_bytes):
+            return None
+        rows = BatchRows(self.arena, begins, size, columns)
+        self._lay_out(rows.layout)
+        return rows
 
-        return BatchRows(self.arena, begins, size, columns)
+    def _lay_out(self, layout: Any) -> None:
+        self.layout = layout
+        for maker in self.makers:
+            maker.owner.reader.layout = layout
 
     def _put_another(self, maker: Any) -> None:
         """Have another worker in the place of one."""

@@ -1,0 +1,42 @@
+# Fields and C entry points of _rows.pyx.
+
+from libc.stdint cimport int64_t
+
+
+cdef class Placed:
+    cdef BatchRows rows
+    cdef list leases                   # of the block of each column
+    cdef int64_t* blocks               # its number
+    cdef int64_t* starts               # where it begins
+    cdef char** data                   # likewise, in this process
+    cdef char* expected                # of each row: whether a worker is about to write it
+    cdef int64_t n_expected
+    cdef int64_t* visits               # of each row: of which visit an item is there, or 0
+    cdef int64_t* items                # likewise, which item
+    cdef int64_t row                   # of the item that this stands for, where it is given as one
+
+    cpdef int expect(self, int64_t row) except -1
+    cpdef int forget(self, int64_t row) except -1
+    cdef object item(self, int64_t row)
+
+
+cdef class BatchRows:
+    cdef object arena
+    cdef bytes code                    # the schema of the items
+    cdef int64_t begins, size
+    cdef Py_ssize_t n_columns
+    cdef list keys, dtypes, shapes, types
+    cdef int64_t* row_bytes
+    cdef dict batches                  # number of a batch -> Placed, or None
+    cdef Placed recent                 # the one that was asked for last
+    cdef int64_t recent_batch
+    cdef int64_t earliest              # the first batch that may be written to
+    cdef int64_t last                  # the last batch that was begun
+
+    cdef int keep_batches(self, int64_t first, int64_t stop) except -1
+    cdef Placed of_batch(self, int64_t batch)
+    cdef Placed of_item(self, int64_t number)
+    cpdef Placed place(self, int64_t number, int64_t given)
+    cdef int64_t row_of(self, int64_t number) noexcept
+    cdef int plan_anew(self, int64_t number) except -1
+    cdef bint has_keys(self, object item) except -1
