@@ -1133,12 +1133,12 @@ cdef class Plan(Elsewhere):
     cdef int order_next(self, int64_t wanted) except -1:
         """Order the items that are taken next, until so many in all are made or wait."""
         cdef Visit visit
-        if self.schedule.in_flight > wanted - wanted // PORTION:
-            # Many at a time: a worker that sleeps is woken once for all of its own.
-            return 0
         if self.schedule.read_ahead > 0:
             # The first items of visits that began early are in flight besides.
             wanted += min(self.n_ahead, self.schedule.open_ahead)
+        if self.schedule.in_flight > wanted - wanted // PORTION:
+            # Many at a time: a worker that sleeps is woken once for all of its own.
+            return 0
         while self.first < len(self.queue) and self.schedule.in_flight < wanted:
             visit = <Visit>PyList_GET_ITEM(self.queue, self.first)
             if not self.schedule.has_room(visit):
