@@ -500,7 +500,7 @@ class Case:
         rng = self.rng
         kind = rng.choices(["process", "thread"], [3, 1])[0]
         workers = rng.choice([1, 1, 2, 2, 2, 3, 4])
-        return {
+        options = {
             "workers": 0 if rng.random() < 0.05 else workers,
             "kind": kind,
             "read_ahead": rng.choice([None, None, 0, 1, 2, 5, 100]),
@@ -512,6 +512,9 @@ class Case:
             "restart": rng.random() < 0.75,
             "keep_workers": rng.random() < 0.2,
         }
+        if kind == "thread":
+            options |= {"start_method": None, "restart": False, "keep_workers": False}
+        return options
 
     # ---- what there is to see
 

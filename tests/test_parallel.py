@@ -429,10 +429,8 @@ def test_another_number_of_workers_is_started_anew():
     list(parallel(max_iter=9))
     parallel.workers = 3
     assert len({pid for _, pid in parallel(max_iter=200)}) == 3
-    parallel.kind = "thread"
-    assert {pid for _, pid in parallel(max_iter=9)} == {os.getpid()}
     parallel.workers = 0
-    list(parallel(max_iter=9))
+    assert {pid for _, pid in parallel(max_iter=9)} == {os.getpid()}
 
 
 # ---------------------------------------------------------------------------------------- arguments
@@ -462,6 +460,18 @@ def test_a_bad_argument_is_refused_by_its_name_passed_or_assigned(name, value):
     parallel = ParallelStreamer("abc", 0)
     setattr(parallel, name, value)
     with pytest.raises(ArgumentError, match=rf"{name}={value!r}"):
+        next(parallel.iterate())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("start_method", "fork"), ("restart", True), ("keep_workers", True)]
+)
+def test_what_only_processes_can_do_is_refused_with_threads(name, value):
+    with pytest.raises(ArgumentError, match=rf"{name}={value!r} .* kind='thread'"):
+        ParallelStreamer("abc", 1, kind="thread", **{name: value})
+    parallel = ParallelStreamer("abc", 1, **{name: value})
+    parallel.kind = "thread"
+    with pytest.raises(ArgumentError, match=rf"{name}={value!r} .* kind='thread'"):
         next(parallel.iterate())
 
 

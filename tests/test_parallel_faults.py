@@ -334,10 +334,11 @@ def test_a_killed_worker_that_was_kept_is_replaced_in_the_next_iteration():
 # ------------------------------------------------------------------------------------- the consumer
 
 
-@pytest.mark.parametrize("keep_workers", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "options", [{"kind": "thread"}, {"kind": "process"}, {"keep_workers": True}], ids=str
+)
 @pytest.mark.parametrize("size", [2, 2**18])
-def test_nothing_is_left_behind(size, kind, keep_workers):
+def test_nothing_is_left_behind(size, options):
     consumer = psutil.Process()
     shared = pathlib.Path("/dev/shm")
 
@@ -353,7 +354,7 @@ def test_nothing_is_left_behind(size, kind, keep_workers):
 
     def use():
         run = Seeded(streams(), 1, states=())
-        parallel = ParallelStreamer(run, 2, kind=kind, keep_workers=keep_workers)
+        parallel = ParallelStreamer(run, 2, **options)
         list(parallel(max_iter=10))
         # Dropped, and closed early.
         next(iter(parallel))

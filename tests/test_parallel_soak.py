@@ -99,10 +99,8 @@ def test_a_state_that_was_told_early_counts_when_its_items_are_given(kind):
 @KINDS
 @pytest.mark.parametrize("tell", [fail, lambda at: object()])
 def test_a_source_that_cannot_tell_its_state_gives_its_items_again(kind, tell):
-    method = "fork" if kind == "process" else None
-    parallel = ParallelStreamer(
-        cycle(Streamer(Counting(0.01, tell))), 1, kind=kind, restart=True, start_method=method
-    )
+    options = {"restart": True, "start_method": "fork"} if kind == "process" else {}
+    parallel = ParallelStreamer(cycle(Streamer(Counting(0.01, tell))), 1, kind=kind, **options)
     with parallel.open() as stream:
         assert [next(stream) for _ in range(20)] == list(range(1, 21))
         for child in multiprocessing.active_children():

@@ -29,6 +29,8 @@ __all__ = ["ParallelStreamer"]
 T = TypeVar("T")
 
 _KINDS = ("process", "thread")
+# Options that threads cannot heed: whatever else than their default is refused.
+_OF_PROCESSES = ("start_method", "restart", "keep_workers")
 
 # What no copy has: its workers that wait, its last iteration, and what is around it.
 _OWN = frozenset({"__pescador_kept__", "__pescador_last__", "__pescador_around__"})
@@ -59,10 +61,10 @@ def _check(parallel: "ParallelStreamer[Any]") -> None:
     as_bool("keep_workers", parallel.keep_workers)
     if parallel.start_method is not None:
         as_choice("start_method", parallel.start_method, process.METHODS)
-        if parallel.kind == "thread":
-            raise ArgumentError(
-                f"start_method={parallel.start_method!r} is for processes; kind='thread' has none"
-            )
+    if parallel.kind == "thread":
+        for name in _OF_PROCESSES:
+            if value := getattr(parallel, name):
+                raise ArgumentError(f"{name}={value!r} is for processes; kind='thread' has none")
 
 
 class ParallelStreamer(Streamer[T]):
@@ -78,8 +80,9 @@ class ParallelStreamer(Streamer[T]):
         ``np.random`` at the first item, as ``np.random.randint(0, 2**32, 4, np.uint64)`` would, and
         ``SeedSequence(words)`` is the seed.
     workers : int >= 0 or None
-        How many processes or threads. 0 is none: all runs here. None is the number of processors
-        that this process may use, less one, and at least one.
+        How many processes or threads. 0 is none: all runs here, and no other option has an
+        effect. None is the number of processors that this process may use, less one, and at least
+        one.
     kind : {'process', 'thread'}
         Threads help where streams wait, or leave the interpreter to others (files, decompression,
         networks), and copy nothing.
@@ -93,9 +96,9 @@ class ParallelStreamer(Streamer[T]):
         How much memory may be taken by items that are made early, or are held as views by the
         consumer. One item above it passes alone.
     start_method : {'fork', 'spawn', 'forkserver'} or None
-        How to start processes; see `ZMQStreamer`.
+        How to start processes; see `ZMQStreamer`. With threads, this and the next two are refused.
     restart : bool
-        Whether the visits of a worker that was killed are made again by another one. Not an item
+        Whether the visits of a process that was killed are made again by another one. Not an item
         changes. Without, it is an error.
     keep_workers : bool
         Whether processes wait for the next iteration, instead of being started anew for each. They
