@@ -177,7 +177,7 @@ class Trees:
         self.size = rng.choice([1, 1, 16, 16, 16, 1_000, 5_000, 50_000, 500_000])
         self.form = rng.choice(["array", "array", "ragged", "object"])
         self.pace = rng.choice([0, 0, 0, 0.0005, 0.003])
-        # Whether something cannot be pickled, and whether something has no state.
+        # Whether something can be read once, and whether something has no state.
         self.has_generators = self.has_refusals = False
         self.may_fail = rng.random() < 0.1
         self.depth = rng.choice([0, 1, 1, 1, 1, 2, 2, 3])
@@ -506,9 +506,7 @@ class Case:
             "read_ahead": rng.choice([None, None, 0, 1, 2, 5, 100]),
             "open_ahead": rng.choice([None, 0, 1, 3, 20]),
             "max_bytes": rng.choice([1, 10_000, 1_000_000, 10_000_000, 1 << 28, 1 << 28]),
-            "start_method": "fork"
-            if self.trees.has_generators
-            else rng.choices(["fork", "forkserver", "spawn"], [30, 2, 1])[0],
+            "start_method": rng.choices(["fork", "forkserver", "spawn"], [30, 2, 1])[0],
             "restart": rng.random() < 0.75,
             "keep_workers": rng.random() < 0.2,
         }

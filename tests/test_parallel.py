@@ -22,7 +22,7 @@ from open_trees import Trouble, build, plain, to_open
 import pescador
 from pescador import SPAWN, ArgumentError, ParallelStreamer, PescadorError, Seeded, Streamer
 from pescador._channel import process
-from streams import data, letters
+from streams import count, data, letters
 
 TREES = int(os.environ.get("PARITY_TREES", "200"))
 
@@ -384,6 +384,19 @@ def test_each_start_method_gives_the_same(method):
     assert plain(list(parallel(max_iter=20))) == plain(list(run(max_iter=20)))
 
 
+@pytest.mark.parametrize("method", process.METHODS)
+def test_with_each_start_method_streams_that_stay_may_be_what_cannot_be_pickled(method):
+    def tree():
+        mapped = Streamer(pescador.transform, pescador.ChainMux(["ab", count(3)]), repr)
+        shared = pescador.RoundRobinMux([count(2), "cde"], "exhaustive")
+        mux = pescador.ChainMux([count(9), mapped, shared, pescador.ChainMux([shared, "fg"]), "hi"])
+        return Seeded(Streamer(pescador.transform, mux, str), 1)
+
+    parallel = ParallelStreamer(tree(), 2, start_method=method)
+    assert list(parallel(max_iter=60)) == list(tree()(max_iter=60))
+    assert parallel.stats()["taken"] > 9
+
+
 # -------------------------------------------------------------------------------- workers that stay
 
 
@@ -431,6 +444,18 @@ def test_another_number_of_workers_is_started_anew():
     assert len({pid for _, pid in parallel(max_iter=200)}) == 3
     parallel.workers = 0
     assert {pid for _, pid in parallel(max_iter=9)} == {os.getpid()}
+
+
+@pytest.mark.skipif("forkserver" not in process.METHODS, reason="forked workers know all streams")
+def test_a_stream_that_stayed_when_kept_workers_were_started_is_not_theirs_later():
+    stream = Streamer(count(3))
+    mux = pescador.ChainMux([stream, "abc"])
+    parallel = ParallelStreamer(mux, 1, start_method="forkserver", keep_workers=True)
+    assert list(parallel) == [0, 1, 2, *"abc"]
+    stream.streamer = [7, 8]
+    parallel.keep_workers = False
+    with pytest.raises(PescadorError, match=r"streamers\[0\], visit 0: .* keep_workers"):
+        list(parallel)
 
 
 # ---------------------------------------------------------------------------------------- arguments

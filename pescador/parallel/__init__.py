@@ -7,7 +7,7 @@ same wherever it is drawn.
 """
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -295,7 +295,7 @@ class ParallelVisit(_schedule.Begun):
         if self.parallel.workers == 0 or (not is_mux and placement.stays(self.tree)):
             return _visits.open_visit(self.tree, root, {})
         # A visit is run by one worker.
-        self._begin_pool(run, self.parallel.workers if is_mux else 1)
+        self._begin_pool(run, self.parallel.workers if is_mux else 1, placement.stays)
         self.schedule = _schedule.Schedule(
             run,
             self.pool,
@@ -315,14 +315,16 @@ class ParallelVisit(_schedule.Begun):
             return _visits.open_visit(self.tree, root, {})
         return self.schedule.root(self.tree, root)
 
-    def _begin_pool(self, run: _visits.Run, workers: int) -> None:
+    def _begin_pool(
+        self, run: _visits.Run, workers: int, stays: Callable[[Any], str | None]
+    ) -> None:
         """Have workers: those that were kept, or new ones."""
         kept = self.parallel.__dict__.pop("__pescador_kept__", None)
         if kept is not None and kept[0].is_usable(self.parallel, self.tree):
             self.pool, self.guard = kept
             return
         if self.parallel.kind == "process":
-            self.pool = Processes(self.parallel, self.tree, workers)
+            self.pool = Processes(self.parallel, self.tree, workers, stays)
         else:
             watched = _visits.Run(self.tracks, run.sequence, self.governs, False)
             self.pool = Threads(self.parallel, watched, workers)

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import io
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..core import Streamer
 from ..seeded import SPAWN, Seeded
 from ..sources.source import Source
 
-__all__ = ["Placement", "length_of", "notes"]
+__all__ = ["Placement", "length_of", "notes", "without_those_that_stay"]
 
 _GENERATORS = (np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 # Types that hold nothing else, and those that are as long as they say.
@@ -147,6 +147,48 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+class Pool:
+    """A mux as a new process knows it, which runs visits to its streams and no engine.
+
+    Attributes
+    ----------
+    streamers : list
+        Those of which visits run there, and `Pool` or None in the place of others.
+    """
+
+    streamers: list[Any]
+
+
+def without_those_that_stay(tree: Any, stays: Callable[[Any], str | None]) -> Any:
+    """Return of a tree what its workers need; the rest may be what cannot be pickled.
+
+    Parameters
+    ----------
+    tree : Streamer
+        Is not changed.
+    stays : function
+        As `Placement.stays`.
+    """
+    pools: dict[int, Pool] = {}
+
+    def needed(streamer: Any) -> Any:
+        if stays(streamer) is None:
+            return streamer
+        stream = _visits.stream_of(streamer)
+        streamers = getattr(stream, "streamers", None)
+        if streamers is None or callable(streamers):
+            return None
+        # Once, also where it is in several pools.
+        if id(stream) not in pools:
+            pools[id(stream)] = pool = Pool()
+            pool.streamers = [needed(each) for each in streamers]
+        return pools[id(stream)]
+
+    # Maps above the first mux run here.
+    stream = _visits.stream_of(tree)
+    return needed(stream if has_pool(stream) else tree)
 
 
 def length_of(streamer: Any) -> int | None:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from .. import _schedule
-from .._channel import protocol
+from .._channel import process, protocol
 from .._channel.consumer import Channel, raise_from_worker, shared_memory
 from .._channel.protocol import read_news
 from .._channel.schema import NUMBERS
 from .._channel.signals import Guard
 from .._rows import BatchRows
 from ..exceptions import PescadorError
+from .placement import without_those_that_stay
 from .worker import VisitsOf
 
 __all__ = ["Processes"]
@@ -44,12 +45,19 @@ class Processes:
         Whose visits they run.
     workers : int
         How many there are.
+    stays : function
+        Tells of a streamer why its visits run here; None where they do not.
     """
 
-    def __init__(self, parallel: Any, tree: Any, workers: int) -> None:
+    def __init__(
+        self, parallel: Any, tree: Any, workers: int, stays: Callable[[Any], str | None]
+    ) -> None:
         # Not the original, which may keep these workers: nobody would end them before a collection.
         self.parallel = copy.copy(parallel)
-        self.tree = tree
+        self.tree = self.sent = tree
+        # By fork, all of it is there.
+        if (parallel.start_method or process.default_method()) != "fork":
+            self.sent = without_those_that_stay(tree, stays)
         self.owner = os.getpid()
         # Half of it for batches, and half for what workers send by themselves.
         self.max_bytes = max(parallel.max_bytes // 2 // workers, 1)
@@ -82,7 +90,7 @@ class Processes:
 
     def _new_maker(self) -> Any:
         memory = None if self.arena is None else self.arena.memory
-        channel = Channel(self.parallel, VisitsOf(self.tree, memory), None, self.max_bytes)
+        channel = Channel(self.parallel, VisitsOf(self.sent, memory), None, self.max_bytes)
         if memory is not None:
             memory.claim_for_workers(False)
         try:

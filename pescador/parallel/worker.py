@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import _visits
 from .._channel import protocol, worker
+from ..exceptions import PescadorError
 from .production import Production
 from .running import Running, streamer_at
 
@@ -18,8 +19,8 @@ class VisitsOf:
 
     Parameters
     ----------
-    tree : Streamer
-        Whose visits they are.
+    tree : Streamer or Pool
+        Whose visits they are; see `placement.without_those_that_stay`.
     arena : SharedMemory or None
         Where the consumer may want items to be written to.
     """
@@ -29,14 +30,17 @@ class VisitsOf:
         self.arena = arena
         self.run: Any = None
 
-    def __repr__(self) -> str:
-        return repr(self.tree)
-
     def _start_run(self, run: tuple[Any, ...]) -> None:
         self.run = _visits.Run(*run)
 
     def _begin(self, path: tuple[int, ...], bound: int, base: Any, skip: int) -> Running:
-        return Running(self.run, streamer_at(self.tree, path), path, bound, base, skip)
+        streamer = streamer_at(self.tree, path)
+        if streamer is None:
+            raise PescadorError(
+                f"{_visits.place_of(path)}the stream was changed after the workers were started, "
+                "which could not run it then: leave keep_workers at False to start others"
+            )
+        return Running(self.run, streamer, path, bound, base, skip)
 
     def __pescador_serve__(self, consumer: Any, memory: Any, max_bytes: int) -> None:
         owner = os.getpid()
