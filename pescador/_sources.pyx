@@ -19,7 +19,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Size
 from cpython.list cimport PyList_GET_ITEM
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport sqrt
@@ -144,8 +144,9 @@ cdef class Table:
             self.starts = <int64_t*>cnp.PyArray_DATA(starts) if len(starts) else NULL
             self.n = len(starts)
         self.n_fields = len(cuts)
-        self.fields = <Field*>PyMem_Malloc(
-            max(self.n_fields, 1) * sizeof(Field) + 2 * n_dims * sizeof(cnp.npy_intp))
+        # Zeros: what is read has no layout before its first block.
+        self.fields = <Field*>PyMem_Calloc(
+            1, max(self.n_fields, 1) * sizeof(Field) + 2 * n_dims * sizeof(cnp.npy_intp))
         if self.fields is NULL:
             raise MemoryError()
         dims = <cnp.npy_intp*>(self.fields + self.n_fields)
@@ -161,7 +162,6 @@ cdef class Table:
             field.is_read = type(array) is not ndarray
             # Rows of a block would keep all of it, and some may be one; a window is read alone.
             field.copies = length < 0 if field.is_read else copies
-            field.base = NULL
             field.shape = dims
             field.strides = dims + len(array.shape)
             dims += 2 * len(array.shape)
@@ -175,7 +175,7 @@ cdef class Table:
                     field.n_bytes *= <Py_ssize_t>array.shape[j]
                 most = max(most, field.n_bytes)
         self.block = min(BLOCK_ROWS, max(1, BLOCK_BYTES // most))
-        self.is_plain = True
+        self.is_plain = not self.reads
         for i in range(self.n_fields):
             self.is_plain = self.is_plain and self.fields[i].is_plain
             if self.fields[i].is_read and self.fields[i].length >= 0:

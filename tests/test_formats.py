@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from stored import same
 
+import pescador
 from pescador import DataError, PescadorError
+from pescador.sources import Rows
 from pescador.sources.stores import count_rows, open_store
 
 X = np.arange(200 * 3, dtype=">i2").reshape(200, 3)
@@ -67,6 +69,10 @@ FORMATS = {
 }
 
 
+def batched(items, n):
+    return (items[i : i + n] for i in range(0, len(items), n))
+
+
 def part(array, rows):
     return array[rows] if isinstance(array, np.ndarray) else array.read(rows)
 
@@ -98,6 +104,25 @@ def test_files_of_other_formats_give_rows_and_slices(tmp_path, name, write, mmap
         same(store.arrays["X"].read(np.array([], np.int64)), x[:0])
     with open_store(path, ["group/y"]) as store:
         assert list(store.arrays) == ["group/y"]
+
+
+@each_format
+def test_batches_of_other_formats_hold_the_rows_that_were_drawn(tmp_path, name, write):
+    write(tmp_path / name)
+
+    def mux():
+        rows = Rows(tmp_path / name, random_state=1)
+        return pescador.StochasticMux([rows, rows], 2, 16, random_state=2)
+
+    # A mux hands on where rows lie; a generator gives them as items.
+    items = [*mux()(max_iter=96)]
+    for _ in range(5):
+        # What is allocated next lies where something else was.
+        dirt = [b"\xff" * size for size in range(64, 2048, 8) for _ in range(9)]
+        del dirt
+        for batch, own in zip(pescador.buffer_stream(mux(), 32), batched(items, 32), strict=False):
+            for key in "X", "group/y":
+                same(batch[key], np.array([item[key] for item in own]))
 
 
 @each_format
