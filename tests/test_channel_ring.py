@@ -6,6 +6,7 @@ import os
 import sys
 
 import numpy as np
+import numpy.ma
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,6 +139,51 @@ def test_subclasses_of_arrays_and_of_dictionaries_arrive_as_plain_ones(pair, tmp
     for ours, theirs in zip(pair.through(items), items, strict=True):
         assert type(ours) is dict
         same(ours, theirs)
+
+
+class Changing(np.ndarray):
+    """An array that changes its item while it is looked at, as threads of the source may.
+
+    Whether it is a masked one is asked where `numpy.ma` is loaded.
+    """
+
+    change = staticmethod(lambda: None)
+
+    @property
+    def __class__(self):
+        self.change()
+        return np.ndarray
+
+    @property
+    def dtype(self):
+        self.change()
+        return super().dtype
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda item: item.clear(),
+        lambda item: item.update(a="text"),
+        lambda item: item.update(b="text"),
+        lambda item: item.update({str(i): np.zeros(3) for i in range(100)}),
+        lambda item: (item.pop("a"), item.update(a=np.zeros(2**14))),
+    ],
+)
+def test_an_item_that_changes_while_it_is_sent_arrives_as_one_that_it_was(pair, change, is_known):
+    def items():
+        if is_known:
+            yield {"a": np.ones(3), "b": np.ones(2**10), "c": np.ones(4)}
+        item = {"a": np.ones(3), "b": np.ones(2**10).view(Changing), "c": np.ones(4)}
+        # Nobody else holds what is in it.
+        item["b"].change = lambda: change(item)
+        yield item
+
+    *_, received = pair.through(items())
+    assert set(map(type, received.values())) <= {np.ndarray}
+    if "b" in received:
+        assert received["b"].tolist() == [1.0] * 2**10
 
 
 @settings(max_examples=300, deadline=None)

@@ -173,27 +173,30 @@ cdef class Schema:
 
     cdef bint fits(self, dict item, list arrays) except -1:
         """Fill `arrays` with those of an item; tell whether it certainly has this schema."""
-        cdef PyObject* key = NULL
-        cdef PyObject* value = NULL
+        cdef PyObject* found = NULL
+        cdef PyObject* held = NULL
         cdef Py_ssize_t position = 0, i = 0
+        cdef int kind
         if len(item) != self.n:
             return False
         arrays.clear()
-        while PyDict_Next(item, &position, &key, &value):
-            if not same_key(<object>key, self.keys[i]):
-                return False
-            if <int>self.kinds[i] != ARRAY:
-                array = array_of_number(<object>value, self.kinds[i])
-                if array is None or (<int>self.kinds[i] == SCALAR
-                                     and not same_dtype(<ndarray>array, self.dtypes[i])):
+        # Threads of the source run during what is called here, and may change the item.
+        with cython.critical_section(item):
+            while PyDict_Next(item, &position, &found, &held):
+                key, value = <object>found, <object>held
+                if i == self.n or not same_key(key, self.keys[i]):
                     return False
-                arrays.append(array)
-            elif is_array(<object>value) and same_dtype(<ndarray>value, self.dtypes[i]):
-                arrays.append(<object>value)
-            else:
-                return False
-            i += 1
-        return True
+                kind = self.kinds[i]
+                if kind != ARRAY:
+                    value = array_of_number(value, kind)
+                    if value is None or (kind == SCALAR
+                                         and not same_dtype(<ndarray>value, self.dtypes[i])):
+                        return False
+                elif not (is_array(value) and same_dtype(<ndarray>value, self.dtypes[i])):
+                    return False
+                arrays.append(value)
+                i += 1
+        return i == self.n
 
 
 cdef object array_of_number(object value, int kind):
@@ -400,6 +403,8 @@ cdef class Writer:
             for schema in self.schemas:
                 if schema.fits(<dict>item, self.arrays):
                     return schema
+            # Read once: a thread of the source may change it meanwhile.
+            item = dict(item)
         code, keys, dtypes, kinds = schema_of(item, self.takes_numbers)
         self.arrays[:] = [value if kind == ARRAY else array_of_number(value, kind)
                           for value, kind in zip(item.values(), kinds)]
