@@ -665,14 +665,14 @@ cdef class Reader:
                 PyErr_CheckSignals()
             item = next_item(self.node)
         except BaseException:
-            self.end()
+            self.finish()
             raise
         finally:
             self.running = False
         if item is NULL:
             # At a bound, a state may be given another.
             self.has_ended = self.node.left > 0
-            self.end()
+            self.finish()
             raise StopIteration
         self.index += 1
         return steal(item)
@@ -705,10 +705,15 @@ cdef class Reader:
         """End the iteration and close what is open; the state is still that of the last item."""
         if self.running:
             raise ValueError("stream already executing")
+        self.finish()
+
+    cdef int finish(self) except -1:
+        """End the iteration, and close what is open: workers, files, generators."""
         if not self.over:
             self.end()
         if self.node is not None:
             self.node.close_streams()
+        return 0
 
 
 def name_of(streamer):

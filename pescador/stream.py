@@ -20,7 +20,8 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
 
     It gives what `Streamer.iterate` yields, and can tell at any time where it is: after
     ``other.load_state_dict(stream.state_dict())``, ``other`` gives exactly the items that
-    ``stream`` had still to give.
+    ``stream`` had still to give. What it has opened (files, generators, workers) is closed when it
+    is over: at its end or bound, at an error, or by `close`.
 
     Parameters
     ----------

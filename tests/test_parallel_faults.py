@@ -371,6 +371,29 @@ def test_nothing_is_left_behind(size, options):
     assert left() == before
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["end", "bound", "error"])
+def test_workers_end_with_an_open_stream_though_it_is_held(way, kind):
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("pescador-")]
+
+    last = Streamer(failing, 3) if way == "error" else Streamer(counted, 1, 3)
+    parallel = in_turn(Streamer(counted, 0, 3), last, kind=kind)
+    stream = parallel.open(4 if way == "bound" else None)
+    assert next(stream) == (0, 0)
+    assert workers() or threads()
+    items, error = read(stream)
+    assert (len(items), type(error)) == {"end": (5, type(None)), "bound": (3, type(None))}.get(
+        way, (5, Failure)
+    )
+    assert not workers()
+    assert not threads()
+    assert parallel.stats()["taken"] >= len(items)
+    state = stream.state_dict()
+    if way == "bound":
+        assert plain(list(parallel.open(9, state=state))) == [[0, 2], [1, 2]]
+
+
 def test_arrays_outlive_the_iteration_and_its_workers():
     mux = pescador.ShuffledMux([Streamer(data, 9, (50_000,)) for _ in range(3)])
     arrays = [item["X"] for item in ParallelStreamer(mux, 2)(max_iter=20)]

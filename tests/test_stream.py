@@ -113,7 +113,7 @@ def test_an_open_stream_counts_as_active_until_it_is_over(way):
         lambda leaf: pescador.RoundRobinMux([Seeded(leaf, 1)]),
     ],
 )
-def test_close_runs_what_generators_do_at_their_end(wrap):
+def test_what_generators_do_at_their_end_is_run_by_close_and_at_a_bound(wrap):
     ended = []
 
     def source():
@@ -126,6 +126,26 @@ def test_close_runs_what_generators_do_at_their_end(wrap):
     with wrap(Streamer(source)).open() as stream:
         next(stream)
         assert not ended
+    assert ended == [1]
+    stream = wrap(Streamer(source)).open(2)
+    assert len(list(stream)) == 2
+    assert ended == [1, 1]
+    assert stream.state_dict()["index"] == 2
+
+
+def test_an_open_stream_that_fails_closes_the_streams_beside_the_one_that_failed():
+    ended = []
+
+    def source():
+        try:
+            while True:
+                yield 1
+        finally:
+            ended.append(1)
+
+    stream = pescador.RoundRobinMux([Streamer(source), Streamer(failing, 1)]).open()
+    with pytest.raises(Failure):
+        list(stream)
     assert ended == [1]
 
 
