@@ -33,13 +33,33 @@ _SHOWN = 80  # characters of a value in a message
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, np.bool_, np.number)
 
 
+# What to do with the state of each of two kinds of streamer, where another one was opened.
+_REMEDIES = {
+    "a Seeded": "open pescador.Seeded(streamer, seed) with its seed",
+    "a ParallelStreamer": "open pescador.ParallelStreamer(streamer, workers=0), which starts none",
+}
+
+
+def _root(seed: Any, recipe: Any) -> str:
+    """Return what a seed and the recipe at the root are of: one of those two, or its class."""
+    if seed is not None:
+        return "a Seeded"
+    if isinstance(recipe, dict) and recipe.get("class") == "pescador.parallel.ParallelStreamer":
+        return "a ParallelStreamer"
+    return _part(recipe)
+
+
+def _part(recipe: Any) -> str:
+    """Return a part of a recipe in short: of muxes, their classes tell."""
+    if isinstance(recipe, dict) and "entropy" in recipe:
+        key = recipe.get("spawn_key")
+        return cut(f"a Seeded with entropy={recipe['entropy']!r}, spawn_key={key!r}", _SHOWN)
+    return cut(repr(recipe.get("class", recipe) if isinstance(recipe, dict) else recipe), _SHOWN)
+
+
 def _differing(now: Any, before: Any) -> str:
-    """Return in short how two parts of recipes differ: of muxes, their classes tell."""
-    here, there = (
-        cut(repr(value.get("class", value) if isinstance(value, dict) else value), _SHOWN)
-        for value in (now, before)
-    )
-    return f"is {here}, and was {there} when the state was taken"
+    """Return in short how two parts of recipes differ."""
+    return f"is {_part(now)}, and was {_part(before)} when the state was taken"
 
 
 def digest(array: Any) -> str:
@@ -213,6 +233,16 @@ class Loader:
                 f"of whole numbers from {least} to {most}"
             )
         return values
+
+    def compare_roots(self, now: tuple[Any, Any], before: tuple[Any, Any]) -> None:
+        """Refuse a state of another kind of streamer; both are told by seed and recipe."""
+        here, there = _root(*now), _root(*before)
+        if here != there and not _REMEDIES.keys().isdisjoint((here, there)):
+            remedy = _REMEDIES.get(there, "open the streamer that it was taken of")
+            raise StateError(
+                f"the state does not fit: it was taken of {there}, and this is {here}: {remedy}"
+            )
+        self.compare("the seed of Seeded", now[0], before[0])
 
     def compare(self, what: str, now: Any, before: Any, hint: str = "") -> None:
         """Refuse a stream that is made otherwise than the one that was saved."""

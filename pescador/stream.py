@@ -151,7 +151,10 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
             loader = Loader(strict)
             with loader.refusing(repr(self)):
                 loader.is_inexact = bool(state["inexact"])
-                loader.compare("the seed of Seeded", self._run.recipe, state["seed"])
+                loader.compare_roots(
+                    (self._run.recipe, getattr(node, "recipe", None)),
+                    (state["seed"], state["tree"].get("recipe")),
+                )
                 index, ended = loader.whole(state, "index", 0), state["ended"]
                 loader.restore(node, state["tree"])
                 if "numpy" in state:

@@ -1,5 +1,6 @@
 """The state of a ParallelStreamer: of the last item given, whoever makes the next."""
 
+import itertools
 import os
 import pickle
 import sys
@@ -193,6 +194,26 @@ def test_a_state_of_another_seed_is_refused(workers):
     stream.close()
     with pytest.raises(StateError, match="seed"):
         next(ParallelStreamer(tree(2), 1).open(state=state))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_of_seeded_is_not_taken_for_one_of_a_parallel_streamer_nor_the_reverse(workers):
+    mux = pescador.ShuffledMux(["abc", "def"], random_state=1)
+    trees = {
+        "a Seeded": Seeded(mux, 1),
+        "a ParallelStreamer": ParallelStreamer(Seeded(mux, 1), workers),
+        "ShuffledMux": mux,
+    }
+    remedies = dict.fromkeys(trees, "open the streamer") | {
+        "a Seeded": r"open pescador\.Seeded",
+        "a ParallelStreamer": r"open pescador\.ParallelStreamer\(streamer, workers=0\)",
+    }
+    for (there, taken), (here, opened) in itertools.permutations(trees.items(), 2):
+        with taken.open() as stream:
+            next(stream)
+            state = stream.state_dict()
+        with pytest.raises(StateError, match=f"of .*{there}.* this is .*{here}.*{remedies[there]}"):
+            opened.open(state=state)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

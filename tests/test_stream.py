@@ -340,7 +340,7 @@ def test_a_recipe_that_differs_is_named(other, message):
         (stochastic(), Streamer("abc"), "is 'pescador.core.Streamer.*was 'pescador.mux.Stochast"),
         (Streamer("abc"), stochastic(), "is 'pescador.mux.Stochast.*was 'pescador.core.Streamer"),
         (Seeded("abc", 10**300), Seeded("abc", 1), r"entropy is 1, and was 1000*\.\.\.000* when"),
-        (Streamer("abc"), Seeded("abc", 10**300), r"Seeded is {.*\.\.\..*}, and was None"),
+        (Streamer("abc"), Seeded("abc", 1), "of 'pescador.core.Streamer.*, and this is a Seeded"),
         (stochastic(), stochastic(weights=[1, 2, 3]), r"weights differ \(strict=False lets them\)"),
         (stochastic(), stochastic(streamers="abcd"), "is 4, and was 3 .*strict=False lets streams"),
         (stochastic(streamers="abcd"), stochastic(), r"is 3, and was 4 when the state was taken:"),
