@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import signal
 import sys
 import threading
@@ -148,7 +149,8 @@ def test_a_stream_that_ends_its_process_is_an_error_that_says_how():
     # Buffered items may be lost with the process: all before it come in their order.
     items, error = read(in_turn(Streamer(leaving, end_process(7)), Streamer(counted, 0)))
     assert type(error) is PescadorError
-    assert "exited with code 7" in str(error)
+    named = r"exited with code 7, while it ran streamers\[0\], visit 0: .*leaving.*; with restart="
+    assert re.search(named, str(error))
     assert items == [1, [0, 0], *([1], [0, 1])][: len(items)]
     assert not workers()
 
@@ -171,7 +173,7 @@ def test_a_killed_worker_is_an_error_within_a_second_after_what_has_arrived():
     items = parallel.iterate()
     _, pid = next(items)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(PescadorError, match=r"SIGKILL.*; with restart=True, another one"):
+    with pytest.raises(PescadorError, match=r"SIGKILL.*pids.*; with restart=True, another one"):
         for _ in items:
             pass
     assert not workers()

@@ -237,17 +237,29 @@ class Channel:
         """Raise what the worker raised, or what became of it, unless its stream has ended."""
         if self.error is not None:
             raise_from_worker(self.error, repr(self.streamer.streamer))
-        if self.ended:
-            return
+        if not self.ended:
+            raise PescadorError(
+                f"the worker of {self.streamer.streamer!r} {self.how_it_ended()}, before the end "
+                f"of its stream, after {self._received()} items"
+            )
+
+    def how_it_ended(self) -> str:
+        """Return what became of a worker that has not said its last word."""
         assert self.worker is not None
-        if process.is_gone(self.worker):
-            _raise_death(self.worker, self.streamer, self._received())
-        # It lives, and can say no more: it runs another program, or has closed all descriptors.
-        raise PescadorError(
-            f"the worker of {self.streamer.streamer!r} closed the pipe to its consumer before "
-            f"the end of its stream (by os.exec or os.closerange, say), after "
-            f"{self._received()} items"
-        )
+        if not process.is_gone(self.worker):
+            # It runs another program, or has closed all descriptors.
+            return "closed the pipe to its consumer (by os.exec or os.closerange, say)"
+        code = self.worker.exitcode
+        if code is None:
+            return "is gone"
+        if code >= 0:
+            is_of_server = self.worker._start_method == "forkserver"  # type: ignore[attr-defined]
+            server = ", or the fork server that started it was killed"
+            return f"exited with code {code}{server if code == 255 and is_of_server else ''}"
+        # Real-time signals have no names.
+        with suppress(ValueError):
+            return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"was killed by signal {-code}"
 
     def _suspect(self) -> None:
         """Raise, or warn, if nothing was heard from the worker for too long after its start."""
@@ -388,19 +400,3 @@ def raise_from_worker(error: Report, name: str) -> NoReturn:
         if isinstance(original, Exception):
             raise original from cause
     raise PescadorError(f"the worker of {name} raised {summary}") from cause
-
-
-def _raise_death(worker: BaseProcess, streamer: Any, received: int) -> NoReturn:
-    code = worker.exitcode
-    if code is None:
-        how = "is gone"
-    elif code < 0:
-        how = f"was killed by signal {-code}"
-        # Real-time signals have no names.
-        with suppress(ValueError):
-            how += f" ({signal.Signals(-code).name})"
-    else:
-        how = f"exited with code {code} before the end of its stream"
-        if code == 255 and worker._start_method == "forkserver":  # type: ignore[attr-defined]
-            how += ", or the fork server that started it was killed"
-    raise PescadorError(f"the worker of {streamer.streamer!r} {how}, after {received} items")

@@ -27,6 +27,8 @@ __all__ = ["Processes"]
 _ATTEMPTS = 3
 # Items of fewer bytes are copied as fast as they are pointed to.
 _LEAST_ROW = 4096
+# So many visits of a worker that was killed are named; more are counted.
+_NAMED = 3
 # How long (in seconds) to wait between two looks at what all workers have sent.
 _PAUSE = 0.0005
 
@@ -276,7 +278,7 @@ class Processes:
         """Have another worker do what one was to do that is gone, or raise what became of it."""
         self.n_lost += 1
         if not self.parallel.restart or maker.owner.error is not None or self.n_lost > _ATTEMPTS:
-            self._raise_loss(maker.owner)
+            self._raise_loss(maker)
         self.schedule.n_restarts += 1
         lost = self.schedule.visits_at(maker)
         # As a whole: where it was interrupted halfway, a worker would be left to itself.
@@ -285,18 +287,23 @@ class Processes:
         for other in self.makers:
             other.flush()
 
-    def _raise_loss(self, channel: Channel) -> None:
+    def _raise_loss(self, maker: Any) -> None:
         """Raise what became of a worker that is not replaced, and why it is not."""
+        channel = maker.owner
         if channel.error is not None:
             channel.raise_error()
-        why = "with restart=True, another one would take its place"
+        how = "has ended" if channel.ended else channel.how_it_ended()
+        visits = self.schedule.visits_at(maker)
+        # If one of them has ended it, it is one of which an item was to be made.
+        visits = [visit for visit in visits if visit.ordered > visit.arrived] or visits
+        names = [visit.name for visit in visits[:_NAMED]]
+        if len(visits) > _NAMED:
+            names.append(f"{len(visits) - _NAMED:,} more")
+        ran = f"while it ran {'; '.join(names)}" if names else "while it ran nothing"
+        why = "with restart=True, another one would take its place, and not an item change"
         if self.parallel.restart:
             why = f"the {_ATTEMPTS} that were lost before it gave no item either"
-        try:
-            channel.raise_error()
-        except PescadorError as error:
-            raise PescadorError(f"{error}; {why}") from None
-        raise PescadorError(f"a worker of {self.parallel!r} has ended")
+        raise PescadorError(f"a worker process {how}, {ran}; {why}")
 
     def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
         """Return batches that workers write to; None where nothing is gained by that."""
