@@ -646,16 +646,15 @@ cdef class Column(Rows):
     cdef object end(self):
         """Return the array of the batch."""
         self.most = max(self.most, self.count)
-        result = self.finish()
-        if self.n > 1 or self.alone is self.dtype:
-            return result
-        return self.as_allocated(result.astype(self.alone))
+        return self.finish()
 
     cdef object join(self, Py_ssize_t first):
         """Return the array of a batch that NumPy makes of the values that are held, else None.
 
         Its first item is item `first` of the stream.
         """
+        if self.held is None and self.n == 1 and self.alone is not self.dtype:
+            self.hand_over()
         if self.held is None:
             return None
         try:

@@ -574,6 +574,19 @@ def test_two_sizes_of_batches_of_one_streamer_are_each_as_without_workers():
     assert list(six) == plain(list(batches(run, 6)(max_iter=6)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["iterate", "open"])
+def test_two_streams_of_batches_may_take_turns_at_one_iteration(kind, how):
+    def read_in_turn(tree):
+        with contextlib.closing(getattr(tree, how)()) as items:
+            sizes = [(pescador.buffer_stream(items, 4), pescador.buffer_stream(items, 7))] * 6
+            return plain([next(batches) for pair in sizes for batches in pair] + [next(items)])
+
+    run = Seeded(pescador.ShuffledMux([Streamer(data, 10**9, (2000,)) for _ in range(4)]), 3)
+    parallel = ParallelStreamer(run, 2, kind=kind)
+    assert read_in_turn(parallel) == read_in_turn(run)
+
+
 def test_items_that_do_not_fit_together_fail_as_they_do_without_workers():
     run = Seeded(pescador.RoundRobinMux([Streamer(ragged, i, 9) for i in range(4)]), 5)
     assert read(batches(ParallelStreamer(run, 2), 8)(max_iter=9)) == read(

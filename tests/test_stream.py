@@ -1,9 +1,11 @@
 """`Streamer.open`: an iteration that can be held, and what it refuses."""
 
+import contextlib
 import copy
 import ctypes
 import gc
 import io
+import itertools
 import pathlib
 import pickle
 import random
@@ -703,6 +705,36 @@ def test_a_map_whose_stream_fails_loses_nothing(make, error):
             given.extend(map(plain, stream))
         state = pickle.loads(pickle.dumps(stream.state_dict()))
         assert given + plain(list(streamer.open(state=state))) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_a_batch_that_an_allocator_makes_no_room_for_is_not_lost(size, reuse, axis):
+    # The dtype of a batch of one is another than that of two; texts are joined by NumPy.
+    items = [{"x": np.full(3, i, ">f4"), "y": np.array([i])} for i in range(5)]
+    if axis is None:
+        items = [item | {"z": "z" * i} for i, item in enumerate(items)]
+
+    def allocate(shape, dtype):
+        Trouble.meet()
+        return np.empty(shape, dtype)
+
+    streamer = Streamer(
+        pescador.buffer_stream, items, size, True, axis, reuse=reuse, allocator=allocate
+    )
+    expected = plain(list(streamer))
+    for trouble in itertools.count():
+        Trouble.after(trouble)
+        stream = streamer.open()
+        given = []
+        with contextlib.suppress(Failure):
+            given.extend(map(plain, stream))
+        if Trouble.left is not None:
+            break
+        assert given + plain(list(streamer.open(state=stream.state_dict()))) == expected
+    Trouble.left = None
+    assert trouble > 1
 
 
 @pytest.mark.parametrize("map_", ["buffer_stream", "tuples"])
