@@ -167,8 +167,8 @@ class Seeded(Streamer[T]):
         item : object
             What the stream gives.
         """
-        _core.around(self)
-        items = _open(self, None).bounded(max_iter)
+        scope = _core.around(self)
+        items = _core.note_started(scope, _open(self, scope).bounded(max_iter))
         try:
             with _core.Opened(self, items) as opened:
                 yield from opened

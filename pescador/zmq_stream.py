@@ -283,8 +283,15 @@ class ZMQStreamer(Streamer[T]):
         PescadorError, DataError, Exception
             See the class.
         """
-        _core.around(self)
-        yield from self.__pescador_items__(self.streamer, max_iter)
+        scope = _core.around(self)
+        visit: Any = _open(self, scope)
+        if visit is None:
+            yield from self.__pescador_items__(self.streamer, max_iter)
+            return
+        try:
+            yield from _core.note_started(scope, visit.bounded(max_iter))
+        finally:
+            visit.close_streams()
 
     def __pescador_items__(self, streamer: Any, max_iter: float | None) -> Generator[T, None, None]:
         """Return what a worker sends that runs a streamer."""

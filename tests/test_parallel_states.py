@@ -1,6 +1,7 @@
 """The state of a ParallelStreamer: of the last item given, whoever makes the next."""
 
 import itertools
+import multiprocessing
 import os
 import pickle
 import sys
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from open_trees import Resumable, Trouble, build, plain, read, to_open
 
 import pescador
+from conftest import with_hooks
 from pescador import ParallelStreamer, Seeded, StateError, Streamer
 from pescador.sources import Rows, Windows
 from streams import count
@@ -129,7 +131,7 @@ def test_every_kind_of_stream_goes_on_under_any_number_of_workers(leaf, above):
 
 def images(scale):
     while True:
-        yield {"x": scale * np.random.rand(40, 40), "y": np.random.randint(9)}
+        yield {"x": scale * np.random.rand(40, 40), "y": np.array(np.random.randint(9))}
 
 
 @pytest.mark.parametrize("source", [noise, images])
@@ -149,6 +151,37 @@ def test_maps_of_it_go_on(above, source):
     second, _ = read(mapped(0).open(state=state))
     assert first + second == expected[0]
     assert read(stream) == (second, None)
+
+
+def inner():
+    return pescador.ShuffledMux([Streamer(images, i) for i in range(3)])
+
+
+NESTED = {
+    "Seeded": lambda i: Seeded(inner(), i),
+    "ParallelStreamer": lambda i: ParallelStreamer(Seeded(inner(), i), 1),
+    "ParallelStreamer, unseeded": lambda i: ParallelStreamer(inner(), 1),
+    "ZMQStreamer": lambda i: pescador.ZMQStreamer(inner()),
+}
+
+
+@pytest.mark.parametrize("child", NESTED)
+def test_under_hooks_a_child_with_a_seed_or_workers_is_what_it_is_and_goes_on(child):
+    def tree(wrap=with_hooks):
+        children = [NESTED[child](i) for i in range(2)]
+        return Seeded(wrap(pescador.StochasticMux)(children, 2, 5), 3)
+
+    items, _ = read(tree().iterate(30))
+    assert read(tree(lambda cls: cls).iterate(30))[0] == items
+    state = None
+    # A child is saved before it has started, within its visit, and at its end.
+    for n in (0, 2, 3, 7, 18):
+        stream = tree().open(n, state=state)
+        assert read(stream, n) == (items[:n], None)
+        del items[:n]
+        state = through_pickle(stream.state_dict())
+        stream.close()
+    assert not multiprocessing.active_children()
 
 
 def test_the_words_that_were_drawn_are_part_of_the_state_and_restoring_draws_nothing():

@@ -121,7 +121,7 @@ class HookedStream(_core.Compiled):
             return [place, None, number, saver.save(visit)]
         # An iteration of ours that is yet to start.
         values: dict[str, Any] = {}
-        if inspect.isgenerator(stream) and inspect.getgeneratorstate(stream) == "GEN_CREATED":
+        if _generator_state(stream) == "GEN_CREATED":
             values = inspect.getgeneratorlocals(stream)
         place = self.scope.place_of(values.get("self"))
         if place is None or stream.__name__ != "iterate":
@@ -187,6 +187,9 @@ class HookedStream(_core.Compiled):
             visit = self.scope.visit_of(stream)
             if visit is not None:
                 visit.close_streams()
+            elif _generator_state(stream) == "GEN_SUSPENDED":
+                # Of a run that notes no visits, or the hooks' own. What has not begun has a state.
+                self._call(stream.close)
 
     def shown(self) -> tuple[Any, None, list[Any]]:
         """Return what an open stream shows of it."""
@@ -194,6 +197,13 @@ class HookedStream(_core.Compiled):
         return self.mux, None, [visit for visit in visits if visit is not None]
 
 
+def _generator_state(stream: Any) -> str | None:
+    return inspect.getgeneratorstate(stream) if inspect.isgenerator(stream) else None
+
+
 def _items(visit: Any) -> Generator[Any, None, None]:
     """Return the items of a visit, as the iteration gives them that it stands for."""
-    yield from visit
+    try:
+        yield from visit
+    finally:
+        visit.close_streams()

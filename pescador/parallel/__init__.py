@@ -210,8 +210,8 @@ class ParallelStreamer(Streamer[T]):
         item : object
             What the stream gives.
         """
-        _core.around(self)
-        visit: Any = ParallelVisit(self, None).bounded(max_iter)
+        scope = _core.around(self)
+        visit: Any = _core.note_started(scope, ParallelVisit(self, scope).bounded(max_iter))
         try:
             with _core.Opened(self, visit) as items:
                 yield from items
