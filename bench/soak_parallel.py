@@ -129,6 +129,10 @@ class ResumableIterator:
         self.at = state["at"]
 
 
+# What reading may raise: where an item has other keys than the batch that it comes to, KeyError.
+FAILURES = (Boom, pescador.PescadorError, KeyError)
+
+
 def failing(i, at, size, form):
     """Fail after some items."""
     explain()
@@ -531,7 +535,7 @@ class Case:
             for item in streamer.iterate(self.n):
                 items.append(plain(item))
                 self.outside.board.note()
-        except (Boom, pescador.PescadorError) as error:
+        except FAILURES as error:
             return items, str(error)
         return items, None
 
@@ -603,7 +607,7 @@ class Case:
             Interrupts.is_awaited = False
         except KeyboardInterrupt as raised:
             error = raised
-        except (Boom, pescador.PescadorError) as raised:
+        except FAILURES as raised:
             Interrupts.is_awaited = False
             error = raised
         item = None
@@ -636,7 +640,7 @@ class Case:
         assert index in (got, got + 1), (index, got)
         if not closes_first:
             # What it gives after that is no different.
-            with contextlib.suppress(pescador.PescadorError, Boom):
+            with contextlib.suppress(*FAILURES):
                 for number, item in zip(range(index, index + 5), stream, strict=False):
                     self.compare(number, item)
             item = None
