@@ -1,6 +1,7 @@
 """What every test may use: each mux class on both of its paths, and a watch on leftovers."""
 
 import contextlib
+import gc
 import multiprocessing
 import signal
 
@@ -29,6 +30,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says how busy the machine is, no more.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish():
+    """Spare the collections of garbage the modules and tests, which live as long as the process."""
+    gc.collect()
+    gc.freeze()
+
 
 MUXES = ("StochasticMux", "ShuffledMux", "RoundRobinMux", "ChainMux")
 
