@@ -9,14 +9,15 @@ FRAMEWORKS := .venv-frameworks
 # Of this release pip takes the build for CPUs, if it finds one: it is a tenth of the other.
 FRAMEWORK_PACKAGES := torch~=2.13.0 torchdata lightning accelerate ml_dtypes keras jax
 BIN := $(VENV)/bin
-PIP := -m pip install --quiet --disable-pip-version-check
+# Of the modules of all these packages few are imported: Python compiles them then.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Tests beside each other.
 BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
 SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$(kind))) \
 	CMakeLists.txt pyproject.toml
 STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
 
-.PHONY: demo test test-all test-checked test-debug test-frameworks parity soak soak-parallel \
+.PHONY: demo test test-all test-checked test-debug test-frameworks test-long soak soak-parallel \
 	lint annotate clean bench bench-full bench-instructions bench-env publish docs
 
 demo: $(VENV)/demo
@@ -54,12 +55,11 @@ lint: $(VENV)/dev
 test-all: $(PEERS)/done
 	$(PYTHON) tests/on_every_python.py
 
-# More random trees, against the reference releases, saved and restored, and in workers:
-# make parity N=100000
-N ?= 20000
-parity: $(VENV)/dev $(PEERS)/done
-	PARITY_TREES=$(N) $(BIN)/pytest tests/parity/test_samples.py tests/test_states.py
-	PARITY_TREES=$(N) $(BIN)/pytest tests/test_parallel.py tests/test_parallel_states.py -k any_tree
+# The suite with N times as many random trees, examples and rounds (tests/effort.py), new ones each
+# time. Part of it: make test-long N=100 TESTS=tests/parity
+N ?= 20
+test-long: $(VENV)/dev $(PEERS)/done
+	TEST_TIMES=$(N) $(BIN)/pytest $(BESIDE) --timeout $$((120 * $(N))) $(TESTS)
 
 # Millions of items and 200 GB from a worker, and hundreds of streams broken at random moments: a
 # few minutes. Part of it: make soak SOAK="--small 0 --large 0 --faults 5000 --seed 1"

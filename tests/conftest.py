@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from stored import aged
 
+import effort
 import pescador
 from pescador import _snapshots
 from pescador._channel import process
@@ -28,7 +29,12 @@ collect_ignore_glob = [
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is, no more.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "untimed",
+    max_examples=100 * effort.TIMES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("untimed")
 
 

@@ -14,11 +14,12 @@ import weakref
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import pescador
+from effort import examples
 from pescador import DataError, PescadorError, Streamer
 from streams import Failure, failing
 
@@ -167,7 +168,7 @@ def uniform(draw, shapes=None):
     return values
 
 
-@settings(max_examples=500)
+@examples(200)
 @given(uniform(), st.integers(1, 4))
 def test_arrays_of_any_kind_and_layout_stack_as_numpy_does(values, size):
     assert_joined_as_numpy_does(values, size, None)
@@ -192,7 +193,7 @@ def along(draw):
     return values, axis
 
 
-@settings(max_examples=500)
+@examples(200)
 @given(along(), st.integers(1, 4))
 def test_arrays_of_any_kind_and_layout_join_along_an_axis_as_numpy_does(case, size):
     values, axis = case
@@ -236,7 +237,7 @@ def scalars(draw):
     return values
 
 
-@settings(max_examples=700)
+@examples(300)
 @given(scalars(), st.integers(1, 5))
 def test_scalars_and_objects_of_any_kind_stack_as_numpy_does(values, size):
     assert_joined_as_numpy_does(values, size, None)
@@ -649,7 +650,7 @@ def test_a_weak_reference_to_an_array_ends_with_it():
     assert (next(stream)["x"] == 1).all()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.data())
 def test_batches_that_are_held_keep_their_values_whatever_is_let_go(data):
     size, n = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 14))

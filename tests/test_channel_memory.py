@@ -8,13 +8,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from channel import MEGA, Pair, memory
+from effort import examples
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.integers(64, 5_000),
     st.lists(st.tuples(st.booleans(), st.integers(0, 6_000), st.integers(0, 99)), max_size=200),

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import numpy.ma
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from channel import MEGA, Pair
+from effort import examples
 from items import ITEM, made, same
 from pescador import DataError, PescadorError
 
@@ -19,7 +20,7 @@ from pescador import DataError, PescadorError
 RECORDS_AT = 2**16 + 4 * 2**14
 
 
-@settings(max_examples=150, deadline=None)
+@examples(100)
 @given(st.lists(ITEM, max_size=8), st.sampled_from([1, 2_000, 20_000, MEGA]), st.booleans())
 def test_items_come_out_as_they_went_in(items, max_bytes, copy):
     items = [made(item) for item in items]
@@ -30,7 +31,7 @@ def test_items_come_out_as_they_went_in(items, max_bytes, copy):
             same(ours, theirs)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(st.tuples(st.integers(0, 60_000), st.booleans()), max_size=60),
     st.sampled_from([1, 10_000, 100_000]),
@@ -186,7 +187,7 @@ def test_an_item_that_changes_while_it_is_sent_arrives_as_one_that_it_was(pair, 
         assert received["b"].tolist() == [1.0] * 2**10
 
 
-@settings(max_examples=300, deadline=None)
+@examples(150)
 @given(st.data())
 def test_damaged_memory_is_an_error_and_no_crash(data):
     items = [{"x": np.arange(5), "large": np.ones((80, 80))}, {"y": np.zeros((2, 3), "S3")}] * 2

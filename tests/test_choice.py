@@ -1,9 +1,10 @@
 """Choices are those that NumPy makes of the same draws."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from pescador import _choice
 
 
@@ -72,7 +73,7 @@ def pool_in_numpy(n, kind, steps, rng):
     steps=st.sampled_from([3, 100, 600, 1600]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_pool_that_changes_picks_what_numpy_picks_and_has_its_distribution(n, kind, steps, seed):
     changes, expected, p = pool_in_numpy(n, kind, steps, np.random.default_rng(seed))
     picks, distribution = _choice.pool_after(n, changes)

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import pescador
 from conftest import with_hooks
+from effort import examples
 from pescador import ArgumentError, PescadorError, Streamer, _choice, _empty
 from streams import Failure, count, failing, forever, letters, nothing
 
@@ -283,7 +284,7 @@ def trees_of_empties(draw, depth=3):
     return Streamer(mux, draw(st.integers(1, 5))) if not draw(st.integers(0, 5)) else mux
 
 
-@settings(max_examples=200)
+@examples(100)
 @given(trees_of_empties(), st.booleans())
 def test_no_tree_of_empty_streams_hangs(tree, cycle):
     for _ in range(2):

@@ -15,18 +15,15 @@ import time
 import numpy as np
 import pytest
 import trees
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from open_trees import Trouble, build, plain, to_open
 
 import pescador
+from effort import explore
 from pescador import SPAWN, ArgumentError, ParallelStreamer, PescadorError, Seeded, Streamer
 from pescador._channel import process
 from streams import count, data, letters
-
-TREES = int(os.environ.get("PARITY_TREES", "200"))
-
-pytestmark = pytest.mark.timeout(max(TREES, 120))
 
 KINDS = ("process", "thread")
 
@@ -85,12 +82,7 @@ options = st.fixed_dictionaries(
 
 @pytest.mark.usefixtures("sleepy")
 @pytest.mark.filterwarnings("ignore::pescador.exceptions.PescadorWarning")
-@settings(
-    max_examples=TREES // 4,
-    phases=set(Phase) - {Phase.explain},
-    derandomize="PARITY_TREES" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
+@explore(50)
 @given(to_open(draws=True), options, st.integers(0, 100))
 def test_any_tree_gives_what_it_gives_under_its_seed_for_any_workers(description, how, n):
     try:

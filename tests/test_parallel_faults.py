@@ -20,6 +20,7 @@ import pytest
 from open_trees import Resumable, plain
 from scripts import run
 
+import effort
 import pescador
 from pescador import ParallelStreamer, PescadorError, Seeded, Streamer
 from pescador._channel import process
@@ -200,7 +201,7 @@ def test_with_restart_not_an_item_changes_however_many_workers_are_killed(leaf, 
     run = Seeded(pescador.StochasticMux(streams, 4, rate=20), 3)
     expected = plain(list(run(max_iter=400)))
     pause = random.Random(1)
-    for _ in range(3):
+    for _ in range(effort.TIMES):
         parallel = ParallelStreamer(run, 2, restart=True)
         stream = parallel.open(400) if tracks else parallel.iterate(400)
         kill_at = sorted(pause.sample(range(1, 400), 6))
@@ -611,7 +612,7 @@ def test_iterations_with_workers_do_not_grow(kind):
         gc.collect()
         return sys.getallocatedblocks()
 
-    rounds = 15
+    rounds = 5
     for _ in range(rounds):
         iterate()
     measured = [in_use()]

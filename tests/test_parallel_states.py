@@ -10,19 +10,16 @@ import time
 import numpy as np
 import pytest
 import trees
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from open_trees import Resumable, Trouble, build, plain, read, to_open
 
 import pescador
 from conftest import with_hooks
+from effort import explore
 from pescador import ParallelStreamer, Seeded, StateError, Streamer
 from pescador.sources import Rows, Windows
 from streams import count
-
-TREES = int(os.environ.get("PARITY_TREES", "200"))
-
-pytestmark = pytest.mark.timeout(max(TREES, 120))
 
 # How a run goes on: in how many workers, of which kind.
 WAYS = [(4, "process"), (1, "process"), (0, "process"), (2, "process"), (3, "thread")]
@@ -57,12 +54,7 @@ def sleepy(monkeypatch):
 
 @pytest.mark.usefixtures("sleepy")
 @pytest.mark.filterwarnings("ignore::pescador.exceptions.PescadorWarning")
-@settings(
-    max_examples=TREES // 8,
-    phases=set(Phase) - {Phase.explain},
-    derandomize="PARITY_TREES" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
+@explore(25)
 @given(
     to_open(draws=True),
     st.integers(0, 60),

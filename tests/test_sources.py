@@ -14,12 +14,13 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import pescador
 from conftest import Classes, with_hooks
+from effort import examples
 from pescador import ArgumentError, DataError, Streamer, _sources
 from pescador.sources import Rows, Windows
 
@@ -797,7 +798,7 @@ def behind_a_generator(stream):
     yield from stream.iterate()
 
 
-@settings(max_examples=400)
+@examples(150)
 @given(
     tree=TREES,
     size=st.integers(1, 5),

@@ -11,23 +11,13 @@ import sys
 import numpy as np
 import pytest
 import trees
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from open_trees import Trouble, build, plain, read, to_open
 
 import pescador
+from effort import explore
 from streams import Failure
-
-TREES = int(os.environ.get("PARITY_TREES", "1000"))
-
-pytestmark = pytest.mark.timeout(max(TREES / 2, 120))
-
-explore = settings(
-    max_examples=TREES // 2,
-    phases=set(Phase) - {Phase.explain},
-    derandomize="PARITY_TREES" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
 
 places = st.lists(st.floats(0, 1), min_size=1, max_size=3)
 descriptions = {
@@ -133,7 +123,7 @@ def try_again(description, n, troubles, error):
 def test_any_tree_goes_on_from_any_item(kind, tmp_path):
     cases = []
 
-    @explore
+    @explore(150)
     @given(descriptions[kind], st.integers(0, 60), places, st.booleans())
     def check(description, n, cuts, closes):
         case = go_on(description, n, cuts, closes)
@@ -156,7 +146,7 @@ def test_any_tree_goes_on_from_any_item(kind, tmp_path):
 @pytest.mark.parametrize("kind", descriptions)
 @pytest.mark.parametrize("error", [Failure, KeyboardInterrupt])
 def test_a_stream_that_fails_is_tried_again_nothing_is_lost_and_nothing_comes_twice(kind, error):
-    @settings(explore, max_examples=max(TREES // 10, 1))
+    @explore(50)
     @given(descriptions[kind], st.integers(1, 40), st.lists(st.integers(0, 20), min_size=1))
     def check(description, n, troubles):
         try_again(description, n, troubles, error)
@@ -187,7 +177,7 @@ def test_a_thousand_open_streams_go_on(leaf, n_given):
     assert read(tree.open(state=state)) == (items[0][n_given:], None)
 
 
-@settings(explore, max_examples=max(TREES // 10, 1))
+@explore(50)
 @given(descriptions["under Seeded"], st.integers(1, 40), st.floats(0, 1))
 def test_taking_and_loading_a_state_changes_neither_it_nor_the_stream(description, n, cut):
     tree = built(description)
@@ -221,7 +211,7 @@ def scramble(value):
         value.clear()
 
 
-@settings(explore, max_examples=max(TREES // 10, 1))
+@explore(50)
 @given(descriptions["under Seeded"], st.integers(1, 40), st.floats(0, 1))
 def test_a_restored_stream_has_the_state_that_it_was_restored_from(description, n, cut):
     stream = built(description).open(n)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from scripts import run
 
+import effort
 import pescador
 from pescador import PescadorError, Streamer, ZMQStreamer
 from pescador._channel import consumer, process
@@ -307,7 +308,7 @@ def alarm():
 
         signal.signal(signal.SIGALRM, ring)
         pause = random.Random(1)
-        for _ in range(rounds):
+        for _ in range(rounds * effort.TIMES):
             # It may ring when the body is over, too.
             with contextlib.suppress(Timeout, KeyboardInterrupt):
                 try:
@@ -335,7 +336,7 @@ def test_a_handler_that_raises_anywhere_leaves_nothing_behind(alarm):
         for _ in streamer:
             pass
 
-    alarm(ring, 150, 0.02, epoch)
+    alarm(ring, 60, 0.02, epoch)
     list(streamer)
     assert not process.multiprocessing.active_children()
     assert (psutil.Process().num_fds(), signal.getsignal(signal.SIGINT)) == before
@@ -349,8 +350,8 @@ def test_a_handler_may_start_a_worker_itself(alarm):
     def evaluate(*_):
         counts.append(len(list(streamer)))
 
-    alarm(evaluate, 60, 0.01, lambda: counts.append(len(list(streamer))))
-    assert len(counts) > 60
+    alarm(evaluate, 30, 0.01, lambda: counts.append(len(list(streamer))))
+    assert len(counts) > 30
     assert set(counts) == {3}
 
 
@@ -362,7 +363,7 @@ def test_ctrl_c_while_a_worker_is_started_is_raised_and_leaves_nothing(alarm):
     def interrupt(*_):
         signal.raise_signal(signal.SIGINT)
 
-    alarm(interrupt, 60, 0.01, lambda: list(streamer))
+    alarm(interrupt, 30, 0.01, lambda: list(streamer))
     assert psutil.Process().num_fds() == before
     assert not process.multiprocessing.active_children()
 

@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peers import load
 from rigged import GRID, around, rigged
 
 import pescador
+from effort import explore
 from pescador import _choice
 
 peer = load("3.0.0")
@@ -45,7 +46,7 @@ def weights_of(kind, n, rng):
     }[kind]()
 
 
-@settings(max_examples=150, derandomize=True)
+@explore(75)
 @given(
     st.sampled_from(["alike", "mixed", "skewed", "sparse"]),
     st.one_of(st.integers(1, 40), st.integers(100, 1500)),
@@ -65,7 +66,7 @@ def test_a_draw_on_a_boundary_between_streams_falls_on_the_same_side(kind, n, se
     assert ours == theirs
 
 
-@settings(max_examples=150, derandomize=True)
+@explore(75)
 @given(
     st.sampled_from(MODES),
     st.sampled_from(["alike", "mixed", "skewed"]),

@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peers import load
 
 import pescador
+from effort import explore
 
 peer = load("3.0.0")
 
@@ -61,7 +62,7 @@ shapes = st.recursive(
 ).filter(lambda shape: shape[2])
 
 
-@settings(max_examples=150, derandomize=True)
+@explore(60)
 @given(shapes, st.integers(0, 2**32 - 1))
 def test_maps_over_muxes_that_share_states_give_the_same_samples(shape, seed):
     results = []

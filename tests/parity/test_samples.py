@@ -1,31 +1,18 @@
 """The same seed gives the samples of the reference release, whatever the tree of muxes."""
 
-import os
 import warnings
 
 import numpy as np
-import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 from peers import load
 from trees import HOPELESS, NeverEnds, Starts, build, legacy_trees, run, trees, watched, ways
 
 import pescador
-
-TREES = int(os.environ.get("PARITY_TREES", "1000"))
-
-# Each of these tests is a thousand examples, or many.
-pytestmark = pytest.mark.timeout(TREES / 2)
+from effort import explore
 
 peer = load("3.0.0")
 legacy = load("2.0.0")
-
-explore = settings(
-    max_examples=TREES,
-    # The same trees each time in `make test`; `make parity` looks further.
-    derandomize="PARITY_TREES" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def assert_same(reference, tree, way, n, seed):
@@ -50,13 +37,13 @@ def assert_same(reference, tree, way, n, seed):
         assert ours == theirs
 
 
-@explore
+@explore(400)
 @given(trees, ways, st.integers(2, 150), st.integers(0, 2**32 - 1))
 def test_any_tree_gives_the_same_samples(tree, way, n, seed):
     assert_same(peer, tree, way, n, seed)
 
 
-@settings(explore, max_examples=max(TREES // 10, 1))
+@explore(50)
 @given(legacy_trees, ways, st.integers(2, 150), st.integers(0, 2**32 - 1))
 def test_the_deprecated_mux_gives_the_samples_of_its_release(tree, way, n, seed):
     with warnings.catch_warnings():
