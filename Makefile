@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Tests beside each other.
 BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
+# Tests of compiled modules, in this process.
+COMPILED := $(foreach room,activation batches channel_* choice core global_rng maps mux rng \
+	rng_scopes seeded seeds snapshots sources stream,tests/test_$(room).py)
 SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$(kind))) \
 	CMakeLists.txt pyproject.toml
 STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
@@ -32,14 +35,10 @@ $(VENV)/demo: $(VENV)/pip
 test: $(VENV)/dev $(PEERS)/done lint test-checked
 	$(BIN)/pytest $(BESIDE)
 
-# Everything once more with array bounds checks compiled in.
+# Once more with array bounds checks compiled in.
 test-checked: $(CHECKED)/done $(PEERS)/done
-	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider $(BESIDE) \
-		tests/test_core.py tests/test_mux.py tests/test_activation.py tests/test_snapshots.py \
-		tests/test_rng_scopes.py tests/test_maps.py tests/test_batches.py tests/test_rng.py \
-		tests/test_choice.py tests/test_leaks.py tests/test_frozen.py \
-		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py \
-		tests/test_stream.py tests/test_seeded.py tests/test_global_rng.py tests/parity/test_exactness.py
+	$(CHECKED)/bin/python -m pytest -q -p no:cacheprovider $(BESIDE) $(COMPILED) \
+		tests/test_frozen.py tests/parity/test_exactness.py
 
 # A stub says what Python code uses of a compiled module; stubtest holds it to the module. Classes
 # that only compiled code uses are left out of stubs.
@@ -72,11 +71,7 @@ soak-parallel: $(VENV)/dev
 
 # The suite under an allocator that checks what is freed and overwritten.
 test-debug: $(VENV)/dev $(PEERS)/done
-	PYTHONMALLOC=debug $(BIN)/pytest -q $(BESIDE) tests/test_core.py tests/test_mux.py tests/test_maps.py \
-		tests/test_activation.py tests/test_snapshots.py tests/test_rng_scopes.py tests/test_batches.py \
-		tests/test_rng.py tests/test_choice.py tests/test_leaks.py \
-		tests/test_channel_*.py tests/test_seeds.py tests/test_sources.py \
-		tests/test_stream.py tests/test_seeded.py tests/test_global_rng.py tests/test_stores.py \
+	PYTHONMALLOC=debug $(BIN)/pytest -q $(BESIDE) $(COMPILED) tests/test_leaks.py tests/test_stores.py \
 		tests/test_npy.py tests/test_formats.py tests/test_chunks.py tests/test_workers.py \
 		tests/test_placement.py tests/test_parallel*.py
 

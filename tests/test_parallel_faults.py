@@ -229,7 +229,7 @@ def test_batches_that_killed_workers_were_writing_into_come_whole(lengths):
     run = Seeded(pescador.StochasticMux(streams, 4, rate=20), 3)
     expected = plain(list(pescador.buffer_stream(run(max_iter=480), 8)))
     pause = random.Random(1)
-    for _ in range(3):
+    for _ in range(effort.TIMES):
         tree = ParallelStreamer(run, 2, restart=True)
         stream = Streamer(pescador.buffer_stream, tree, 8).iterate(60)
         kill_at = sorted(pause.sample(range(1, 60), 6))
