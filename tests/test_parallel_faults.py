@@ -369,7 +369,7 @@ def test_nothing_is_left_behind(size, options):
 
     use()
     before = left()
-    for _ in range(4):
+    for _ in range(2 * effort.TIMES):
         use()
     assert left() == before
 
