@@ -8,7 +8,6 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import effort
 import pescador
 from pescador import Streamer
 from pescador.sources import Rows, Windows
@@ -144,8 +143,8 @@ def in_use():
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)
 def test_nothing_grows(action):
-    windows = 4
-    rounds = 100 * effort.TIMES
+    windows = 5
+    rounds = 250
     tracemalloc.start()
     try:
         for _ in range(100):
