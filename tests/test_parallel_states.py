@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
 import pickle
 import sys
 import time
