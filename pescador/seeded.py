@@ -40,6 +40,13 @@ def _check(seeded: "Seeded[Any]") -> None:
     seeded.states = tuple(name for name in _STATES if name in set(states))
 
 
+def sequence_of(seed: Any, *key: int) -> np.random.SeedSequence:
+    """Return the SeedSequence of a seed whose ``spawn_key`` goes on with these numbers."""
+    if isinstance(seed, np.random.SeedSequence):
+        seed, key = seed.entropy, (*seed.spawn_key, *key)
+    return np.random.SeedSequence(seed, spawn_key=key)
+
+
 class Seeded(Streamer[T]):
     """A streamer under which everything draws from one seed.
 
@@ -145,14 +152,9 @@ class Seeded(Streamer[T]):
     def __pescador_run__(self, tracks: bool) -> _visits.Run:
         """Return a new run under this seed."""
         _check(self)
-        entropy: Any = self.seed
-        key: tuple[int, ...] = ()
-        if isinstance(self.seed, np.random.SeedSequence):
-            entropy, key = self.seed.entropy, self.seed.spawn_key
         if "torch" in self.states:
             importlib.import_module("torch")
-        sequence = np.random.SeedSequence(entropy, spawn_key=(*key, self.epoch, self.rank))
-        return _visits.Run(tracks, sequence, self.states)
+        return _visits.Run(tracks, sequence_of(self.seed, self.epoch, self.rank), self.states)
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the stream once, to its end or for `max_iter` items.
@@ -168,7 +170,7 @@ class Seeded(Streamer[T]):
             What the stream gives.
         """
         scope = _core.around(self)
-        items = _core.note_started(scope, _open(self, scope).bounded(max_iter))
+        items = _core.note_started(scope, open_seeded(self, scope).bounded(max_iter))
         try:
             with _core.Opened(self, items) as opened:
                 yield from opened
@@ -181,12 +183,17 @@ class Seeded(Streamer[T]):
         self.stream_ = self.iterate()
 
 
-def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
+def open_seeded(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
     """Return one visit to the tree, under its own seed whatever is around it."""
     outer = None if scope is None else scope.run
     root = _visits.root_scope(seeded.__pescador_run__(outer is not None and outer.tracks))
     node = _visits.open_visit(seeded.streamer, root, {})
     return node if scope is None else _visits.Inner(node, root.run, scope)
+
+
+def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
+    """Return one visit, or None if the hooks of a subclass are to be called."""
+    return open_seeded(seeded, scope) if _hooks.is_stock(seeded) else None
 
 
 _hooks.register(

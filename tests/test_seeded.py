@@ -653,3 +653,17 @@ def test_what_is_assigned_later_is_checked_when_it_is_iterated(name, value):
         next(run.iterate())
     with pytest.raises(pescador.ArgumentError, match=f"{name}="):
         next(run.open())
+
+
+@pytest.mark.parametrize("kind", [Seeded, pescador.ParallelStreamer])
+def test_a_subclass_that_overrides_iterate_is_asked_in_a_mux_too(kind):
+    class Loud(kind):
+        def iterate(self, max_iter=None):
+            for item in super().iterate(max_iter):
+                yield "item", item
+
+    loud = Loud(Streamer(range(3)), 0)
+    assert list(pescador.ChainMux([loud])) == [("item", 0), ("item", 1), ("item", 2)]
+    assert list(pescador.ChainMux([loud]).open()) == [("item", 0), ("item", 1), ("item", 2)]
+    run = Seeded(pescador.ShuffledMux([loud]), 0)
+    assert list(run(max_iter=2)) == [("item", 0), ("item", 1)]

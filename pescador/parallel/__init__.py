@@ -393,8 +393,8 @@ def _path_of(scope: _core.Scope) -> tuple[int, ...]:
 
 
 def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> Any:
-    """Return one visit, under its own seed whatever is around it."""
-    return ParallelVisit(parallel, scope)
+    """Return one visit, or None if the hooks of a subclass are to be called."""
+    return ParallelVisit(parallel, scope) if _hooks.is_stock(parallel) else None
 
 
 _hooks.register(
