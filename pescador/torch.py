@@ -154,18 +154,25 @@ def _value_to_array(value: Any) -> Any:
     return value.numpy()
 
 
-# What a state is saved as. `torch.load` refuses empty bytes, unless it may load anything.
+# What a state is saved as. `torch.load` refuses empty bytes, unless it may load anything, and
+# `pickle.load` tensors of unsigned numbers.
 
 
 def _saved(value: Any) -> Any:
     if isinstance(value, bytes):
         return {"__bytes__": torch.from_numpy(np.array(bytearray(value), np.uint8))}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "u":
+        signed = np.asarray(value).view(f"i{value.itemsize}")
+        return {"__unsigned__": torch.from_numpy(signed)}
     return _nested(value, _saved, _value_to_tensor)
 
 
 def _restored(value: Any) -> Any:
     if isinstance(value, dict) and value.keys() == {"__bytes__"}:
         return value["__bytes__"].numpy().tobytes()
+    if isinstance(value, dict) and value.keys() == {"__unsigned__"}:
+        signed = value["__unsigned__"].numpy()
+        return signed.view(f"u{signed.itemsize}")
     return _nested(value, _restored, _value_to_array)
 
 

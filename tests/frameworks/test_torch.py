@@ -434,6 +434,18 @@ def needs(loop):
         pytest.importorskip(name, reason=f"{name} is not installed")
 
 
+def test_a_state_goes_through_pickle_as_between_ranks():
+    """Not all types of torch do."""
+    dataset = Dataset(pescador.Seeded(pescador.Streamer(pescador.cache, runs.endless_tree(), 4), 1))
+    items = iter(dataset)
+    for _ in range(9):
+        next(items)
+    resumed = Dataset(dataset.streamer)
+    resumed.load_state_dict(pickle.loads(pickle.dumps(dataset.state_dict())))
+    expected = [next(items)["x"].tolist() for _ in range(5)]
+    assert [batch["x"].tolist() for batch in itertools.islice(resumed, 5)] == expected
+
+
 @pytest.mark.parametrize(
     ("loop", "num_workers"),
     [
