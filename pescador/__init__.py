@@ -24,6 +24,7 @@ from .maps import SKIP, buffer_stream, cache, keras_tuples, transform, tuples
 from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
 from .parallel import ParallelStreamer
 from .seeded import SPAWN, Seeded
+from .sharded import Sharded
 from .stream import Stream
 from .version import version as __version__
 from .zmq_stream import ZMQStreamer
@@ -41,6 +42,7 @@ __all__ = [
     "PescadorWarning",
     "RoundRobinMux",
     "Seeded",
+    "Sharded",
     "ShuffledMux",
     "StateError",
     "StochasticMux",

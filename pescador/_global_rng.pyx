@@ -529,7 +529,7 @@ cdef int take_python(Twisters* own, words) except -1:
 
 
 def runs_under(sequence, function, governed=("numpy", "random")):
-    """Call a function again and again under the states of a seed, for tests."""
+    """Call a function again and again under the states of a seed; yield what it returns."""
     cdef Seed seed
     take_entropy(&seed, sequence)
     cdef GlobalStates states = seeded_states(&seed, governed)

@@ -917,6 +917,62 @@ cdef class RoundRobinEngine(Engine):
 
 
 @cython.final
+cdef class ShardedEngine(Engine):
+    """The shards of one rank in turn, again and again.
+
+    Parameters
+    ----------
+    rounds : int or None
+        How many items each shard gives; None has it go on for ever.
+    """
+
+    cdef Py_ssize_t at                 # the slot whose turn it is
+
+    def __init__(self, mux, Scope scope, Py_ssize_t k, rounds):
+        cdef Py_ssize_t slot
+        super().__init__(mux, scope, k)
+        for slot in range(k):
+            self.assign(slot, slot, as_bound(rounds))
+
+    cdef PyObject* advance(self) except? NULL:
+        cdef PyObject* item = self.pull(self.at)
+        if item is not NULL:
+            self.at = self.at + 1 if self.at + 1 < self.k else 0
+        elif self.slots[self.at].count < self.slots[self.at].bound:
+            raise self.mux.__pescador_ended__(self.given)
+        return item
+
+    @property
+    def given(self):
+        """How many items it has given."""
+        return self.slots[self.at].count * self.k + self.at
+
+    cpdef dict save(self, saver):
+        return {
+            "left": self.left,
+            "rank": self.mux.rank,
+            "world_size": self.mux.world_size,
+            "given": self.given,
+            "shards": [[self.mux.rank + slot * self.mux.world_size, *saver.save_visit(stream)]
+                       for slot, stream in enumerate(self.streams) if stream is not None],
+        }
+
+    cpdef object restore(self, dict state, loader):
+        cdef Py_ssize_t slot
+        self.left, given = self.mux.__pescador_place__(state, loader)
+        self.at = given % self.k
+        for slot in range(self.k):
+            self.slots[slot].count = given // self.k + (slot < self.at)
+        for shard, number, stream in state["shards"]:
+            if shard % self.mux.world_size == self.mux.rank:
+                self.restore_stream(shard // self.mux.world_size, number, stream, loader)
+        for slot in range(self.k):
+            if self.slots[slot].count and self.streams[slot] is None:
+                raise ValueError(f"stream {slot} has given {self.slots[slot].count} items, "
+                                 "and has no state")
+
+
+@cython.final
 cdef class ChainEngine(Engine):
     """One stream after another, each to its end."""
 

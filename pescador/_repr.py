@@ -181,7 +181,8 @@ def _settings(streamer: Any) -> list[str]:
     kinds = type(streamer).__mro__
     ours = next(cls for cls in kinds if cls.__module__.partition(".")[0] == __package__)
     found = []
-    for name, default in _defaults(ours).items():
+    others = getattr(ours, "__pescador_shown__", {})
+    for name, default in {**_defaults(ours), **others}.items():
         value = streamer.__dict__.get(name, default)
         if value is default or (type(value) is type(default) and bool(value == default)):
             continue

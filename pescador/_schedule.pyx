@@ -915,6 +915,11 @@ cdef class Begun(Compiled):
             raise StopIteration
         return steal(item)
 
+    @property
+    def given(self):
+        """How many items it has given, where what it reads from knows."""
+        return self.node.given
+
     def lay_out(self, Py_ssize_t size, list columns):
         """Have the next items be written into batches of this size; see `Schedule.lay_out`."""
         if isinstance(self.node, Ahead):
@@ -957,6 +962,11 @@ cdef class Ahead(Compiled):
     def lay_out(self, Py_ssize_t size, list columns):
         """Have the next items be written into batches of this size; see `Schedule.lay_out`."""
         return self.schedule.lay_out(self.n, size, columns)
+
+    @property
+    def given(self):
+        """How many items it has given, where the engine knows."""
+        return self.engine.given
 
     @property
     def kind(self):

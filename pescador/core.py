@@ -54,7 +54,7 @@ class _Wrapped:
         return operator.attrgetter("__wrapped__"), (self.wrapper,)
 
 
-def _by_name(source: Any) -> Any:
+def by_name(source: Any) -> Any:
     """Return what to pickle for a source: if a decorator has taken its name, the way by that."""
     if type(source) is FunctionType:
         named: Any = sys.modules.get(source.__module__)
@@ -154,7 +154,7 @@ class Streamer(Generic[T]):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if "streamer" in state:
-            state["streamer"] = _by_name(state["streamer"])
+            state["streamer"] = by_name(state["streamer"])
         return state
 
     def __enter__(self, *args: Any, **kwargs: Any) -> Self:

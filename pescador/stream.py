@@ -165,7 +165,8 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
             raise
         if self._max_iter is not None:
             node.bounded(self._max_iter)
-        self._resume(index, ended)
+        # A rank goes on from the state of all ranks together.
+        self._resume(getattr(node, "given", index), ended)
 
     @property
     def replay_cost(self) -> int:

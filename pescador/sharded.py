@@ -1,0 +1,598 @@
+"""`Sharded`: one sequence of items for any number of ranks, which may change in the middle."""
+
+import copy
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+
+from . import _core, _global_rng, _hooks, _isolation, _mux
+from ._checks import as_choice, as_count, as_whole, is_number
+from .core import Streamer, by_name
+from .exceptions import ArgumentError, DataError, StateError
+from .mux import ChainMux, RoundRobinMux
+from .parallel import ParallelStreamer
+from .parallel.placement import length_of
+from .seeded import Seeded, open_seeded, sequence_of
+
+__all__ = ["Sharded"]
+
+T = TypeVar("T")
+
+# ------------------------------------------------------------------------------------- a shard
+
+
+class _Made:
+    """What the parts of a `Sharded` share: what `make` has returned, and how long shards are."""
+
+    def __init__(self) -> None:
+        self.streamers: dict[int, Streamer[Any]] = {}
+        self.rounds: int | None = None
+
+
+class Shard(Streamer[T]):
+    """One shard: what `make` returns for it, made when it is first opened, under its own seed.
+
+    Parameters
+    ----------
+    sharded : Sharded
+    shard : int
+    """
+
+    def __init__(self, sharded: "Sharded[T]", shard: int) -> None:
+        self.streamer = sharded.make
+        self.args, self.kwargs = (shard,), {}
+        self.active_count_ = 0
+        self.stream_ = None
+        self.seed = sharded.seed
+        self.epoch = sharded.epoch
+        self.states = sharded.states
+        self.made = sharded.__pescador_made__
+
+    def tree(self) -> Streamer[T]:
+        """Return what `make` returns; what it draws meanwhile follows from the seed, too."""
+        (shard,) = self.args
+        made = self.made.streamers
+        if shard not in made:
+            sequence = sequence_of(self.seed, shard)
+            calls = _global_rng.runs_under(sequence, lambda: self.streamer(shard), self.states)
+            streamer = next(calls)
+            if not isinstance(streamer, Streamer) or streamer.is_activated_copy:
+                raise ArgumentError(
+                    f"make({shard}) has returned {streamer!r}; it must return a Streamer: a mux, "
+                    "or pescador.Streamer(function, ...)"
+                )
+            made.setdefault(shard, streamer)
+        return made[shard]
+
+    def seeded(self) -> Seeded[T]:
+        """Return the streamer under its seed."""
+        (shard,) = self.args
+        return Seeded(self.tree(), self.seed, epoch=self.epoch, rank=shard, states=self.states)
+
+    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over the shard once, to its end or for `max_iter` items."""
+        yield from self.seeded().iterate(max_iter)
+
+    def _activate(self) -> None:
+        self.stream_ = self.iterate()
+
+
+_HOOKS = ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate")
+
+_hooks.register(Shard, _HOOKS, opener=lambda shard, scope: open_seeded(shard.seeded(), scope))
+
+
+def _known_length(streamer: Any) -> int | None:
+    """Return how many items a streamer gives, where that is known without opening it."""
+    if not _hooks.is_stock(streamer):
+        return None
+    if isinstance(streamer, Seeded | ParallelStreamer):
+        return _known_length(streamer.streamer)
+    if isinstance(streamer, ChainMux | RoundRobinMux):
+        if streamer.mode != "exhaustive" or callable(streamer.streamers):
+            return None
+        lengths = [_known_length(below) for below in streamer.streamers]
+        return None if None in lengths else sum(length or 0 for length in lengths)
+    return length_of(streamer)
+
+
+# ------------------------------------------------------------------------------------- all of them
+
+
+class _Fixed:
+    """An attribute that cannot be assigned."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, sharded: Any, owner: type | None = None) -> Any:
+        if sharded is None:
+            return self
+        if self.name not in sharded.__dict__:
+            raise AttributeError(f"{self.name} was not initialised")
+        return sharded.__dict__[self.name]
+
+    def __set__(self, sharded: Any, value: Any) -> None:
+        raise AttributeError(
+            f"{self.name} cannot be assigned: make another Sharded, or another part with at()"
+        )
+
+
+def steps_of(rank: int, world_size: int, step: int) -> int:
+    """Return how many of the steps before `step` are those of a rank."""
+    return -((rank - step) // world_size)
+
+
+class Sharded(Streamer[T]):
+    """Streams for data-parallel training: one sequence of items, whatever the number of ranks.
+
+    There are as many streams as `shards`, each under a seed of its own. The *global sequence* takes
+    one item of each in turn, again and again: its step t comes from shard ``t % shards``. Of
+    `world_size` processes that train, that of a `rank` is given the steps with ``t % world_size ==
+    rank`` by ``sharded.at(rank, world_size)``. It opens no other shards than those.
+
+    So n items of each rank are the same n * world_size items, if all ranks' are taken together,
+    for each `world_size` that divides the number of shards: training can go on with another one
+    (`merge`), and its batches are those of a run in which nothing has changed.
+
+    Parameters
+    ----------
+    make : function
+        ``make(shard)`` returns the `Streamer` of a shard: a mux, for example, over every 64th file
+        of a list. It is called once for each shard that is opened, when that is opened first. It
+        has to return the same in every process; what it draws from the global states of
+        ``np.random`` and `random` follows from the seed and the shard.
+    shards : int > 0
+        How many there are. It is a part of what the sequence is: choose a number that all numbers
+        of ranks divide that may be wanted.
+    seed : int or SeedSequence
+        Shard c gives in epoch e what ``Seeded(make(c), seed, epoch=e, rank=c)`` gives.
+    epoch : int >= 0
+        Another one is independent; see `at`.
+    on_end : {'error', 'stop'}
+        error
+            A shard that ends is an error: each is to go on for ever.
+        stop
+            All ranks stop after as many rounds as the shortest shard has items; a round is one item
+            of each shard. Ranks do not ask each other: `lengths` tells each of them.
+    lengths : int, sequence of int, function or None
+        With ``on_end="stop"``, how many items the shards have: the shortest, each, or
+        ``lengths(shard)``. None takes it from what `make` returns for each shard, which is known of
+        streamers over lists, arrays and the like, and of a `ChainMux` or `RoundRobinMux` of them.
+    states : tuple of str
+        Which global states each shard has for itself; see `Seeded`.
+
+    Attributes
+    ----------
+    rank, world_size : int
+        Which part of the sequence this is: 0 and 1, the whole, until `at` has said another.
+    streamers : list of Streamer
+        The shards of this part.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is invalid. While iterating: if `make` returns no `Streamer`, or if it is not
+        known how long a shard is.
+    DataError
+        While iterating, if a shard ends that is to go on. It names the shard and the step.
+
+    See Also
+    --------
+    Seeded : one seed for a tree.
+    pescador.torch.Dataset : takes the rank from ``torch.distributed``.
+
+    Notes
+    -----
+    Batches are made of the items of a rank: ``Streamer(buffer_stream, sharded.at(rank,
+    world_size), 256 // world_size)`` for batches of 256 items in all. What draws or keeps items, as
+    `cache` does, belongs in what `make` returns: above, it would see other items with another
+    number of ranks.
+
+    Examples
+    --------
+    >>> import pescador
+    >>> def noise(shard):
+    ...     while True:
+    ...         yield shard, np.random.randint(100)
+    >>> sharded = Sharded(lambda shard: Streamer(noise, shard), 4)
+    >>> whole = list(sharded(max_iter=8))
+    >>> whole
+    [(0, 1), (1, 85), (2, 50), (3, 69), (0, 83), (1, 80), (2, 11), (3, 4)]
+    >>> list(sharded.at(1, 2)(max_iter=4)) == whole[1::2]
+    True
+
+    Two ranks, and after four items of each of them there is only one:
+
+    >>> streams = [sharded.at(rank, 2).open() for rank in range(2)]
+    >>> given = [next(stream) for _ in range(4) for stream in streams]
+    >>> given == whole
+    True
+    >>> state = Sharded.merge([stream.state_dict() for stream in streams])
+    >>> expected = list(sharded(max_iter=12))[8:]
+    >>> list(sharded.open(4, state=state)) == expected
+    True
+    """
+
+    make = _Fixed()
+    shards = _Fixed()
+    seed = _Fixed()
+    epoch = _Fixed()
+    on_end = _Fixed()
+    lengths = _Fixed()
+    states = _Fixed()
+    rank = _Fixed()
+    world_size = _Fixed()
+    streamers = _Fixed()
+
+    # What a description shows besides the arguments.
+    __pescador_shown__: ClassVar = {"rank": 0, "world_size": 1}
+
+    def __init__(
+        self,
+        make: Callable[[int], Streamer[T]],
+        shards: int = 64,
+        seed: int | np.integer[Any] | np.random.SeedSequence = 0,
+        *,
+        epoch: int = 0,
+        on_end: str = "error",
+        lengths: int | Sequence[int] | Callable[[int], int] | None = None,
+        states: Iterable[str] = ("numpy", "random"),
+    ) -> None:
+        if not callable(make):
+            raise ArgumentError(f"make={make!r} must be a function of the number of a shard")
+        seeded: Seeded[Any] = Seeded((), seed, epoch=epoch, states=states)
+        shards = as_count("shards", shards)
+        as_choice("on_end", on_end, ("error", "stop"))
+        if lengths is not None and on_end == "error":
+            raise ArgumentError(f"lengths={lengths!r} is for on_end='stop'")
+        if is_number(lengths):
+            lengths = as_count("lengths", lengths)
+        elif isinstance(lengths, Sequence | np.ndarray):
+            if len(lengths) != shards:
+                raise ArgumentError(
+                    f"lengths={lengths!r:.100} must have a number for each of the {shards} shards"
+                )
+        elif not (lengths is None or callable(lengths)):
+            raise ArgumentError(
+                f"lengths={lengths!r:.100} must be None, a whole number, one for each shard, or a "
+                "function of a shard"
+            )
+        self.active_count_ = 0
+        self.stream_ = None
+        self.__pescador_made__ = _Made()
+        self.__pescador_set__(
+            make=make,
+            shards=shards,
+            seed=seeded.seed,
+            epoch=seeded.epoch,
+            on_end=on_end,
+            lengths=lengths,
+            states=seeded.states,
+            rank=0,
+            world_size=1,
+        )
+
+    def __pescador_set__(self, **fields: Any) -> None:
+        """Have other attributes, and the shards that follow from them."""
+        self.__dict__.update(fields)
+        numbers = range(self.rank, self.shards, self.world_size)
+        self.__dict__["streamers"] = [Shard(self, shard) for shard in numbers]
+
+    def at(self, rank: int = 0, world_size: int = 1, *, epoch: int | None = None) -> Self:
+        """Return the part of one rank.
+
+        Parameters
+        ----------
+        rank : int >= 0
+            Below `world_size`.
+        world_size : int > 0
+            How many ranks there are: a divisor of `shards`.
+        epoch : int >= 0 or None
+            None leaves it as it is.
+
+        Returns
+        -------
+        part : Sharded
+            The items of the shards with ``shard % world_size == rank``, in turn.
+        """
+        world_size = as_count("world_size", world_size)
+        if self.shards % world_size:
+            raise ArgumentError(
+                f"world_size={world_size} does not divide shards={self.shards}: ranks would have "
+                "different numbers of shards"
+            )
+        if as_whole("rank", rank) >= world_size:
+            raise ArgumentError(f"rank={rank!r} must be below world_size={world_size}")
+        epoch = self.epoch if epoch is None else as_whole("epoch", epoch)
+        result = copy.copy(self)
+        result.active_count_ = 0
+        result.__pescador_set__(rank=int(rank), world_size=world_size, epoch=epoch)
+        return result
+
+    @staticmethod
+    def merge(states: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Merge the states of all ranks into one, which any number of ranks can go on from.
+
+        Parameters
+        ----------
+        states : iterable of dict
+            What ``state_dict()`` of the streams of all ranks has returned, in any order, at one
+            step of the global sequence: of parts, of maps over them such as batches, or of data
+            sets of `pescador.torch`.
+
+        Returns
+        -------
+        state : dict
+            Of a part, it is the state that the whole sequence would have, ``sharded.at(0, 1)``.
+            ``sharded.at(rank, world_size).open(state=state)`` takes it for each rank, with a map
+            over it where there was one; it opens only its own shards.
+
+        Raises
+        ------
+        ArgumentError
+            If these are not such states.
+        StateError
+            If a rank is missing, or there twice; if the ranks are not at one step; or if something
+            else differs, such as the epoch.
+
+        Notes
+        -----
+        If the states have a bound (``open(max_iter=...)``), the parts end together where they would
+        have ended. Batches and other maps over parts have as many items left as each rank had.
+        """
+        found = list(states)
+        if not found or not all(isinstance(state, dict) for state in found):
+            raise ArgumentError(f"states={states!r:.100} must be states of all ranks, one of each")
+        if any("pescador.torch" in state for state in found):
+            from .torch import merge_states
+
+            return merge_states(found)
+        return _merge(found)
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        for name, value in self.__dict__.items():
+            # Each iteration has copies of what the streamers of shards hold.
+            is_ours = name in ("make", "streamers", "__pescador_made__")
+            result.__dict__[name] = value if is_ours else _isolation.isolate(value, memo)
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("streamers", "__pescador_made__", "__pescador_around__")
+        state = {name: v for name, v in super().__getstate__().items() if name not in left_out}
+        return {**state, "make": by_name(state["make"])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__pescador_made__ = _Made()
+        self.__pescador_set__(**state)
+
+    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over this part of the sequence.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many items to yield at most.
+
+        Yields
+        ------
+        item : object
+            What the shards give, in turn.
+        """
+        scope = _core.around(self)
+        items = _core.note_started(scope, _engine(self, scope).bounded(max_iter))
+        try:
+            with _core.Opened(self, items) as opened:
+                yield from opened
+        finally:
+            items.close_streams()
+            # Who keeps an error keeps this frame, and would keep the streams.
+            del items
+
+    def _activate(self) -> None:
+        self.stream_ = self.iterate()
+
+    # What an engine and its states ask for.
+
+    __pescador_has_engine__ = True
+    # It draws nothing.
+    rng = np.random
+    __pescador_rng__ = None
+
+    def __pescador_rounds__(self) -> int | None:
+        """Return how many items each shard gives; None has them go on for ever."""
+        if self.on_end == "error":
+            return None
+        made = self.__pescador_made__
+        if made.rounds is None:
+            lengths = self.lengths
+            made.rounds = (
+                lengths if isinstance(lengths, int) else min(map(self._length, range(self.shards)))
+            )
+        return made.rounds
+
+    def _length(self, shard: int) -> int:
+        if self.lengths is not None:
+            told = self.lengths(shard) if callable(self.lengths) else self.lengths[shard]
+            return as_whole(f"lengths of shard {shard}", told)
+        streamer = Shard(self, shard).tree()
+        length = _known_length(streamer)
+        if length is None:
+            raise ArgumentError(
+                f"on_end='stop': nobody knows how many items shard {shard} has, {streamer!r}, and "
+                "ranks cannot stop together where they find its end: pass lengths"
+            )
+        return length
+
+    def __pescador_ended__(self, given: int) -> DataError:
+        """Return the error of the next shard, which has ended after so many items of this part."""
+        step = given * self.world_size + self.rank
+        n, shard = divmod(step, self.shards)
+        why = "pass on_end='stop', or have it go on for ever, as a mux with replacement does"
+        if self.on_end == "stop":
+            why = f"it was to have {self.__pescador_rounds__()} at least, by `lengths`"
+        return DataError(
+            f"shard {shard} has ended at step {step} of the global sequence, after {n} items: {why}"
+        )
+
+    def __pescador_recipe__(self) -> dict[str, Any]:
+        sequence = sequence_of(self.seed)
+        return {
+            "class": f"{Sharded.__module__}.Sharded",
+            "shards": self.shards,
+            "entropy": sequence.entropy,
+            "spawn_key": tuple(sequence.spawn_key),
+            "epoch": self.epoch,
+            "states": self.states,
+            "rounds": self.__pescador_rounds__(),
+        }
+
+    def __pescador_place__(self, state: dict[str, Any], loader: Any) -> tuple[int, int]:
+        """Return how many items this part has left, and has given, by a state of it or of all."""
+        left, given = (loader.whole(state, name, 0) for name in ("left", "given"))
+        rank, world_size = state["rank"], state["world_size"]
+        if (rank, world_size) == (self.rank, self.world_size):
+            return left, given
+        if (rank, world_size) != (0, 1):
+            raise StateError(
+                f"the state is that of rank {rank} of {world_size}, and this is rank {self.rank} "
+                f"of {self.world_size}: pescador.Sharded.merge(states of all {world_size} ranks) "
+                "makes one that any number of ranks can go on from"
+            )
+        mine = steps_of(self.rank, self.world_size, given)
+        if left < _BOUNDED:
+            return steps_of(self.rank, self.world_size, given + left) - mine, mine
+        return _UNBOUNDED - mine, mine
+
+
+def _engine(sharded: Sharded[Any], scope: _core.Scope | None) -> _mux.ShardedEngine:
+    """Return one iteration over a part."""
+    here = _core.Scope(scope, None, [], {})
+    rounds = sharded.__pescador_rounds__()
+    return _mux.ShardedEngine(sharded, here, len(sharded.streamers), rounds)
+
+
+def _open(sharded: Sharded[Any], scope: _core.Scope | None) -> _mux.ShardedEngine | None:
+    """Return one iteration, or None if the hooks of a subclass are to be called."""
+    return _engine(sharded, scope) if _hooks.is_stock(sharded) else None
+
+
+_hooks.register(Sharded, _HOOKS, opener=_open)
+
+# ------------------------------------------------------------------------------------- merging
+
+# Of what has no bound, so many items are left as compiled code counts to, less those given.
+_UNBOUNDED = _core.as_bound(None)
+_BOUNDED = _UNBOUNDED // 2
+
+
+def _way_to_part(state: dict[str, Any]) -> list[str]:
+    """Return the keys that lead to the state of a part, through those of maps over it."""
+    way, node = ["tree"], state.get("tree")
+    while isinstance(node, dict) and node.get("kind") != "ShardedEngine":
+        key = "map" if "map" in node else "stream"
+        way.append(key)
+        node = node.get(key)
+    if node is None:
+        raise ArgumentError(
+            "these are no states of parts of a Sharded, or of maps or a ParallelStreamer over one: "
+            "pass what state_dict() has returned of each rank's stream (that of a ZMQStreamer is "
+            "of where its worker was)"
+        )
+    return way
+
+
+def _at(state: Any, way: list[str]) -> Any:
+    for key in way:
+        state = state[key]
+    return state
+
+
+def _replaced(state: dict[str, Any], way: list[str], value: Any) -> dict[str, Any]:
+    """Return a copy of a state with another value at the end of a way."""
+    first, *rest = way
+    return {**state, first: _replaced(state[first], rest, value) if rest else value}
+
+
+def _difference(one: Any, other: Any, name: str = "") -> str | None:
+    """Return the name of the first value that differs in two states; None where none does."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        pairs = [(str(key), one[key], other[key]) for key in one]
+    elif isinstance(one, list | tuple) and type(one) is type(other) and len(one) == len(other):
+        pairs = [(str(i), one[i], other[i]) for i in range(len(one))]
+    else:
+        same = type(one) is type(other) and bool(np.all(one == other))
+        return None if same else name
+    for key, here, there in pairs:
+        # What a ParallelStreamer has drawn for itself: shards have their own seeds.
+        if key != "words":
+            found = _difference(here, there, f"{name}, {key}" if name else key)
+            if found is not None:
+                return found
+    return None
+
+
+def check_ranks(parts: list[dict[str, Any]]) -> None:
+    """Refuse states that are not those of all ranks, once each."""
+    sizes = sorted({part["world_size"] for part in parts})
+    if len(sizes) > 1:
+        raise StateError(f"the states are those of different numbers of ranks: {sizes}")
+    ranks = [part["rank"] for part in parts]
+    missing = sorted(set(range(sizes[0])) - set(ranks))
+    if missing:
+        raise StateError(f"of {sizes[0]} ranks, the states of these are missing: {missing}")
+    if len(ranks) > sizes[0]:
+        raise StateError(f"a rank is there twice: the states are those of {sorted(ranks)}")
+
+
+def _check_step(parts: list[dict[str, Any]], step: int) -> None:
+    """Refuse states that are not of one step of the global sequence."""
+    n = len(parts)
+    if all(part["given"] == steps_of(rank, n, step) for rank, part in enumerate(parts)):
+        return
+    most = max(part["given"] for part in parts)
+    behind = {rank: part["given"] for rank, part in enumerate(parts) if part["given"] < most}
+    lag = ", ".join(f"rank {rank} has given {given}" for rank, given in behind.items())
+    raise StateError(
+        f"the states are not of one step: {lag}, and others {most} items: "
+        "take the states of all ranks after the same number of items of each"
+    )
+
+
+def _merge(states: list[dict[str, Any]]) -> dict[str, Any]:
+    ways = [_way_to_part(state) for state in states]
+    found = [_at(state, way) for state, way in zip(states, ways, strict=True)]
+    check_ranks(found)
+    order = sorted(range(len(states)), key=lambda i: int(found[i]["rank"]))
+    states, parts, way = [states[i] for i in order], [found[i] for i in order], ways[0]
+    step = sum(part["given"] for part in parts)
+    _check_step(parts, step)
+    left = sum(part["left"] for part in parts)
+    whole = {
+        **parts[0],
+        "rank": 0,
+        "world_size": 1,
+        "given": step,
+        "left": left if left < _BOUNDED else _UNBOUNDED - step,
+        "shards": sorted((shard for part in parts for shard in part["shards"]), key=_number),
+    }
+    if "map" not in way:
+        states = [{**state, "index": step} for state in states]
+    # All else is the same: as the recipe of the shards, and how many batches there were.
+    others = [
+        _replaced(state, way, part["recipe"]) for state, part in zip(states, parts, strict=True)
+    ]
+    for rank, other in enumerate(others):
+        differs = _difference(other, others[0])
+        if differs is not None:
+            raise StateError(
+                f"the states of the ranks 0 and {rank} differ beside their shards: {differs}"
+            )
+    return _replaced(states[0], way, whole)
+
+
+def _number(shard: list[Any]) -> int:
+    return int(shard[0])
