@@ -13,6 +13,7 @@ from .core import Streamer
 from .exceptions import ArgumentError
 from .mux import BaseMux, ChainMux, RoundRobinMux
 from .seeded import Seeded
+from .sharded import Sharded
 from .sources.source import Source
 
 __all__ = ["Part", "Tree"]
@@ -45,7 +46,7 @@ class Part(NamedTuple):
 
 def _stream_in(streamer: Any) -> tuple[Any, Any]:
     """Return the stream that a streamer reads and changes, and the way to it; None for neither."""
-    if isinstance(streamer, BaseMux | Source):
+    if isinstance(streamer, BaseMux | Sharded | Source):
         return None, None
     inner = streamer.__dict__.get("streamer")
     if isinstance(inner, Streamer):
@@ -69,6 +70,8 @@ class Tree:
         What is iterated.
     seeded : Seeded or None
         The one that governs it.
+    sharded : Sharded or None
+        What is at the root, below maps, if it is one.
     mux : BaseMux or None
         What is at the root, below maps.
     root : Streamer
@@ -77,10 +80,12 @@ class Tree:
 
     def __init__(self, streamer: Streamer[Any]) -> None:
         self.seeded: Seeded[Any] | None = None
+        self.sharded: Sharded[Any] | None = None
         self.mux: BaseMux[Any] | None = None
-        self.way: list[tuple[Any, Any]] = []
+        self.way: list[Streamer[Any]] = []
         self.root = self.top = copy.copy(streamer)
         while True:
+            self.way.append(self.root)
             self.root.active_count_ = 0
             self.root.__dict__.pop("__pescador_kept__", None)
             if isinstance(self.root, Seeded) and self.seeded is None:
@@ -99,6 +104,24 @@ class Tree:
             self.root = inner
         if isinstance(self.root, BaseMux):
             self.mux = self.root
+        elif isinstance(self.root, Sharded):
+            self.sharded = self.root
+
+    @property
+    def epoch(self) -> int:
+        """Which epoch it is of."""
+        source = self.sharded or self.seeded
+        return 0 if source is None else int(source.epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        if self.sharded is not None:
+            _become(self.sharded, self.sharded.rank, self.sharded.world_size, epoch)
+            for streamer in self.way:
+                # Workers know the shards as they were.
+                streamer.__dict__.pop("__pescador_kept__", None)
+        if self.seeded is not None:
+            self.seeded.epoch = epoch
 
     def default_split(self) -> str | None:
         """Return how the tree is divided unless it is said; None where it cannot be."""
@@ -112,6 +135,9 @@ class Tree:
     def split(self, split: str | None, part: Part) -> None:
         """Leave what one part is to give."""
         if part.n == 1:
+            return
+        if self.sharded is not None:
+            self._take_shards(self.sharded, split, part)
             return
         name = f"{split!r}" if split else "None"
         split = split or self.default_split()
@@ -137,6 +163,27 @@ class Tree:
         if self.seeded is not None:
             self.seeded.rank = self.seeded.rank * part.n + part.number
 
+    def _take_shards(self, sharded: Sharded[Any], split: str | None, part: Part) -> None:
+        if split is not None:
+            raise ArgumentError(f"split={split!r}: {sharded!r} is divided by its shards: pass None")
+        if part.num_workers > 1:
+            raise ArgumentError(
+                f"num_workers={part.num_workers}: {sharded!r} is divided among ranks, not among "
+                "workers, who would make other batches of its items: have at most one, or none "
+                "and a pescador.ParallelStreamer"
+            )
+        if self.seeded is not None:
+            raise ArgumentError(
+                f"{self.seeded!r} is above {sharded!r}, which has seeds of its own: what draws "
+                "belongs in what `make` returns"
+            )
+        mine = (part.rank, part.world_size)
+        if sharded.world_size != 1 and (sharded.rank, sharded.world_size) != mine:
+            raise ArgumentError(
+                f"this is {part}, and {sharded!r} is the part of another: pass the whole"
+            )
+        _become(sharded, *mine, sharded.epoch)
+
     def _take_streams(self, part: Part) -> None:
         mux: Any = self.mux
         if callable(mux.streamers):
@@ -154,6 +201,11 @@ class Tree:
             mux.weights = as_weights(weights, len(weights), weights.dtype)
         if mux.__dict__.get("mode") in ("exhaustive", "single_active"):
             mux.n_active = min(mux.n_active, len(mux.streamers))
+
+
+def _become(sharded: Sharded[Any], rank: int, world_size: int, epoch: int) -> None:
+    """Have a copy be another part."""
+    sharded.__dict__.update(sharded.at(rank, world_size, epoch=epoch).__dict__)
 
 
 def _every_nth(make: Callable[[], Iterable[Any]], index: int, n: int) -> Iterator[Any]:

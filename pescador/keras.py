@@ -49,7 +49,7 @@ class Dataset(keras.utils.PyDataset):
     Notes
     -----
     **A stream that ends begins again**, in the middle of an epoch if need be: as the next epoch of
-    its `Seeded`, if there is one. With `restart`, it is always the same epoch.
+    its `Seeded` or `Sharded`, if there is one. With `restart`, it is always the same epoch.
 
     **Batches come in order**, whatever ``shuffle`` says: shuffling is the business of muxes. To
     make them in the background, use `ParallelStreamer` or `ZMQStreamer`; the workers of Keras would
@@ -83,8 +83,7 @@ class Dataset(keras.utils.PyDataset):
         self.steps_per_epoch = steps_per_epoch
         self.restart = as_bool("restart", restart)
         self._tree = Tree(self.streamer)
-        seeded = self._tree.seeded
-        self._first = 0 if seeded is None else seeded.epoch
+        self._first = self._tree.epoch
         self._passes = 0
         self._stream: Any = None
         # How many batches this epoch has given, and the first of them; those to be given again.
@@ -103,8 +102,7 @@ class Dataset(keras.utils.PyDataset):
         return self.steps_per_epoch
 
     def _open(self, state: Any = None) -> None:
-        if self._tree.seeded is not None:
-            self._tree.seeded.epoch = self._first + self._passes
+        self._tree.epoch = self._first + self._passes
         self._stream = self._tree.top.open(state=state)
 
     def _close(self) -> None:

@@ -16,6 +16,7 @@ from ._checks import as_choice, is_masked, is_number
 from ._parts import Part, Tree
 from .core import Streamer
 from .exceptions import ArgumentError, StateError
+from .sharded import Sharded, check_ranks
 
 __all__ = ["Dataset", "pinned", "to_arrays", "to_tensors"]
 
@@ -269,9 +270,7 @@ class _Pass:
 
     def begin(self) -> Any:
         """Open the stream."""
-        seeded = self.tree.seeded
-        if seeded is not None:
-            seeded.epoch = self.epoch
+        self.tree.epoch = self.epoch
         stream = self.tree.top.open(state=self.state)
         self.epochs.begin(self.part, self.epoch)
         self.stream = stream
@@ -346,7 +345,8 @@ class Dataset(torch.utils.data.IterableDataset):
             is one.
 
         None is ``"streams"`` if that mux opens each stream once, or goes over its pool in turn;
-        otherwise it is ``"seed"``.
+        otherwise it is ``"seed"``. A `Sharded` at the root is divided by its shards: each rank
+        gets ``sharded.at(rank, world_size)``, and its loader may have one worker.
 
     Raises
     ------
@@ -361,8 +361,8 @@ class Dataset(torch.utils.data.IterableDataset):
     Notes
     -----
     **Epochs.** Each pass is one: it is ``seeded.at(epoch=...)``, one more than that of the pass
-    before, or the one that `set_epoch` was given, in each worker too. Without a `Seeded`, a tree
-    draws by its own seeds.
+    before, or the one that `set_epoch` was given, in each worker too. Without a `Seeded` or
+    `Sharded`, a tree draws by its own seeds.
 
     **Maps** that are applied to the mux at the root are looked through: a streamer of a function
     that is given one streamer, `buffer_stream` for example, and `Seeded`, `ParallelStreamer` and
@@ -401,8 +401,9 @@ class Dataset(torch.utils.data.IterableDataset):
             raise ArgumentError(f"transform={transform!r} must be None or a function of an item")
         self.transform = transform
         self.split = None if split is None else as_choice("split", split, _SPLITS)
-        seeded = Tree(self.streamer).seeded
-        self._epochs = _Epochs(0 if seeded is None else seeded.epoch)
+        tree = Tree(self.streamer)
+        self._is_sharded = tree.sharded is not None
+        self._epochs = _Epochs(tree.epoch)
         self._tree: tuple[Part, Tree] | None = None
         self._run: _Pass | None = None
         self._loaded: dict[str, Any] | None = None
@@ -437,7 +438,7 @@ class Dataset(torch.utils.data.IterableDataset):
         part = self._part()
         epoch, state = self._epochs.of(part), None
         if self._loaded is not None:
-            _check_part(self._loaded, part)
+            self._check_part(self._loaded, part)
             if not _has_ended(self._loaded):
                 epoch, state = self._loaded["epoch"], _restored(self._loaded["stream"])
             self._loaded = None
@@ -498,8 +499,9 @@ class Dataset(torch.utils.data.IterableDataset):
         Raises
         ------
         StateError
-            If the state is of another part: another rank or worker, or another number of them. When
-            the pass begins: if it is of another streamer.
+            If the state is of another part: another rank or worker, or another number of them. Of
+            a `Sharded`, any rank takes what `Sharded.merge` has made of the states of all. When the
+            pass begins: if it is of another streamer.
         """
         if not isinstance(state_dict, dict) or "pescador.torch" not in state_dict:
             raise ArgumentError(
@@ -511,16 +513,42 @@ class Dataset(torch.utils.data.IterableDataset):
                 f"this version reads {_FORMAT}"
             )
         part = self._part()
-        _check_part(state_dict, part)
+        self._check_part(state_dict, part)
         self._epochs.restore(part, state_dict["epoch"] + _has_ended(state_dict))
         self._run, self._loaded = None, state_dict
 
+    def _check_part(self, state: dict[str, Any], part: Part) -> None:
+        """Refuse the state of another part; all of a Sharded goes on from that of the whole."""
+        saved = Part(*(state[name] for name in Part._fields))
+        if saved == part or (self._is_sharded and saved == _WHOLE):
+            return
+        hint = "that of each is for it alone"
+        if self._is_sharded:
+            hint = "pescador.Sharded.merge(states of all ranks) makes one that all ranks take"
+        raise StateError(f"the state is that of {saved}; this is {part}: {hint}")
 
-def _check_part(state: dict[str, Any], part: Part) -> None:
-    """Refuse the state of another part."""
-    saved = Part(*(state[name] for name in Part._fields))
-    if saved != part:
-        raise StateError(f"the state is that of {saved}; this is {part}")
+
+# The part of one process without workers: all.
+_WHOLE = Part(0, 1, 0, 0)
+
+
+def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the state of all ranks, of those of their data sets; see `Sharded.merge`."""
+    if any(state.get("pescador.torch") != _FORMAT for state in states):
+        raise ArgumentError(
+            f"states={states!r:.100} must all be what state_dict() of data sets has returned, by "
+            "this version"
+        )
+    check_ranks(states)
+    unlike = {state["rank"]: state["epoch"] for state in states}
+    if len(set(unlike.values())) > 1:
+        raise StateError(f"the states of the ranks are of different epochs: {unlike}")
+    streams = [_restored(state["stream"]) for state in states if state["stream"] is not None]
+    behind = [state["rank"] for state in states if state["stream"] is None]
+    if streams and behind:
+        raise StateError(f"the states are not of one step: no pass has begun in the ranks {behind}")
+    merged = _saved(Sharded.merge(streams)) if streams else None
+    return {**states[0], **_WHOLE._asdict(), "stream": merged}
 
 
 def _has_ended(state: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ collect_ignore_glob = [
     "typing/*",
     "parity/help/*",
     "parity/fetch.py",
+    "frameworks/ranks.py",
     "frameworks/runs.py",
     "on_every_python.py",
 ]
