@@ -141,8 +141,8 @@ class Sharded(Streamer[T]):
     make : function
         ``make(shard)`` returns the `Streamer` of a shard: a mux, for example, over every 64th file
         of a list. It is called once for each shard that is opened, when that is opened first. It
-        has to return the same in every process; what it draws from the global states of
-        ``np.random`` and `random` follows from the seed and the shard.
+        has to return the same in every process. While it runs, the global states of ``np.random``
+        and `random` are those of ``SeedSequence(seed, spawn_key=(shard,))``, as in a visit.
     shards : int > 0
         How many there are. It is a part of what the sequence is: choose a number that all numbers
         of ranks divide that may be wanted.
@@ -583,7 +583,8 @@ def _merge(states: list[dict[str, Any]]) -> dict[str, Any]:
         states = [{**state, "index": step} for state in states]
     # All else is the same: as the recipe of the shards, and how many batches there were.
     others = [
-        _replaced(state, way, part["recipe"]) for state, part in zip(states, parts, strict=True)
+        {**_replaced(state, way, part["recipe"]), "inexact": None}
+        for state, part in zip(states, parts, strict=True)
     ]
     for rank, other in enumerate(others):
         differs = _difference(other, others[0])
@@ -591,7 +592,8 @@ def _merge(states: list[dict[str, Any]]) -> dict[str, Any]:
             raise StateError(
                 f"the states of the ranks 0 and {rank} differ beside their shards: {differs}"
             )
-    return _replaced(states[0], way, whole)
+    inexact = sorted({reason for state in states for reason in state["inexact"]})
+    return {**_replaced(states[0], way, whole), "inexact": inexact}
 
 
 def _number(shard: list[Any]) -> int:

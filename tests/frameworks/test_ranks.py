@@ -159,10 +159,10 @@ def test_the_part_of_a_rank_may_be_passed_to_it():
     assert (tree.sharded.rank, tree.sharded.world_size) == (1, 2)
 
 
-def state_of(rank, steps=2, epoch=0):
+def state_of(rank, steps=2, epoch=0, wrap=lambda batches: batches):
     """The state of one of two ranks."""
-    sharded = Sharded(ranks.make, 8).at(rank, 2)
-    dataset = Dataset(Streamer(pescador.buffer_stream, sharded, 4))
+    part = Sharded(ranks.make, 8, 3).at(rank, 2)
+    dataset = Dataset(wrap(Streamer(pescador.buffer_stream, part, ranks.BATCH // 2)))
     dataset.set_epoch(epoch)
     items = iter(dataset)
     for _ in range(steps):
@@ -175,13 +175,24 @@ def state_of(rank, steps=2, epoch=0):
     [
         ([state_of(0)], r"of 2 ranks, the states of these are missing: \[1\]"),
         ([state_of(0), state_of(1, epoch=1)], "different epochs: {0: 0, 1: 1}"),
-        ([state_of(0), state_of(1, 3)], "rank 0 has given 8, and others 12 items"),
+        ([state_of(0), state_of(1, 3)], "rank 0 has given 16, and others 24 items"),
         ([state_of(0), state_of(1, 0)], r"not of one step: no pass has begun in the ranks \[1\]"),
     ],
 )
 def test_states_of_ranks_that_are_not_at_one_step_are_refused(states, message):
     with pytest.raises(StateError, match=message):
         Sharded.merge(states)
+
+
+def test_states_of_workers_of_the_ranks_are_merged():
+    def wrap(batches):
+        return pescador.ParallelStreamer(batches, 1)
+
+    merged = Sharded.merge([state_of(rank, wrap=wrap) for rank in range(2)])
+    dataset = Dataset(wrap(ranks.batches()))
+    dataset.load_state_dict(merged)
+    found = [sorted(batch["x"].tolist()) for batch in itertools.islice(dataset, 2)]
+    assert found == global_batches(4)[2:]
 
 
 def test_states_from_before_the_first_item_are_merged_too():

@@ -53,6 +53,17 @@ for x, _y in pescador.keras_tuples(mux, inputs=["x"], outputs="y"):
 for item in pescador.cache(letters, 5, random_state=np.random.default_rng(0)):
     assert_type(item, str)
 
+
+def shard_of(shard: int) -> pescador.Streamer[Sample]:
+    """Make the streamer of a shard."""
+    return pescador.Streamer(windows, f"{shard}.npz")
+
+
+sharded = pescador.Sharded(shard_of, 8, 0, on_end="stop", lengths=lambda shard: 4)
+assert_type(sharded.at(1, 4, epoch=2), pescador.Sharded[Sample])
+for sample in sharded.at(1, 4):
+    assert_type(sample, Sample)
+
 background: pescador.ZMQStreamer[Sample] = pescador.ZMQStreamer(mux, timeout=None)
 with background as active, mux as active_mux:
     print(active.is_activated_copy, active_mux.stream_weights_)
