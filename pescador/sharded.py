@@ -383,14 +383,10 @@ class Sharded(Streamer[T]):
             What the shards give, in turn.
         """
         scope = _core.around(self)
-        items = _core.note_started(scope, _engine(self, scope).bounded(max_iter))
-        try:
-            with _core.Opened(self, items) as opened:
-                yield from opened
-        finally:
-            items.close_streams()
-            # Who keeps an error keeps this frame, and would keep the streams.
-            del items
+        with _core.Opened(
+            self, _core.note_started(scope, _engine(self, scope).bounded(max_iter))
+        ) as items:
+            yield from items
 
     def _activate(self) -> None:
         self.stream_ = self.iterate()
@@ -465,7 +461,7 @@ class Sharded(Streamer[T]):
         mine = steps_of(self.rank, self.world_size, given)
         if left < _BOUNDED:
             return steps_of(self.rank, self.world_size, given + left) - mine, mine
-        return _UNBOUNDED - mine, mine
+        return _UNBOUNDED, mine
 
 
 def _engine(sharded: Sharded[Any], scope: _core.Scope | None) -> _mux.ShardedEngine:
