@@ -132,9 +132,9 @@ class Sharded(Streamer[T]):
     `world_size` processes that train, that of a `rank` is given the steps with ``t % world_size ==
     rank`` by ``sharded.at(rank, world_size)``. It opens no other shards than those.
 
-    So n items of each rank are the same n * world_size items, if all ranks' are taken together,
-    for each `world_size` that divides the number of shards: training can go on with another one
-    (`merge`), and its batches are those of a run in which nothing has changed.
+    If each rank takes ``n // world_size`` items, these are the same n items for each `world_size`
+    that divides n and `shards`. So training can go on with another one (`merge`), and its batches
+    are those of a run in which nothing has changed.
 
     Parameters
     ----------
@@ -144,8 +144,8 @@ class Sharded(Streamer[T]):
         has to return the same in every process. While it runs, the global states of ``np.random``
         and `random` are those of ``SeedSequence(seed, spawn_key=(shard,))``, as in a visit.
     shards : int > 0
-        How many there are. It is a part of what the sequence is: choose a number that all numbers
-        of ranks divide that may be wanted.
+        How many there are. Another number is another sequence: choose a multiple of each number of
+        ranks that may be wanted.
     seed : int or SeedSequence
         Shard c gives in epoch e what ``Seeded(make(c), seed, epoch=e, rank=c)`` gives.
     epoch : int >= 0
@@ -280,35 +280,37 @@ class Sharded(Streamer[T]):
         numbers = range(self.rank, self.shards, self.world_size)
         self.__dict__["streamers"] = [Shard(self, shard) for shard in numbers]
 
-    def at(self, rank: int = 0, world_size: int = 1, *, epoch: int | None = None) -> Self:
-        """Return the part of one rank.
+    def at(
+        self, rank: int | None = None, world_size: int | None = None, *, epoch: int | None = None
+    ) -> Self:
+        """Return the part of one rank, or another epoch of this one.
 
         Parameters
         ----------
-        rank : int >= 0
-            Below `world_size`.
-        world_size : int > 0
+        rank : int >= 0 or None
+            Below `world_size`. None leaves each of these as it is.
+        world_size : int > 0 or None
             How many ranks there are: a divisor of `shards`.
         epoch : int >= 0 or None
-            None leaves it as it is.
 
         Returns
         -------
         part : Sharded
             The items of the shards with ``shard % world_size == rank``, in turn.
         """
-        world_size = as_count("world_size", world_size)
+        world_size = self.world_size if world_size is None else as_count("world_size", world_size)
+        rank = self.rank if rank is None else as_whole("rank", rank)
         if self.shards % world_size:
             raise ArgumentError(
                 f"world_size={world_size} does not divide shards={self.shards}: ranks would have "
                 "different numbers of shards"
             )
-        if as_whole("rank", rank) >= world_size:
+        if rank >= world_size:
             raise ArgumentError(f"rank={rank!r} must be below world_size={world_size}")
         epoch = self.epoch if epoch is None else as_whole("epoch", epoch)
         result = copy.copy(self)
         result.active_count_ = 0
-        result.__pescador_set__(rank=int(rank), world_size=world_size, epoch=epoch)
+        result.__pescador_set__(rank=rank, world_size=world_size, epoch=epoch)
         return result
 
     @staticmethod

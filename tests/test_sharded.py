@@ -122,8 +122,9 @@ def test_another_epoch_is_independent_and_its_own():
     other = sharded.at(epoch=2)
     assert items_of(other, 50) == items_of(Sharded(make, SHARDS, epoch=2), 50)
     assert items_of(other, 50) != items_of(sharded, 50)
-    assert other.at(1, 2).epoch == 2
-    assert (other.at(1, 2).rank, other.at(1, 2).world_size) == (1, 2)
+    part = sharded.at(1, 2).at(epoch=2)
+    assert (part.rank, part.world_size) == (1, 2)
+    assert items_of(part, 20) == items_of(other.at(1, 2), 20) == items_of(other, 40)[1::2]
 
 
 def test_only_shards_of_the_rank_are_made_and_opened_when_due_and_once_for_all_passes():
