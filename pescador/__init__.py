@@ -23,6 +23,7 @@ from .exceptions import ArgumentError, DataError, PescadorError, PescadorWarning
 from .maps import SKIP, buffer_stream, cache, keras_tuples, transform, tuples
 from .mux import BaseMux, ChainMux, Mux, RoundRobinMux, ShuffledMux, StochasticMux
 from .parallel import ParallelStreamer
+from .remote import RemoteStreamer, Server, serve
 from .seeded import SPAWN, Seeded
 from .sharded import Sharded
 from .stream import Stream
@@ -40,9 +41,11 @@ __all__ = [
     "ParallelStreamer",
     "PescadorError",
     "PescadorWarning",
+    "RemoteStreamer",
     "RoundRobinMux",
     "Seeded",
     "Sharded",
+    "Server",
     "ShuffledMux",
     "StateError",
     "StochasticMux",
@@ -58,6 +61,7 @@ __all__ = [
     "keras_tuples",
     "maps",
     "mux",
+    "serve",
     "sources",
     "streamable",
     "transform",

@@ -145,7 +145,7 @@ class Channel:
         self.stop()
         if os.getpid() != self.owner or self.worker is None or self.worker.pid is None:
             return
-        process.wait_for_end(self.worker, self.streamer.timeout, self._drain)
+        process.wait_for_end(self.worker, self.streamer.timeout, self.drain)
 
     def stop(self) -> None:
         """Tell the worker that no more is wanted."""
@@ -158,7 +158,7 @@ class Channel:
 
     def _say_stop(self) -> None:
         """Say so when there is room for it: a worker that is busy, or suspended, reads nothing."""
-        if not self.is_stopped and self._is_ready(0, to_write=True):
+        if not self.is_stopped and self.is_ready(0, to_write=True):
             self.say(STOP)
             self.is_stopped = True
 
@@ -289,7 +289,7 @@ class Channel:
             if self.pipe is not None:
                 self.pipe.send_bytes(word)
 
-    def _is_ready(self, timeout: float, *, to_write: bool = False) -> bool:
+    def is_ready(self, timeout: float, *, to_write: bool = False) -> bool:
         """Wait for a message, or for room for one, for some seconds.
 
         Tell whether there is one, or will never be one.
@@ -311,10 +311,10 @@ class Channel:
         Tell whether there was one.
         """
         assert self.worker is not None
-        if self._is_ready(timeout):
+        if self.is_ready(timeout):
             self._read_message()
             return True
-        if process.is_gone(self.worker) and not self._is_ready(0):
+        if process.is_gone(self.worker) and not self.is_ready(0):
             # A process that the worker forked holds the pipe open.
             self._close_pipe()
         else:
@@ -350,7 +350,7 @@ class Channel:
         if self.missing:
             self.missing, self.incoming = 0, None
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """Read what the worker sends, which nobody wants: it may wait for that."""
         self._say_stop()
         self.missing, self.incoming = 0, None

@@ -477,10 +477,10 @@ def needs_thread() -> Iterator[None]:
 
 
 def check_owner(owner: int) -> None:
-    """Raise in another process than the one that started workers, such as one that it forked."""
+    """Raise in another process than the one that began a stream, such as one that it forked."""
     if os.getpid() != owner:
         raise PescadorError(
-            "a stream from a worker belongs to the process that started the worker; start an "
+            "a stream from a worker or a server belongs to the process that began it; start an "
             "iteration of its own in this one"
         )
 

@@ -16,10 +16,10 @@ from .. import _core, _visits
 from .._state import Loader, Saver
 from ..exceptions import StateError
 
-__all__ = ["RemoteStream", "Reporting"]
+__all__ = ["STATE_KEY", "RemoteStream", "Reporting"]
 
 # The key of an item that is a report; no item of a stream has it.
-_KEY = ("pescador", "state")
+STATE_KEY = ("pescador", "state")
 
 # A worker may spend this part of its time on reports.
 _SHARE = 0.01
@@ -72,28 +72,27 @@ class Reporting:
                 next(stream, None)
         with stream:
             if self.tracks:
-                yield _report(stream)
+                yield self.report(stream)
             due, told = 0.0, False
             for item in stream:
                 if run.has_drawn and self.tracks and not told:
                     # An earlier state is none either: who starts from there draws otherwise.
                     told = True
-                    yield _report(stream)
+                    yield self.report(stream)
                 yield item
                 if self.tracks and not told and time.perf_counter() >= due:
                     before = time.perf_counter()
-                    yield _report(stream)
+                    yield self.report(stream)
                     now = time.perf_counter()
                     due = now + (now - before) / _SHARE
 
-
-def _report(stream: Any) -> dict[Any, Any]:
-    """Return the state of a stream, or why it has none, as an item."""
-    try:
-        told: Any = stream.state_dict(), stream.replay_cost
-    except StateError as error:
-        told = str(error), 0
-    return {_KEY: np.frombuffer(pickle.dumps(told), np.uint8)}
+    def report(self, stream: Any) -> dict[Any, Any]:
+        """Return the state of a stream, or why it has none, as an item."""
+        try:
+            told: Any = stream.state_dict(), stream.replay_cost
+        except StateError as error:
+            told = str(error), 0
+        return {STATE_KEY: np.frombuffer(pickle.dumps(told), np.uint8)}
 
 
 class RemoteStream(_core.Compiled):
@@ -130,12 +129,12 @@ class RemoteStream(_core.Compiled):
             self.items = self.streamer.__pescador_items__(self.work, bound)
         while True:
             item = next(self.items)
-            if _KEY not in item:
+            if STATE_KEY not in item:
                 self.since += 1
                 self.given += 1
                 self.left -= 1
                 return item
-            self.report = item[_KEY].tobytes()
+            self.report = item[STATE_KEY].tobytes()
             self.since = 0
 
     @property

@@ -14,7 +14,19 @@ import numpy.typing as npt
 from .._checks import is_masked
 from ..exceptions import DataError
 
-__all__ = ["NUMBERS", "decode", "empty", "encode", "receive", "schema_from", "schema_of"]
+__all__ = [
+    "NUMBERS",
+    "decode",
+    "decode_dtype",
+    "decode_key",
+    "empty",
+    "encode",
+    "encode_dtype",
+    "encode_key",
+    "receive",
+    "schema_from",
+    "schema_of",
+]
 
 #: Values that are no arrays, and may be sent as one where that is asked for: their kinds, and the
 #: dtypes that they are sent with.
@@ -31,7 +43,7 @@ NUMBERS: dict[type, tuple[int, np.dtype[Any]]] = {
 }
 
 
-def _encode_key(key: Any) -> Any:
+def encode_key(key: Any) -> Any:
     """Return a key as JSON can hold it: strings as they are, others as [type, value]."""
     if isinstance(key, str):
         return key
@@ -40,29 +52,30 @@ def _encode_key(key: Any) -> Any:
     if isinstance(key, bytes):
         return ["bytes", key.hex()]
     if isinstance(key, tuple):
-        return ["tuple", [_encode_key(part) for part in key]]
+        return ["tuple", [encode_key(part) for part in key]]
     raise DataError(
         f"key {key!r} is of type {type(key).__name__}; only strings, numbers, bytes, None and "
         "tuples of them can be sent to another process"
     )
 
 
-def _decode_key(code: Any) -> Any:
+def decode_key(code: Any) -> Any:
+    """Return the key that `encode_key` wrote."""
     if isinstance(code, str):
         return code
     kind, value = code
     if kind == "bytes":
         return bytes.fromhex(value)
     if kind == "tuple":
-        return tuple(_decode_key(part) for part in value)
+        return tuple(decode_key(part) for part in value)
     return value
 
 
-def _encode_dtype(dtype: np.dtype[Any]) -> Any:
+def encode_dtype(dtype: np.dtype[Any]) -> Any:
     """Return a dtype as JSON can hold it, with the layout of structures to the byte."""
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
-        return {"base": _encode_dtype(base), "shape": shape}
+        return {"base": encode_dtype(base), "shape": shape}
     if dtype.names is None:
         if np.dtype(dtype.str) != dtype:
             raise DataError(f"dtype {dtype} is not NumPy's own and cannot be sent")
@@ -70,7 +83,7 @@ def _encode_dtype(dtype: np.dtype[Any]) -> Any:
     fields: list[Any] = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]
     return {
         "names": dtype.names,
-        "formats": [_encode_dtype(field[0]) for field in fields],
+        "formats": [encode_dtype(field[0]) for field in fields],
         "offsets": [field[1] for field in fields],
         "titles": [field[2] if len(field) > 2 else None for field in fields],
         "itemsize": dtype.itemsize,
@@ -78,13 +91,14 @@ def _encode_dtype(dtype: np.dtype[Any]) -> Any:
     }
 
 
-def _decode_dtype(code: Any) -> np.dtype[Any]:
+def decode_dtype(code: Any) -> np.dtype[Any]:
+    """Return the dtype that `encode_dtype` wrote."""
     if isinstance(code, str):
         return np.dtype(code)
     if "base" in code:
-        return np.dtype((_decode_dtype(code["base"]), tuple(code["shape"])))
+        return np.dtype((decode_dtype(code["base"]), tuple(code["shape"])))
     align = code.pop("align")
-    layout: Any = {**code, "formats": [_decode_dtype(f) for f in code["formats"]]}
+    layout: Any = {**code, "formats": [decode_dtype(f) for f in code["formats"]]}
     dtype: np.dtype[Any] = np.dtype(layout, align=align)
     return dtype
 
@@ -111,7 +125,7 @@ def schema_of(
     for key, array in data.items():
         if numbers and type(array) in NUMBERS:
             kind, dtype = NUMBERS[type(array)]
-            code.append((_encode_key(key), _encode_dtype(dtype), kind))
+            code.append((encode_key(key), encode_dtype(dtype), kind))
             dtypes.append(dtype)
             kinds.append(kind)
             continue
@@ -127,7 +141,7 @@ def schema_of(
                 f"key {key!r} holds an array of dtype {array.dtype}; arrays that refer to Python "
                 "objects cannot be sent to another process"
             )
-        code.append((_encode_key(key), _encode_dtype(array.dtype)))
+        code.append((encode_key(key), encode_dtype(array.dtype)))
         dtypes.append(array.dtype)
         kinds.append(0)
     return json.dumps(code).encode(), list(data), dtypes, kinds
@@ -137,8 +151,8 @@ def schema_from(code: bytes) -> tuple[list[Any], list[np.dtype[Any]], list[int]]
     """Return the keys, dtypes and kinds that `schema_of` wrote down as ``code``."""
     columns = json.loads(code)
     return (
-        [_decode_key(key) for key, *_ in columns],
-        [_decode_dtype(dtype) for _, dtype, *_ in columns],
+        [decode_key(key) for key, *_ in columns],
+        [decode_dtype(dtype) for _, dtype, *_ in columns],
         [kind[0] if kind else 0 for _, _, *kind in columns],
     )
 

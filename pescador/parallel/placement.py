@@ -76,6 +76,8 @@ def _reason(streamer: Any, seen: dict[int, Any]) -> str | None:
         return "it is an activated copy"
     if hasattr(streamer, "start_method"):
         return "it has workers of its own"
+    if hasattr(streamer, "server_key"):
+        return "its items come from a server"
     fields = streamer.__dict__
     if "streamers" in fields:
         made_here = streamer.rng is np.random or streamer.rng is streamer.__pescador_rng__

@@ -1,0 +1,97 @@
+"""Keys of CURVE: who may connect, and to whom.
+
+A key is 40 characters, as ``zmq.curve_keypair()`` returns them, or the file of
+``zmq.auth.create_certificates``. `bytes` are a key, `str` and paths name files.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import zmq
+import zmq.auth
+from zmq.utils import z85
+
+from ..exceptions import ArgumentError
+
+__all__ = ["check_address", "check_clear", "clients_of", "pair_of", "public_of"]
+
+_FILES = "zmq.auth.create_certificates(folder, name) makes files of keys"
+
+
+def _as_key(name: str, value: Any) -> bytes:
+    """Return a key; refuse what is none, without showing it: it may be secret."""
+    try:
+        if len(z85.decode(value)) == 32:
+            return bytes(value)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        pass
+    except Exception as error:  # struct.error, of a length that is no multiple of five
+        if type(error).__module__ != "struct":
+            raise
+    raise ArgumentError(f"{name} is no key: that has 40 characters of Z85; {_FILES}")
+
+
+def _load(name: str, path: Any) -> tuple[bytes, bytes | None]:
+    try:
+        return zmq.auth.load_certificate(os.fspath(path))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{name}={path!r} is no file of a key ({error}); {_FILES}") from error
+
+
+def public_of(name: str, value: Any) -> bytes:
+    """Return a public key, or raise an ArgumentError."""
+    if isinstance(value, str | os.PathLike):
+        return _as_key(name, _load(name, value)[0])
+    return _as_key(name, value)
+
+
+def pair_of(name: str, value: Any) -> tuple[bytes, bytes]:
+    """Return a public key and its secret one, or raise an ArgumentError."""
+    if isinstance(value, str | os.PathLike):
+        value = _load(name, value)
+        if value[1] is None:
+            raise ArgumentError(
+                f"{name} names a file without a secret key; it is in the one that ends in "
+                ".key_secret"
+            )
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ArgumentError(
+            f"{name} must be a file, or a pair of a public and a secret key as "
+            "zmq.curve_keypair() returns it"
+        )
+    public, secret = (_as_key(name, each) for each in value)
+    if zmq.curve_public(secret) != public:
+        raise ArgumentError(f"{name} has a public key that is not that of its secret key")
+    return public, secret
+
+
+def clients_of(name: str, value: Any) -> frozenset[bytes]:
+    """Return the public keys that may connect, or raise an ArgumentError."""
+    if isinstance(value, str | os.PathLike):
+        value = sorted(pathlib.Path(value).glob("*.key"))
+    if not isinstance(value, Iterable) or isinstance(value, bytes):
+        raise ArgumentError(f"{name} must be public keys, files of them, or a folder of such files")
+    found = frozenset(public_of(name, each) for each in value)
+    if not found:
+        raise ArgumentError(f"{name} has no key, so that nobody could connect")
+    return found
+
+
+def check_clear(names: str, has_keys: bool, insecure: bool) -> None:
+    """Raise an ArgumentError where clear text is not asked for, or is beside keys."""
+    if has_keys and insecure:
+        raise ArgumentError(f"insecure=True is for clear text, and {names} for none: pass either")
+    if not has_keys and not insecure:
+        raise ArgumentError(
+            f"without keys ({names}) everything would go in clear text, and everybody who reaches "
+            "the address could take part; insecure=True allows that"
+        )
+
+
+def check_address(address: Any) -> str:
+    """Return an address, or raise an ArgumentError."""
+    if isinstance(address, str) and address.startswith(("tcp://", "ipc://")):
+        return address
+    raise ArgumentError(f"address={address!r} must be 'tcp://host:port' or 'ipc://path'")

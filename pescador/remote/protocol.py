@@ -1,0 +1,98 @@
+"""Every word that a consumer and a server on another machine say to each other.
+
+A message has a word, a head of JSON, and what belongs to it. A server sends them as frames, a
+consumer as lines of one frame: ZeroMQ aborts a process that reads a message of several frames while
+its connection ends by the process's own doing, and that is nothing to leave to strangers.
+
+=========  ========  ===========================================================================
+word       said by   meaning
+=========  ========  ===========================================================================
+`OPEN`     consumer  Begin a stream; the head says which, from where, and how much may be on its
+                     way. The rest is the state to go on from, as a server has sent it.
+`ASK`      consumer  All records before number ``at`` have come; send on from there. Said again and
+                     again by one that waits, and on each new connection.
+`CLOSE`    consumer  No more is wanted.
+`ITEMS`    server    Records that are alike: ``n`` from number ``at`` on, then their schema, then a
+                     frame for each key; see `values`.
+`END`      server    The last record, number ``at``: the error that ended the stream, as its pickle,
+                     one line, and traceback, or none.
+`ALIVE`    server    The answer to `OPEN` and `ASK`, and a test whether the consumer is there.
+`GONE`     server    There is no such stream (any more).
+`REFUSED`  server    There will be none, and why.
+=========  ========  ===========================================================================
+
+Each head names the stream by a random number that the consumer has chosen. `OPEN` has `PROTOCOL`
+in it, and a server that speaks another one refuses. Records are the items, and among them reports
+of the stream's state.
+"""
+
+import json
+from typing import Any
+
+__all__ = [
+    "ALIVE",
+    "ASK",
+    "CLOSE",
+    "END",
+    "GONE",
+    "ITEMS",
+    "LARGEST",
+    "OPEN",
+    "PROTOCOL",
+    "REFUSED",
+    "message",
+    "question",
+    "read_question",
+    "set_heartbeats",
+    "tick",
+]
+
+#: The version of all this.
+PROTOCOL = 1
+
+OPEN = b"open"
+ASK = b"ask"
+CLOSE = b"close"
+ITEMS = b"items"
+END = b"end"
+ALIVE = b"alive"
+GONE = b"gone"
+REFUSED = b"refused"
+
+# The largest message that a server takes, in bytes: there is a state in it.
+LARGEST = 64 * 2**20
+
+
+# In seconds; what ZeroMQ counts to.
+_LONGEST = 6000
+
+
+def message(word: bytes, stream: str, *frames: Any, **head: Any) -> list[Any]:
+    """Return the frames of a message of a server."""
+    return [word, json.dumps({"stream": stream, **head}).encode(), *frames]
+
+
+def question(word: bytes, stream: str, rest: bytes = b"", **head: Any) -> bytes:
+    """Return the frame of a message of a consumer."""
+    return b"\n".join(message(word, stream, rest, **head))
+
+
+def read_question(frame: bytes) -> tuple[bytes, Any, bytes]:
+    """Return word, head and rest of a message that anybody may have sent."""
+    word, head, rest = frame.split(b"\n", 2)
+    return word, json.loads(head), rest
+
+
+def tick(timeout: float) -> float:
+    """Return the seconds between two questions of a consumer that waits, or tests of a server."""
+    return min(1.0, timeout / 4)
+
+
+def set_heartbeats(socket: Any, timeout: float) -> None:
+    """Have ZeroMQ end a connection on which nothing is heard; its own threads see to it."""
+    interval = max(int(min(timeout, _LONGEST) * 1000 / 8), 1)
+    socket.heartbeat_ivl = interval
+    socket.heartbeat_timeout = 2 * interval
+    # What the other end is told, in case it has not set its own.
+    socket.heartbeat_ttl = 3 * interval
+    socket.handshake_ivl = 8 * interval

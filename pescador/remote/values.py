@@ -1,0 +1,260 @@
+"""Items and states as bytes, without pickle: whoever reads them runs nothing that was written.
+
+A value is split into a code, which is JSON, and arrays. Items travel as mappings of keys to arrays;
+one that is something else becomes a mapping that has its code under a key of its own.
+
+docs/inside/remote.rst explains it.
+"""
+
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._channel.schema import decode_dtype, decode_key, empty, encode_dtype, encode_key
+from .._checks import is_masked
+from ..exceptions import DataError
+
+__all__ = ["PICKLED", "VALUE", "Batch", "Schemas", "as_arrays", "dumps", "loads", "value_of"]
+
+# The keys of mappings that stand for something else.
+VALUE = ("pescador", "value")
+PICKLED = ("pescador", "item")
+
+# Bytes of records that go in one message; one record may be larger.
+_BATCH = 128 * 1024
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+# ------------------------------------------------------------------------------------- one value
+
+
+def _split(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
+    """Return the code of a value; append its arrays."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind in (list, tuple):
+        return [kind.__name__, *(_split(each, arrays) for each in value)]
+    if kind is dict:
+        parts = [_split(part, arrays) for pair in value.items() for part in pair]
+        return ["dict", *parts]
+    if kind is bytes:
+        return ["bytes", value.hex()]
+    if kind is complex:
+        return ["complex", value.real, value.imag]
+    if isinstance(value, np.ndarray | np.generic) and not is_masked(value):
+        array = np.asarray(value)
+        if not array.dtype.hasobject:
+            arrays.append(array)
+            return ["scalar" if isinstance(value, np.generic) else "array", len(arrays) - 1]
+    raise DataError(
+        f"an item is, or holds, a {kind.__name__}: {value!r:.80}; without keys only numbers, "
+        "strings, bytes, lists, tuples, dicts and arrays without objects are sent"
+    )
+
+
+def _join(code: Any, arrays: list[npt.NDArray[Any]]) -> Any:
+    """Return the value that `_split` has taken apart."""
+    if not isinstance(code, list):
+        return code
+    kind, *rest = code
+    if kind in ("array", "scalar"):
+        [place] = rest
+        return arrays[place] if kind == "array" else arrays[place][()]
+    if kind == "bytes":
+        return bytes.fromhex(rest[0])
+    if kind == "complex":
+        return complex(*rest)
+    parts = [_join(each, arrays) for each in rest]
+    if kind == "dict":
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+    return {"list": list, "tuple": tuple}[kind](parts)
+
+
+def dumps(value: Any) -> bytes:
+    """Return a plain value as bytes."""
+    arrays: list[npt.NDArray[Any]] = []
+    code = _split(value, arrays)
+    layout = [_layout(array) for array in arrays]
+    head = json.dumps([code, layout]).encode()
+    parts = [len(head).to_bytes(8, "little"), head, *(_raw(array).tobytes("A") for array in arrays)]
+    return b"".join(parts)
+
+
+def loads(written: bytes) -> Any:
+    """Return the value that `dumps` wrote."""
+    start = 8 + int.from_bytes(written[:8], "little")
+    code, layout = json.loads(written[8:start])
+    arrays = []
+    for each in layout:
+        column = Column(each)
+        arrays.append(column.array(written[start : start + column.size]))
+        start += column.size
+    return _join(code, arrays)
+
+
+def as_arrays(item: Any, may_pickle: bool) -> Mapping[Any, npt.NDArray[Any]]:
+    """Return an item as a mapping of keys to arrays, which `value_of` turns back."""
+    if isinstance(item, Mapping) and all(type(value) is np.ndarray for value in item.values()):
+        return item
+    arrays: list[npt.NDArray[Any]] = []
+    try:
+        code = json.dumps(_split(item, arrays)).encode()
+    except DataError:
+        if not may_pickle:
+            raise
+        return {PICKLED: np.frombuffer(pickle.dumps(item, pickle.HIGHEST_PROTOCOL), np.uint8)}
+    return {VALUE: np.frombuffer(code, np.uint8), **dict(enumerate(arrays))}
+
+
+def value_of(item: dict[Any, npt.NDArray[Any]], may_unpickle: bool) -> Any:
+    """Return what `as_arrays` was given."""
+    if VALUE in item:
+        code = json.loads(item.pop(VALUE).tobytes())
+        return _join(code, list(item.values()))
+    if PICKLED in item:
+        if not may_unpickle:
+            raise DataError("the server has sent a pickle in clear text, which is not read")
+        return pickle.loads(item[PICKLED].data)
+    return item
+
+
+# ------------------------------------------------------------------------------------- messages
+
+
+def _layout(array: npt.NDArray[Any]) -> list[Any]:
+    """Return dtype, shape and order of an array, for JSON."""
+    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    return [encode_dtype(array.dtype), array.shape, order]
+
+
+def _raw(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array whose copies are all of its bytes, also those between fields."""
+    dtype = array.dtype
+    if dtype.kind != "V" or not array.nbytes:
+        return array
+    return array.view(np.dtype((np.void, dtype.itemsize)))
+
+
+class Column:
+    """Arrays of one layout, one after the other.
+
+    Parameters
+    ----------
+    layout : list
+        Of `_layout`. It may come from anybody.
+    """
+
+    def __init__(self, layout: Any) -> None:
+        code, shape, order = layout
+        self.dtype = decode_dtype(code)
+        if self.dtype.hasobject:
+            raise DataError(f"dtype {self.dtype} refers to Python objects")
+        self.shape = tuple(int(n) for n in shape)
+        if min(self.shape, default=0) < 0 or order not in ("C", "F"):
+            raise DataError(f"no array has the shape {self.shape} and order {order!r}")
+        self.order: Any = order
+        #: Bytes of one array.
+        self.size = self.dtype.itemsize
+        for n in self.shape:
+            self.size *= n
+
+    def array(self, written: Any) -> npt.NDArray[Any]:
+        """Return the only array that is in a buffer: a view of it, if it is aligned and ours."""
+        if len(written) != self.size:
+            raise DataError(f"an array of {self.size} bytes has come in {len(written)}")
+        if not self.size:
+            return empty(self.shape, self.dtype, self.order)
+        array = np.frombuffer(written, self.dtype).reshape(self.shape, order=self.order)
+        if array.flags.aligned and array.flags.writeable:
+            return array
+        return _raw(array).copy(self.order).view(self.dtype)
+
+    def rows(self, written: Any, n: int) -> list[npt.NDArray[Any]]:
+        """Return the `n` arrays that are in a buffer, each with memory of its own."""
+        if len(written) != n * self.size:
+            raise DataError(f"{n} arrays of {self.size} bytes have come in {len(written)}")
+        if not self.size:
+            return [empty(self.shape, self.dtype, self.order) for _ in range(n)]
+        flat = _raw(np.frombuffer(written, self.dtype))
+        if not self.shape:
+            rows = [flat[i, ...].copy() for i in range(n)]
+        elif self.order == "F":
+            rows = [row.T.copy("F") for row in flat.reshape(n, *self.shape[::-1])]
+        else:
+            rows = [row.copy() for row in flat.reshape(n, *self.shape)]
+        return rows if flat.dtype == self.dtype else [row.view(self.dtype) for row in rows]
+
+
+class Batch:
+    """Records that are alike, on their way into a message.
+
+    Attributes
+    ----------
+    size : int
+        How many bytes they have.
+    """
+
+    def __init__(self) -> None:
+        self.kind: Any = None
+        self.items: list[Mapping[Any, npt.NDArray[Any]]] = []
+        self.size = 0
+
+    def takes(self, item: Mapping[Any, npt.NDArray[Any]]) -> bool:
+        """Add a record, unless the message is full or of another kind."""
+        arrays = item.values()
+        kind = list(item), [(array.dtype, array.shape, array.strides) for array in arrays]
+        size = sum(array.nbytes for array in arrays)
+        if self.items and (kind != self.kind or self.size + size > _BATCH):
+            return False
+        self.kind = kind
+        self.items.append(item)
+        # A record of nothing takes some room, too.
+        self.size += size + 64
+        return True
+
+    def frames(self) -> list[Any]:
+        """Return schema and columns; the arrays are not needed any more."""
+        schema = [(encode_key(key), *_layout(array)) for key, array in self.items[0].items()]
+        frames: list[Any] = [json.dumps(schema).encode()]
+        if len(self.items) == 1:
+            for array in self.items[0].values():
+                flat = _raw(array).reshape(-1, order="A")
+                frames.append(flat.view(np.uint8) if array.nbytes else b"")
+        else:
+            for column in zip(*(item.values() for item in self.items), strict=True):
+                frames.append(b"".join([_raw(array).tobytes("A") for array in column]))
+        return frames
+
+
+class Schemas:
+    """Reads messages of records; those that are alike have their schema read once."""
+
+    def __init__(self) -> None:
+        self.code: bytes | None = None
+        self.keys: list[Any] = []
+        self.columns: list[Column] = []
+
+    def items(self, n: int, code: bytes, frames: list[Any]) -> Iterable[dict[Any, Any]]:
+        """Return the records of a message."""
+        if code != self.code:
+            schema = json.loads(code)
+            self.keys = [decode_key(key) for key, *_ in schema]
+            self.columns = [Column(layout) for _, *layout in schema]
+            self.code = code
+        if len(frames) != len(self.columns):
+            raise DataError(f"{len(frames)} columns have come for {len(self.columns)} keys")
+        pairs = zip(self.columns, frames, strict=True)
+        if n == 1:
+            arrays = [column.array(frame) for column, frame in pairs]
+            return (dict(zip(self.keys, arrays, strict=True)),)
+        if not frames:
+            return ({} for _ in range(n))
+        rows = zip(*[column.rows(frame, n) for column, frame in pairs], strict=True)
+        keys = self.keys
+        return (dict(zip(keys, row, strict=True)) for row in rows)
