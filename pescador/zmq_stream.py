@@ -181,6 +181,11 @@ class ZMQStreamer(Streamer[T]):
         While iterating, whatever the streamer raised, after the items before it. Its
         ``__cause__`` carries the worker's traceback.
 
+    See Also
+    --------
+    ParallelStreamer : several workers, each of which runs some of the streams.
+    RemoteStreamer : a worker on another machine.
+
     Notes
     -----
     **Items.** Arrays arrive aligned, writable, in Fortran order if they were sent so and in C order

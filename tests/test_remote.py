@@ -4,7 +4,9 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import pathlib
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -670,6 +672,24 @@ def test_a_script_needs_no_guard_and_a_forked_process_takes_nothing(method):
     assert lines[0] == "5 6 7", done.stderr
     assert lines[1].startswith("forked: a stream from a worker or a server belongs to the process")
     assert lines[2:5] == ["6 7", "2", "1"], done.stderr
+
+
+def test_the_two_scripts_of_the_how_to_run_as_they_stand(tmp_path):
+    page = (pathlib.Path(__file__).parents[1] / "docs/how-to/remote.rst").read_text()
+    texts = re.findall(r"^\.\. code-block:: text\n\n((?:   .*\n|\n)*)", page, re.M)
+    serve, train = (textwrap.dedent(text) for text in texts)
+    port = free_address().rpartition(":")[2]
+    for name in ("server", "trainer"):
+        zmq.auth.create_certificates(tmp_path, name)
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "trainer.key").rename(tmp_path / "clients/trainer.key")
+    serve = serve.replace("5555", port)
+    train = train.replace("data-machine:5555", f"127.0.0.1:{port}").replace("6400", "640")
+    with subprocess.Popen([sys.executable, "-c", serve], cwd=tmp_path) as process:
+        command = [sys.executable, "-c", train]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        process.kill()
+    assert done.stdout.splitlines()[-1].startswith("9 (64, 1000) "), done.stderr
 
 
 # ------------------------------------------------------------------------------------- networks

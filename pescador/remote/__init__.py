@@ -82,10 +82,9 @@ class Server:
 
     Examples
     --------
-    >>> import pescador
-    >>> streamer = pescador.Streamer(range(5))
-    >>> with pescador.Server(streamer, "tcp://127.0.0.1:*", insecure=True) as server:
-    ...     print(list(pescador.RemoteStreamer(server.address, insecure=True)))
+    >>> from pescador import RemoteStreamer, Server
+    >>> with Server(range(5), "tcp://127.0.0.1:*", insecure=True) as server:
+    ...     print(list(RemoteStreamer(server.address, insecure=True)))
     [0, 1, 2, 3, 4]
     """
 
@@ -269,20 +268,14 @@ class RemoteStreamer(Streamer[T]):
 
     Examples
     --------
-    >>> import numpy as np, pescador
-    >>> def count(n):
-    ...     for i in range(n):
-    ...         yield {"x": np.array(i)}
-    >>> mux = pescador.Streamer(count, 4)
-    >>> with pescador.Server(mux, "tcp://127.0.0.1:*", insecure=True) as server:
-    ...     remote = pescador.RemoteStreamer(server.address, insecure=True)
-    ...     print([int(item["x"]) for item in remote])
+    >>> from pescador import RemoteStreamer, Server
+    >>> with Server("abcd", "tcp://127.0.0.1:*", insecure=True) as server:
+    ...     remote = RemoteStreamer(server.address, insecure=True)
     ...     with remote.open() as stream:
     ...         first = next(stream), next(stream)
     ...         state = stream.state_dict()
-    ...     print([int(item["x"]) for item in remote.open(state=state)])
-    [0, 1, 2, 3]
-    [2, 3]
+    ...     print(first, list(remote.open(state=state)))
+    ('a', 'b') ['c', 'd']
     """
 
     def __init__(

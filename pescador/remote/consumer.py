@@ -120,6 +120,7 @@ class Connection:
         timeout = self.remote.timeout
         socket.linger = 0
         socket.rcvhwm = 0
+        # Not `immediate`: with it, a cut in the middle of a message aborts the process.
         socket.reconnect_ivl = 50
         socket.reconnect_ivl_max = 500
         socket.connect_timeout = max(int(min(1, timeout) * 1000), 1)
