@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import multiprocessing
 import os
 import pathlib
@@ -27,7 +28,7 @@ import pescador
 from items import ITEM, made, same
 from pescador import ArgumentError, DataError, PescadorError, RemoteStreamer, Server, Streamer
 from pescador._channel import schema
-from pescador.remote import protocol, values
+from pescador.remote import consumer, protocol, values
 from streams import Failure, data, draws, failing, forever
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes that zmq cannot poll")
@@ -111,10 +112,25 @@ def test_records_of_any_layout_are_read_as_they_were_written(item, n):
 def test_damaged_values_are_errors(noise, at, some):
     written = values.dumps({"a": np.arange(3), "b": [1, "x", b"y"]})
     for damaged in (noise, written[:at], written[:at] + some + written[at + len(some) :]):
-        with contextlib.suppress(
-            *(DataError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
-        ):
+        with contextlib.suppress(DataError, *consumer._DAMAGED):
             values.loads(damaged)
+
+
+@given(
+    st.recursive(
+        st.one_of(
+            st.none(), st.integers(), st.sampled_from(["f8", "i4,O", "(2", "x", "C", "F", "V0"])
+        ),
+        lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(), inner)),
+    ),
+    st.integers(0, 3),
+    st.lists(st.binary(max_size=9), max_size=2),
+)
+def test_damaged_messages_are_errors(schema, n, frames):
+    for code in (json.dumps(schema), json.dumps([["x", "f8", [schema], "C"]])):
+        with contextlib.suppress(DataError, *consumer._DAMAGED):
+            read = list(values.Schemas().items(n, code.encode(), list(map(bytearray, frames))))
+            assert all(a.nbytes <= 9 for item in read for a in item.values())
 
 
 def test_a_dtype_of_objects_is_never_read():
@@ -231,6 +247,19 @@ def test_the_worker_waits_for_a_consumer_that_does_not_read():
 
 
 # ------------------------------------------------------------------------------------- errors
+
+
+def looking_up():
+    yield from numbers(1)
+    raise KeyError("of the stream")
+
+
+def test_an_error_arrives_as_what_it_was():
+    with served(Streamer(looking_up), clear=False) as remote:
+        stream = iter(remote())
+        next(stream)
+        with pytest.raises(KeyError, match="of the stream"):
+            next(stream)
 
 
 def test_an_error_arrives_after_the_items_before_it_with_its_traceback():
@@ -445,8 +474,14 @@ class Link:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = listening.accept()
-                far = socket.create_connection(self.there)
+                try:
+                    far = socket.create_connection(self.there)
+                except OSError:
+                    near.close()
+                    continue
                 self.ends += [near, far]
+                for end in (near, far):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for ends in ((near, far), (far, near)):
                     threading.Thread(target=self.forward, args=ends, daemon=True).start()
 
@@ -827,8 +862,6 @@ def words(draw, names):
 
 
 def test_consumers_that_say_nonsense_do_not_disturb():
-    import json
-
     nonsense = [-1, 10**400, "x", [], {}, [[1], "a"], [10**400, [2**70]]]
     names = ("stream", "protocol", "max_iter", "skip", "seed", "governs", "place", "at")
     with served(Streamer(numbers, 500), max_consumers=4) as remote, zmq.Context() as context:

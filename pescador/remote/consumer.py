@@ -15,10 +15,10 @@ from zmq.utils.monitor import parse_monitor_message
 from .. import _core
 from .._channel import process
 from .._channel.consumer import raise_from_worker
-from .._channel.protocol import HEARTBEAT
+from .._channel.protocol import HEARTBEAT, Report
 from .._channel.reporting import STATE_KEY, RemoteStream
 from .._state import Loader, Saver
-from ..exceptions import DataError, PescadorError
+from ..exceptions import PescadorError
 from . import protocol
 from .protocol import ALIVE, ASK, CLOSE, END, GONE, ITEMS, OPEN, REFUSED, question
 from .values import Schemas, value_of
@@ -27,6 +27,11 @@ __all__ = ["Connection", "Position", "RemoteVisit"]
 
 # How often in a row a server may break off the first handshake: after that, keys do not fit.
 _HANDSHAKES = 3
+# What reading may raise that anybody has written.
+_DAMAGED = (
+    *(ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError),
+    *(RecursionError, SyntaxError),
+)
 # How many milliseconds the last word may take to leave.
 _LINGER = 500
 
@@ -92,6 +97,8 @@ class Connection:
         self.context: Any = None
         self.socket: Any = None
         self.monitor: Any = None
+        # What the stream has raised at the server.
+        self.error: Report | None = None
         self.tick = protocol.tick(remote.timeout)
         self.schemas = Schemas()
         self.is_connected = False
@@ -107,9 +114,10 @@ class Connection:
         """Be about to ask the server for a stream."""
         self.stream = secrets.token_hex(16)
         self.is_open = False
-        # The record that is next, and bytes since the server was last told.
+        # The record that is next, bytes since the server was last told, and how many it waits for.
         self.next = 0
         self.untold = 0
+        self.window = 0
 
     # ------------------------------------------------------------------------ life of a connection
 
@@ -164,10 +172,13 @@ class Connection:
         position = self.position
         while (records := self._records()) is not None:
             for record in records:
-                if STATE_KEY in record:
-                    position.note(record)
-                    continue
-                item = value_of(record, self.keys is not None)
+                try:
+                    if STATE_KEY in record:
+                        position.note(record)
+                        continue
+                    item = value_of(record, self.keys is not None)
+                except _DAMAGED as error:
+                    raise self._cannot_read(error) from error
                 position.skip += 1
                 if position.left is not None:
                     position.left -= 1
@@ -177,22 +188,24 @@ class Connection:
         """Return the records of the next message; None at the end of the stream."""
         while True:
             process.check_owner(self.owner)
-            try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if not self.socket.events & zmq.POLLIN:
                 self._wait()
                 continue
+            frames = self.socket.recv_multipart(copy=False)
             self.unanswered_since = math.inf
             try:
                 found = self._read(frames)
-            except DataError:
-                raise
-            except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-                raise PescadorError(
-                    f"{self.remote!r} has sent what is no message ({type(error).__name__}: {error})"
-                ) from error
+            except _DAMAGED as error:
+                raise self._cannot_read(error) from error
+            if self.error is not None:
+                raise_from_worker(self.error, repr(self.remote))
             if found is not _NOTHING:
                 return found
+
+    def _cannot_read(self, error: Exception) -> PescadorError:
+        return PescadorError(
+            f"{self.remote!r} has sent what cannot be read here ({type(error).__name__}: {error})"
+        )
 
     def _read(self, frames: list[Any]) -> Any:
         """Return the records of a message, None of the last one, or that it has none."""
@@ -202,23 +215,23 @@ class Connection:
         if word == REFUSED:
             raise PescadorError(f"{self.remote!r} is refused by the server: {head['why']}")
         if word == ALIVE:
-            if not self.is_open:
-                self.is_open = True
-                self._ask()
+            self.is_open = True
+            self.window = head["window"]
         elif word == GONE:
             self._open_again()
         elif word == ITEMS and head["at"] == self.next:
             self.next += head["n"]
-            self.untold += sum(len(frame) for frame in frames)
-            if self.untold >= self.remote.max_bytes / 4:
+            self.untold += head["size"]
+            if self.untold >= self.window / 4:
                 self._ask()
             columns = [frame.buffer for frame in frames[3:]]
             return self.schemas.items(head["n"], frames[2].bytes, columns)
         elif word == END and head["at"] == self.next:
             if head["failed"]:
                 pickled, summary, text = (frame.bytes for frame in frames[2:])
-                report = pickled if pickled and self.keys else None, summary.decode(), text.decode()
-                raise_from_worker(report, repr(self.remote))
+                # In clear text, nothing is unpickled.
+                pickled = pickled if pickled and self.keys is not None else None
+                self.error = pickled, summary.decode(), text.decode()
             return None
         return _NOTHING
 
@@ -273,7 +286,7 @@ class Connection:
     def _wait(self) -> None:
         """Wait until something has come, for a moment; look whether the server is there."""
         now = time.monotonic()
-        if self.is_connected and (self.untold or now >= self.asked + self.tick):
+        if self.is_connected and now >= self.asked + self.tick:
             self.unanswered_since = min(self.unanswered_since, now)
             self._ask_or_open()
         self.poller.poll(int(HEARTBEAT * 1000))

@@ -6,6 +6,7 @@ A key is 40 characters, as ``zmq.curve_keypair()`` returns them, or the file of
 
 import os
 import pathlib
+import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,13 +24,10 @@ _FILES = "zmq.auth.create_certificates(folder, name) makes files of keys"
 def _as_key(name: str, value: Any) -> bytes:
     """Return a key; refuse what is none, without showing it: it may be secret."""
     try:
-        if len(z85.decode(value)) == 32:
-            return bytes(value)
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        if isinstance(value, bytes) and len(value) == 40 and z85.decode(value):
+            return value
+    except (KeyError, struct.error):
         pass
-    except Exception as error:  # struct.error, of a length that is no multiple of five
-        if type(error).__module__ != "struct":
-            raise
     raise ArgumentError(f"{name} is no key: that has 40 characters of Z85; {_FILES}")
 
 

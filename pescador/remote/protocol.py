@@ -12,11 +12,12 @@ word       said by   meaning
 `ASK`      consumer  All records before number ``at`` have come; send on from there. Said again and
                      again by one that waits, and on each new connection.
 `CLOSE`    consumer  No more is wanted.
-`ITEMS`    server    Records that are alike: ``n`` from number ``at`` on, then their schema, then a
-                     frame for each key; see `values`.
+`ITEMS`    server    Records that are alike: ``n`` from number ``at`` on, of ``size`` bytes. Their
+                     schema follows, and a frame for each key; see `values`.
 `END`      server    The last record, number ``at``: the error that ended the stream, as its pickle,
                      one line, and traceback, or none.
 `ALIVE`    server    The answer to `OPEN` and `ASK`, and a test whether the consumer is there.
+                     ``window`` bytes may wait for an `ASK`.
 `GONE`     server    There is no such stream (any more).
 `REFUSED`  server    There will be none, and why.
 =========  ========  ===========================================================================

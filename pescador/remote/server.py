@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import itertools
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -20,7 +21,7 @@ import zmq
 from zmq.utils import z85
 
 from .._channel.consumer import Channel
-from .._channel.protocol import HEARTBEAT, Report
+from .._channel.protocol import HEARTBEAT, NAP, Report
 from .._channel.reporting import STATE_KEY
 from .._channel.worker import describe
 from .._checks import as_whole
@@ -51,6 +52,8 @@ _SEAL = 32
 # Messages of consumers that are read in a row, and connections that wait to be accepted.
 _AT_ONCE = 64
 _BACKLOG = 128
+# Milliseconds until there is a look at workers that say nothing. On Windows, none can be heard.
+_PAUSE = int((NAP if sys.platform == "win32" else HEARTBEAT) * 1000)
 # Seconds for which one worker is read from, while others wait.
 _MOMENT = 0.01
 # Seconds that a worker has to end whose stream nobody wants.
@@ -181,7 +184,7 @@ class Loop:
             if session.has_room() and (descriptor := session.descriptor()) is not None:
                 poller.register(descriptor, zmq.POLLIN)
         is_behind = any(session.is_behind for session in self.sessions.values())
-        ready = dict(poller.poll(0 if is_behind else int(HEARTBEAT * 1000)))
+        ready = dict(poller.poll(0 if is_behind else _PAUSE))
         if self.alarm in ready:
             return False
         if self.has_keys and self.door in ready:
@@ -248,7 +251,7 @@ class Loop:
             return
         if word == ASK:
             session.acknowledge(as_whole("at", head["at"]))
-        self.tell(session, message(ALIVE, key[1]))
+        self.tell(session, message(ALIVE, key[1], window=session.max_bytes))
 
     def _open(self, key: tuple[str, str], head: dict[str, Any], state: bytes) -> "Session":
         """Start a worker for a consumer; errors are what it is told."""
@@ -295,7 +298,7 @@ class Loop:
         if now >= session.probe_at:
             # More seldom in a long pause: these words wait at the consumer.
             session.probe_at = now + max(self.tick, (now - session.heard) / 8)
-            self.tell(session, message(ALIVE, session.key[1]))
+            self.tell(session, message(ALIVE, session.key[1], window=session.max_bytes))
         offline = session.offline_since
         if offline is not None and now > offline + self.server.timeout:
             self._close(session)
@@ -403,7 +406,9 @@ class Session:
     def descriptor(self) -> int | None:
         """Return what becomes readable when the worker has something to say."""
         pipe = self.channel.pipe
-        return None if pipe is None or pipe.closed else pipe.fileno()
+        if sys.platform == "win32" or pipe is None or pipe.closed:
+            return None
+        return pipe.fileno()
 
     def acknowledge(self, number: int) -> None:
         """Let go of what has come."""
@@ -426,10 +431,8 @@ class Session:
                     if self.channel.error is None:
                         self.channel.raise_error()
                     self._end(self.channel.error)
-                else:
-                    self.channel.listen(0)
-                    if not self.channel.is_over() and not self.channel.is_ready(0):
-                        return
+                elif not self.channel.listen(0) and not self.channel.is_over():
+                    return
         except Exception as error:
             self._end(describe(error, by_value=False))
 
@@ -461,7 +464,8 @@ class Session:
             return
         # Copies: the memory of the worker serves again.
         columns = [zmq.Frame(column, copy=True) for column in self.batch.frames()]
-        self._append(message(ITEMS, self.key[1], *columns, at=self.at, n=n), n, self.batch.size)
+        size = self.batch.size
+        self._append(message(ITEMS, self.key[1], *columns, at=self.at, n=n, size=size), n, size)
         self.batch = Batch()
 
     def _end(self, error: Report | None) -> None:
