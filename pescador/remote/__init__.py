@@ -74,7 +74,7 @@ class Server:
     ArgumentError
         If an argument is invalid.
     PescadorError
-        On entering, if it cannot listen there.
+        On entering, if it cannot listen there; on leaving, if it has failed.
 
     See Also
     --------
@@ -159,9 +159,12 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        guard, self._guard, self._loop = self._guard, None, None
+        guard, loop = self._guard, self._loop
+        self._guard = self._loop = None
         if guard is not None:
             guard.__exit__(None, None, None)
+        if loop is not None and error is None:
+            loop.raise_error()
 
     def wait(self) -> None:
         """Wait for as long as it serves: until an exception, such as Ctrl-C, ends the block."""

@@ -131,7 +131,7 @@ class Connection:
         # Not `immediate`: with it, a cut in the middle of a message aborts the process.
         socket.reconnect_ivl = 50
         socket.reconnect_ivl_max = 500
-        socket.connect_timeout = max(int(min(1, timeout) * 1000), 1)
+        socket.connect_timeout = max(int(self.tick * 1000), 1)
         socket.ipv6 = "[" in self.remote.address
         protocol.set_heartbeats(socket, timeout)
         if self.keys is not None:

@@ -140,9 +140,13 @@ class Loop:
             self.thread.join()
 
     def wait(self) -> None:
-        """Wait until the thread ends; raise what has ended it."""
+        """Wait until the thread ends."""
         assert self.thread is not None
         self.thread.join()
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise what has ended the thread, if anything has."""
         if self.error is not None:
             raise PescadorError(f"{self.server!r} has failed: {self.error}") from self.error
 
