@@ -1,16 +1,21 @@
 """Parquet, Arrow, audio, HDF5 and Zarr files: rows and slices as their own libraries give them."""
 
 import contextlib
+import itertools
+import math
 import os
 import sys
 
 import numpy as np
 import pytest
-from stored import same
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from stored import aged, check_parts, same, whole
 
 import pescador
 from pescador import DataError, PescadorError
-from pescador.sources import Rows
+from pescador.sources import Rows, formats
 from pescador.sources.stores import count_rows, open_store
 
 X = np.arange(200 * 3, dtype=">i2").reshape(200, 3)
@@ -238,9 +243,9 @@ def test_columns_that_are_no_arrays_are_errors(tmp_path, name):
     with open_store(path, ["null", "nan", "flag", "day"]) as store:
         with pytest.raises(DataError, match=f"{name}: key 'null' has values that are null"):
             store.arrays["null"].read_slice(0, 3)
-        same(store.arrays["nan"].read_slice(0, 3), np.array([1, np.nan, 3]))
+        same(whole(store.arrays["nan"]), np.array([1, np.nan, 3]))
         same(store.arrays["flag"].read_slice(0, 3), np.array([True, False, True]))
-        same(store.arrays["day"].read_slice(0, 3), columns["day"])
+        same(whole(store.arrays["day"]), columns["day"])
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
@@ -256,8 +261,58 @@ def test_lists_of_one_length_are_rows(tmp_path, name):
         pytest.importorskip("pyarrow.parquet").write_table(data, path, row_group_size=3)
     with open_store(path, ["X", "fixed"]) as store:
         for ours in store.arrays.values():
-            same(ours.read(np.array([1, 3])), array[[1, 3]])
-            same(ours.read_slice(0, 4), array)
+            same(part(ours, np.array([1, 3])), array[[1, 3]])
+            same(whole(ours), array)
+
+
+def arrow_of(data, path, **options):
+    pyarrow = pytest.importorskip("pyarrow")
+    with pyarrow.ipc.new_file(str(path), data.schema, **options) as writer:
+        writer.write_table(data, max_chunksize=16)
+    return aged(path)
+
+
+def test_an_arrow_file_that_is_not_compressed_stays_mapped(tmp_path):
+    path = arrow_of(table(), tmp_path / "a.arrow")
+    first = open_store(path)
+    assert open_store(path) is first
+    arrow_of(table().slice(8), path)
+    with open_store(path) as store:
+        assert store is not first
+        same(whole(store.arrays["X"]), X[8:].astype("i2"))
+    compressed = arrow_of(
+        table(),
+        tmp_path / "b.arrow",
+        options=pytest.importorskip("pyarrow").ipc.IpcWriteOptions(compression="lz4"),
+    )
+    assert open_store(compressed) is not open_store(compressed)
+
+
+@given(st.data())
+def test_parts_of_a_table_in_memory_are_those_of_its_values(data):
+    pyarrow = pytest.importorskip("pyarrow")
+    n = data.draw(st.integers(1, 12))
+    dtype = data.draw(st.sampled_from(["i1", "u8", "f2", "f4", "f8", "?", "M8[ms]"]))
+    shape = (n, *data.draw(st.sampled_from([(), (3,), (2, 3), (2, 1)])))
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    array = (numbers % 3).astype(dtype) if dtype == "?" else numbers.astype(dtype)
+    column = pyarrow.array(array.ravel())
+    for size in shape[:0:-1]:
+        if data.draw(st.booleans()):
+            column = pyarrow.FixedSizeListArray.from_arrays(column, size)
+        else:
+            ends = np.arange(0, len(column) + 1, size, np.int32)
+            column = pyarrow.ListArray.from_arrays(ends, column)
+    ends = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))
+    parts = [column[a:b] for a, b in itertools.pairwise([0, *ends, n])]
+    order = data.draw(
+        st.none() | npst.arrays(np.int64, st.integers(1, 9), elements=st.integers(0, n - 1))
+    )
+    to = data.draw(st.sampled_from([None, np.dtype("f4")])) if dtype != "M8[ms]" else None
+    table = pyarrow.table({"x": pyarrow.chunked_array(parts, column.type)})
+    columns = formats.table_columns("table", table, ["x"], order, {"x": to})
+    expected = array if order is None else array[order]
+    check_parts(formats.as_arrays(columns)["x"], expected.astype(to or dtype), data)
 
 
 def test_tensors_of_arrow_keep_their_shape(tmp_path):

@@ -9,7 +9,7 @@ import abc
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,10 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import DataError, PescadorError
-from .files import Recent, open_regular, reading
+from .files import Recent, map_file, open_regular, reading, shows_changes
 from .npy import select
 
-__all__ = ["Opened", "Opener", "Rowwise", "Sliced", "open_arrow", "open_audio", "open_parquet"]
+__all__ = [
+    "Opened",
+    "Opener",
+    "Rowwise",
+    "Sliced",
+    "as_arrays",
+    "open_arrow",
+    "open_audio",
+    "open_parquet",
+    "table_columns",
+]
 
 
 class Lasting(Protocol):
@@ -213,7 +223,7 @@ def sliced(what: str, source: Any) -> Any:
 
 
 class Column(Rowwise):
-    """A column of an Arrow table or a Parquet file.
+    """A column of Arrow's: numbers, or lists of them that are equally long.
 
     Parameters
     ----------
@@ -223,6 +233,57 @@ class Column(Rowwise):
         Its length.
     kind : pyarrow.DataType
         Its type.
+    first_row : callable
+        Returns the arrays of its first row: of lists of any length, as most programs write them,
+        it tells the length.
+    chunk_rows : int or None
+        How many rows are stored together, if that is fixed.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        n_rows: int,
+        kind: Any,
+        first_row: Callable[[], list[Any]],
+        chunk_rows: int | None,
+    ) -> None:
+        self._sizes, shape, leaf = _inner(what, kind, first_row)
+        super().__init__(what, (n_rows, *shape), leaf, chunk_rows)
+        self._leaf = leaf
+
+    def _joined(self, arrays: list[Any]) -> npt.NDArray[Any]:
+        """Return the rows of arrays of pyarrow, one after the other, in memory of their own."""
+        parts = [np.empty(0, self._leaf), *(self._values(array) for array in arrays)]
+        return np.concatenate(parts).reshape(-1, *self.shape[1:])
+
+    def _values(self, array: Any, zero_copy: bool = False) -> npt.NDArray[Any]:
+        """Return the values in the lists of an array of pyarrow."""
+        array = getattr(array, "storage", array)
+        for size in self._sizes:
+            if array.null_count:
+                raise DataError(f"{self.what} has rows that are null")
+            if not hasattr(array.type, "list_size"):
+                lengths = array.value_lengths().to_numpy()
+                if (lengths != size).any():
+                    raise DataError(
+                        f"{self.what} has rows of different lengths: {size} and "
+                        f"{lengths[lengths != size][0]}"
+                    )
+            array = array.flatten()
+        values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=zero_copy)
+        if values.dtype != self._leaf:
+            raise DataError(f"{self.what} has values that are null; {self._leaf} has no such value")
+        return values
+
+
+class ParquetColumn(Column):
+    """A column of a Parquet file.
+
+    Parameters
+    ----------
+    what, n_rows, kind
+        See `Column`.
     load : callable
         Returns a part of it, as pyarrow has it, that holds the rows between two numbers, and the
         number of the first row of that part.
@@ -240,11 +301,9 @@ class Column(Rowwise):
     ) -> None:
         self._load = load
         self._begins = begins
-        # Of lists of any length, as most programs write them, the first row tells the length.
-        self._sizes, shape, leaf = _inner(what, kind, lambda: self._parts(0, min(1, n_rows)))
-        lengths = np.diff(begins)
-        alike = len(lengths) and (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0]
-        super().__init__(what, (n_rows, *shape), leaf, int(lengths[0]) if alike else None)
+        super().__init__(
+            what, n_rows, kind, lambda: self._parts(0, min(1, n_rows)), _common(np.diff(begins))
+        )
 
     def _parts(self, start: int, stop: int) -> list[Any]:
         part, first = self._load(start, stop)
@@ -255,26 +314,141 @@ class Column(Rowwise):
         return np.searchsorted(self._begins, indices, "right")
 
     def _rows(self, start: int, stop: int) -> Any:
-        parts = [self._to_numpy(part) for part in self._parts(start, stop)]
-        return np.concatenate(parts).reshape(-1, *self.shape[1:])
+        return self._joined(self._parts(start, stop))
 
-    def _to_numpy(self, array: Any) -> npt.NDArray[Any]:
-        array = getattr(array, "storage", array)
-        for size in self._sizes:
-            if array.null_count:
-                raise DataError(f"{self.what} has rows that are null")
-            if not hasattr(array.type, "list_size"):
-                lengths = array.value_lengths().to_numpy()
-                if (lengths != size).any():
-                    raise DataError(
-                        f"{self.what} has rows of different lengths: {size} and "
-                        f"{lengths[lengths != size][0]}"
-                    )
-            array = array.flatten()
-        values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
-        if values.dtype != self.dtype:
-            raise DataError(f"{self.what} has values that are null; {self.dtype} has no such value")
-        return values
+
+class TableColumn(Column):
+    """A column of an Arrow table, in memory or mapped.
+
+    Parameters
+    ----------
+    what : str
+        What errors call it.
+    column : pyarrow.ChunkedArray
+        The column.
+    order : array of int64, optional
+        Which of its rows are the rows here.
+    dtype : dtype, optional
+        What values are converted to.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        column: Any,
+        order: npt.NDArray[np.int64] | None = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> None:
+        n_rows = len(column) if order is None else len(order)
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+        common = _common(lengths) if order is None else None
+        super().__init__(what, n_rows, column.type, lambda: column.slice(0, 1).chunks, common)
+        self._column = column
+        self._order = order
+        self._row_bytes = math.prod(self.shape[1:]) * self._leaf.itemsize
+        # Each part of it as it lies in memory, if values lie there as NumPy has them.
+        self._pieces = self._all_in_place(chunks)
+        if self._pieces:
+            self._stops = np.cumsum(lengths)
+            starts = np.array([piece.ctypes.data for piece in self._pieces], np.int64)
+            self.span = int(starts.min()), int((starts + lengths * self._row_bytes).max())
+            # Rows of all parts are gathered in one go, from one array that reaches over all.
+            self._rows_at = np.asarray(_Memory(*self.span, self._row_bytes))
+            self._places = starts - self.span[0] - (self._stops - lengths) * self._row_bytes
+        if dtype is not None:
+            self.dtype = dtype
+
+    def _all_in_place(self, chunks: list[Any]) -> list[npt.NDArray[Any]]:
+        pieces = []
+        if not 0 < self._row_bytes < 2**31:
+            return []
+        for chunk in chunks:
+            try:
+                values = self._values(chunk, zero_copy=True)
+            except (DataError, ValueError):
+                return []
+            if values.nbytes != len(chunk) * self._row_bytes:
+                return []
+            pieces.append(values)
+        return pieces
+
+    def as_array(self) -> npt.NDArray[Any] | None:
+        """Return all rows in order, where they lie, if they lie so."""
+        if len(self._pieces) != 1 or self._order is not None or self.dtype != self._leaf:
+            return None
+        return self._pieces[0].reshape(self.shape)
+
+    def lies_in(self, content: npt.NDArray[Any]) -> bool:
+        """Tell whether all values lie in the memory of an array."""
+        start = content.ctypes.data
+        return bool(self._pieces) and start <= self.span[0] <= self.span[1] <= start + content.size
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return rows."""
+        return self._take(self._valid(indices))
+
+    def _rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        return self._take(np.arange(start, stop))
+
+    def _take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        if self._order is not None:
+            rows = self._order[rows]
+        if self._pieces:
+            numbers = np.searchsorted(self._stops, rows, "right")
+            found: Any = self._rows_at[self._places[numbers] + rows * self._row_bytes]
+            values = found.view(self._leaf).reshape(len(rows), *self.shape[1:])
+        else:
+            with reading(self.what):
+                values = self._joined(self._column.take(rows).chunks)
+        converted: npt.NDArray[Any] = values.astype(self.dtype, copy=False)
+        return converted
+
+
+class _Memory:
+    """What NumPy makes an array of, over all places between two addresses that begin a row."""
+
+    def __init__(self, first: int, last: int, row_bytes: int) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (first, True),
+            "shape": (last - first - row_bytes + 1,),
+            "strides": (1,),
+            "typestr": f"|V{row_bytes}",
+        }
+
+
+def _common(lengths: npt.NDArray[np.int64]) -> int | None:
+    """Return how many rows each part has, but for the last one; None if that differs."""
+    alike = len(lengths) and (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0]
+    return int(lengths[0]) if alike else None
+
+
+def table_columns(
+    name: str, table: Any, keys: Iterable[Any], order: Any = None, dtypes: Any = None
+) -> dict[Any, TableColumn]:
+    """Return columns of an Arrow table by their names; see `TableColumn`."""
+    columns = {}
+    for key in keys:
+        what = _one_column(name, table.schema, key)
+        with reading(what):
+            dtype = None if dtypes is None else dtypes.get(key)
+            columns[key] = TableColumn(what, table.column(key), order, dtype)
+    return columns
+
+
+def as_arrays(columns: dict[Any, TableColumn]) -> dict[Any, Any]:
+    """Return columns as a store holds them: arrays, where they lie as such."""
+    arrays = {key: column.as_array() for key, column in columns.items()}
+    return {key: columns[key] if array is None else array for key, array in arrays.items()}
+
+
+def _one_column(name: str, schema: Any, key: Any) -> str:
+    """Return what errors call a column; refuse a name of several."""
+    what = f"{name}: key {key!r}"
+    if schema.names.count(key) > 1:
+        raise DataError(f"{what} names more than one column")
+    return what
 
 
 def _inner(
@@ -287,13 +461,16 @@ def _inner(
     if isinstance(kind, pyarrow.FixedShapeTensorType):
         if kind.permutation not in (None, list(range(len(kind.shape)))):
             raise DataError(f"{what} is of type {kind}; tensors in C order were expected")
-        shape, kind = tuple(kind.shape), kind.storage_type
+        shape = tuple(kind.shape)
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        kind = kind.storage_type
     lists = pyarrow.types.is_list, pyarrow.types.is_large_list
     while pyarrow.types.is_fixed_size_list(kind) or any(is_list(kind) for is_list in lists):
         if hasattr(kind, "list_size"):
             sizes.append(kind.list_size)
         else:
             for row in first_row():
+                row = getattr(row, "storage", row)
                 for _ in range(len(sizes) + 1):
                     n_before, row = len(row), row.flatten()
                 sizes.append(len(row) // max(1, n_before))
@@ -302,24 +479,6 @@ def _inner(
         raise DataError(f"{what} is of type {kind}; numbers or lists of numbers were expected")
     dtype = check_dtype(what, pyarrow.array([], kind).to_numpy(zero_copy_only=False).dtype)
     return sizes, tuple(sizes) if shape is None else shape, dtype
-
-
-def _columns(
-    path: str,
-    keys: tuple[Any, ...] | None,
-    schema: Any,
-    begins: list[int],
-    load: Callable[[str], Callable[[int, int], tuple[Any, int]]],
-) -> dict[Any, Any]:
-    arrays = {}
-    for key in select(path, schema.names, keys):
-        what = f"{path}: key {key!r}"
-        if schema.names.count(key) > 1:
-            raise DataError(f"{what} names more than one column")
-        with reading(what):
-            kind = schema.field(key).type
-            arrays[key] = Column(what, begins[-1], kind, load(key), np.array(begins))
-    return arrays
 
 
 def open_parquet(path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Recent[Any]) -> Opened:
@@ -349,15 +508,30 @@ def open_parquet(path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Rece
 
             return between
 
-        return _columns(path, keys, file.schema_arrow, begins, load), file.close, None
+        schema = file.schema_arrow
+        arrays = {}
+        for key in select(path, schema.names, keys):
+            what = _one_column(path, schema, key)
+            with reading(what):
+                kind = schema.field(key).type
+                arrays[key] = ParquetColumn(what, begins[-1], kind, load(key), np.array(begins))
+        return arrays, file.close, None
 
 
 def open_arrow(path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Recent[Any]) -> Opened:
     """Open an Arrow or Feather file, whose columns are keys."""
     pyarrow = package("pyarrow", path)
-    _check_is_file(path)
+    descriptor, stamp = open_regular(path)
+    try:
+        whole = map_file(descriptor, stamp.size, kept) if mmap and stamp.size else None
+    finally:
+        os.close(descriptor)
     with reading(path):
-        file = pyarrow.memory_map(path) if mmap else pyarrow.OSFile(path)
+        if whole is None:
+            file = pyarrow.OSFile(path)
+        else:
+            content = np.frombuffer(whole, np.uint8)  # type: ignore[call-overload]
+            file = pyarrow.BufferReader(pyarrow.py_buffer(content))
     with opening(path, file.close):
         try:
             table = pyarrow.ipc.open_file(file).read_all()
@@ -365,13 +539,16 @@ def open_arrow(path: str, keys: tuple[Any, ...] | None, mmap: bool, kept: Recent
             # The streaming format has no footer.
             file.seek(0)
             table = pyarrow.ipc.open_stream(file).read_all()
-
-        def load(key: str) -> Callable[[int, int], tuple[Any, int]]:
-            column = table.column(key)
-            return lambda start, stop: (column, 0)
-
-        begins = [0, *np.cumsum([batch.num_rows for batch in table.to_batches()]).tolist()]
-        return _columns(path, keys, table.schema, begins, load), file.close, None
+        file.close()
+        columns = table_columns(path, table, select(path, table.schema.names, keys))
+    # Values that were decompressed are not kept: they would take memory of their own.
+    serves_again = (
+        whole is not None
+        and shows_changes(stamp)
+        and all(column.lies_in(content) for column in columns.values())
+        and stamp.holds()
+    )
+    return as_arrays(columns), None, stamp if serves_again else None
 
 
 class Audio(Rowwise):
