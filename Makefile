@@ -7,7 +7,8 @@ PEERS := .peers
 DOCS := .venv-docs
 FRAMEWORKS := .venv-frameworks
 # Of this release pip takes the build for CPUs, if it finds one: it is a tenth of the other.
-FRAMEWORK_PACKAGES := torch~=2.13.0 torchdata lightning accelerate ml_dtypes keras jax
+FRAMEWORK_PACKAGES := torch~=2.13.0 torchdata lightning accelerate datasets transformers ml_dtypes keras \
+	jax tensorflow-cpu
 BIN := $(VENV)/bin
 # Of the modules of all these packages few are imported: Python compiles them then.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile

@@ -16,10 +16,11 @@ class Rows(Source):
 
     Parameters
     ----------
-    data : mapping, path, callable or array
+    data : mapping, path, callable, array or datasets.Dataset
         Arrays of one length: row i of the stream is row i of each. A mapping of keys to arrays, or
         to paths of files that hold one array each; a path to a file; a function that returns one
-        of these when a visit begins; or a single array, whose key is "data".
+        of these when a visit begins; a single array, whose key is "data"; or a data set of Hugging
+        Face, whose keys are the columns of its format.
     keys : list or None
         Which to take, in this order. None takes all.
     order : {'random', 'shuffled', 'sequential'}

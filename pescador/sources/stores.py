@@ -14,6 +14,7 @@ from ..exceptions import ArgumentError, DataError
 from . import formats
 from .chunks import open_hdf5, open_zarr
 from .files import MOST_KEPT, Recent, trim
+from .huggingface import Fingerprint, check_dataset, is_dataset, open_dataset
 from .npy import open_npy, select
 
 __all__ = ["Store", "check_data", "count_rows", "open_store"]
@@ -95,13 +96,16 @@ class Store:
 # Stores of files that were opened before, by path, keys and `mmap`.
 _kept: Recent[Store] = Recent(MOST_KEPT)
 
+# Stores of data sets that were opened before, by keys.
+_of_datasets: weakref.WeakKeyDictionary[Any, dict[Any, Store]] = weakref.WeakKeyDictionary()
+
 
 def open_store(data: Any, keys: Iterable[Any] | None = None, *, mmap: bool = True) -> Store:
     """Open what a source reads from.
 
     Parameters
     ----------
-    data : mapping, path, callable or array
+    data : mapping, path, callable, array or datasets.Dataset
         See `check_data`.
     keys : iterable, optional
         Which arrays; all of them if None.
@@ -137,6 +141,8 @@ def open_store(data: Any, keys: Iterable[Any] | None = None, *, mmap: bool = Tru
         return _open_mapping(data, keys, mmap)
     if _is_array(data):
         return _open_mapping({"data": data}, keys, mmap)
+    if is_dataset(data):
+        return _open_dataset(data, keys)
     if callable(data):
         return _open_call(data, keys, mmap)
     raise ArgumentError(_unfit(data))
@@ -147,10 +153,10 @@ def check_data(data: Any) -> None:
 
     Parameters
     ----------
-    data : mapping, path, callable or array
+    data : mapping, path, callable, array or datasets.Dataset
         A mapping of keys to arrays, or to paths of files that hold one array each; a path to a
-        file; a function that returns one of these when a visit begins; or a single array, whose
-        key is "data".
+        file; a function that returns one of these when a visit begins; a single array, whose
+        key is "data"; or a data set of Hugging Face.
 
     Raises
     ------
@@ -163,6 +169,8 @@ def check_data(data: Any) -> None:
         for value in data.values() if isinstance(data, Mapping) else ():
             if isinstance(value, PATHS):
                 _suffix(os.fspath(value))
+    elif is_dataset(data):
+        check_dataset(data)
     elif not (_is_array(data) or callable(data)):
         raise ArgumentError(_unfit(data))
 
@@ -199,8 +207,8 @@ def count_rows(store: Store) -> int:
 
 def _unfit(data: Any) -> str:
     return (
-        f"data={data!r:.200} must be a mapping of keys to arrays or paths, a path, an array, or a "
-        "function that returns one of these"
+        f"data={data!r:.200} must be a mapping of keys to arrays or paths, a path, an array, a "
+        "datasets.Dataset, or a function that returns one of these"
     )
 
 
@@ -271,6 +279,15 @@ def _open_mapping(data: Any, keys: tuple[Any, ...] | None, mmap: bool) -> Store:
     return Store("data", arrays, bool(opened), close if opened else None)
 
 
+def _open_dataset(data: Any, keys: tuple[Any, ...] | None) -> Store:
+    opened = _of_datasets.setdefault(data, {})
+    store = opened.get(keys)
+    if store is None or not store.stamp.holds():  # type: ignore[union-attr]
+        stamp = Fingerprint(data)
+        store = opened[keys] = Store("data", open_dataset(data, keys), True, None, stamp)
+    return store
+
+
 def _as_array(what: str, value: Any) -> Any:
     """Return an array of a mapping as a store holds it; not a copy."""
     if type(value) is not np.ndarray:
@@ -280,6 +297,8 @@ def _as_array(what: str, value: Any) -> Any:
         elif _is_array(value):
             if not _in_memory(value):
                 return formats.sliced(what, value)
+        elif is_dataset(value):
+            raise DataError(f"{what} is a data set: pass one alone, or the columns of one")
         elif not isinstance(value, list | tuple | np.generic | int | float | complex):
             raise DataError(f"{what} is a {type(value).__name__}; an array was expected")
         value = _as_numpy(what, value)

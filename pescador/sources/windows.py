@@ -52,7 +52,7 @@ class Windows(Source):
 
     Parameters
     ----------
-    data : mapping, path, callable or array
+    data : mapping, path, callable, array or datasets.Dataset
         As for `Rows`.
     length : int > 0 or mapping of {key: int}
         How long a window is along its axis. With a mapping, keys may be sampled at different

@@ -176,6 +176,73 @@ def accelerated(dataset, num_workers, steps, load, save_to):
         accelerator.save_state(save_to)
 
 
+def trainer(dataset, num_workers, steps, load, save_to):
+    """The Trainer of transformers, which reads once more what came before a checkpoint."""
+    return train(dataset, num_workers, steps, load, save_to)
+
+
+def trainer_stateful(dataset, num_workers, steps, load, save_to):
+    """The same with a StatefulDataLoader, whose state is saved beside each checkpoint."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+    return train(dataset, num_workers, steps, load, save_to, loader)
+
+
+def train(dataset, num_workers, steps, load, save_to, loader=None):
+    """Train until so many more steps are made."""
+    import transformers
+    from transformers.trainer_utils import get_last_checkpoint
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+            self.given = []
+
+        def forward(self, x):
+            self.given.append({"x": x})
+            return {"loss": self.layer(x.float()).square().mean()}
+
+    class Trainer(transformers.Trainer):
+        def get_train_dataloader(self):
+            return super().get_train_dataloader() if loader is None else loader
+
+    class Saves(transformers.TrainerCallback):
+        def on_save(self, args, state, control, **rest):
+            folder = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}")
+            torch.save(loader.state_dict(), folder / "loader.pt")
+
+    checkpoint = load and get_last_checkpoint(load["path"])
+    if checkpoint and loader is not None:
+        loader.load_state_dict(torch.load(pathlib.Path(checkpoint, "loader.pt")))
+    arguments = transformers.TrainingArguments(
+        save_to if load is None else load["path"],
+        max_steps=steps if load is None else int(checkpoint.rpartition("-")[2]) + steps,
+        per_device_train_batch_size=1,
+        learning_rate=1e-9,
+        dataloader_num_workers=num_workers,
+        ignore_data_skip=loader is not None,
+        save_strategy="no" if save_to == "-" else "steps",
+        save_steps=steps,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    model = Model()
+    trainer = Trainer(
+        model,
+        arguments,
+        # The items are batches already.
+        data_collator=lambda items: items[0],
+        train_dataset=dataset,
+        callbacks=[Saves()] if loader is not None else [],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return model.given
+
+
 def main(loop, tree, num_workers, steps, load, save_to, *more):
     if more:
         # Each rank has a state.
@@ -184,7 +251,7 @@ def main(loop, tree, num_workers, steps, load, save_to, *more):
     if load != "-":
         is_file = pathlib.Path(load).is_file()
         state = torch.load(load, weights_only=True) if is_file else {}
-        if "lightning" in loop or "accelerated" in loop:
+        if any(name in loop for name in ("lightning", "accelerated", "trainer")):
             state = {**state, "path": load}
     dataset = pescador.torch.Dataset(TREES[tree]())
     batches = globals()[loop](dataset, int(num_workers), int(steps), state, save_to, *more)

@@ -428,6 +428,8 @@ def unbroken(tree, num_workers):
 def needs(loop):
     packages = {"stateful": "torchdata", "lightning_loader": "torchdata"}
     names = [packages.get(loop)]
+    names += ["transformers", "accelerate"] if "trainer" in loop else []
+    names += ["torchdata"] if loop == "trainer_stateful" else []
     names += ["lightning"] if "lightning" in loop else []
     names += ["accelerate", "torchdata"] if loop == "accelerated" else []
     for name in filter(None, names):
@@ -457,9 +459,13 @@ def test_a_state_goes_through_pickle_as_between_ranks():
         ("lightning_loader", 2),
         ("accelerated", 0),
         ("accelerated", 2),
+        ("trainer", 0),
+        ("trainer_stateful", 2),
     ],
 )
 @pytest.mark.parametrize("tree", ["endless", "finite"])
+# Two processes import a large package, while others may do so too.
+@pytest.mark.timeout(300)
 def test_a_pass_that_is_resumed_in_a_new_process_goes_on_as_an_unbroken_one(
     loop, num_workers, tree, tmp_path
 ):
