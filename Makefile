@@ -105,14 +105,18 @@ docs: $(DOCS)/done
 	@echo "open docs/_build/html/index.html"
 
 # In the loops of frameworks, as far as they can be installed, and the pages about them. What is of
-# JAX runs by itself: it has threads, and warns of workers that are forked.
+# JAX runs by itself: it has threads, and warns of workers that are forked. So does TensorFlow's.
 test-frameworks: $(VENV)/dev $(FRAMEWORKS)/done
 	KERAS_BACKEND=torch $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
 		tests/frameworks docs/how-to pescador/torch.py pescador/keras.py \
-		--ignore tests/frameworks/test_jax.py --ignore docs/how-to/jax.rst
+		--ignore tests/frameworks/test_jax.py --ignore docs/how-to/jax.rst \
+		--ignore tests/frameworks/test_tensorflow.py --ignore docs/how-to/tensorflow.rst
 	KERAS_BACKEND=jax $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
 		tests/frameworks/test_jax.py tests/frameworks/test_keras.py \
 		docs/how-to/jax.rst docs/how-to/keras.rst pescador/jax.py pescador/keras.py
+	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) \
+		-p no:cacheprovider tests/frameworks/test_tensorflow.py tests/frameworks/test_keras.py \
+		docs/how-to/tensorflow.rst docs/how-to/keras.rst pescador/keras.py
 
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev

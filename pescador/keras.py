@@ -142,13 +142,17 @@ class Dataset(keras.utils.PyDataset):
 
     def on_epoch_begin(self) -> None:
         """Begin an epoch; called by Keras."""
-        self._given, self._begun = 0, []
+        # On TensorFlow, Keras has looked at batches before it begins one.
+        self._end(only_looked=True)
         if self.restart:
             self._close()
 
     def on_epoch_end(self) -> None:
         """End an epoch, or a look at its first batch; called by Keras."""
-        if self._given != self.steps_per_epoch and not self.restart:
+        self._end(only_looked=self._given != self.steps_per_epoch)
+
+    def _end(self, only_looked: bool) -> None:
+        if only_looked and not self.restart:
             self._again = self._begun + self._again
         self._given, self._begun = 0, []
 
@@ -156,7 +160,7 @@ class Dataset(keras.utils.PyDataset):
         """Return where the stream is: as of the last batch that it has given.
 
         Take it at the end of an epoch: in the middle of one, or without `steps_per_epoch`, Keras
-        may be a batch ahead.
+        may be some batches ahead.
 
         Returns
         -------

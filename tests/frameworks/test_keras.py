@@ -106,10 +106,13 @@ def test_validation_gives_the_same_batches_each_time():
     assert batches.validations == [[50, 51]] * 3
 
 
-def test_predictions_are_of_each_batch():
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_predictions_are_of_each_batch(n):
     ones = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
-    items = ((x,) for x, _ in counted(10))
-    assert ones.predict(Dataset(items, 3), verbose=0)[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    dataset = Dataset(((x,) for x, _ in counted(10)), n)
+    for first in (0, n):
+        expected = [i for i in range(first, first + n) for _ in range(2)]
+        assert ones.predict(dataset, verbose=0)[:, 0].tolist() == expected
 
 
 def test_a_model_of_several_inputs_takes_them_by_name():
@@ -149,12 +152,16 @@ def test_the_state_of_a_later_pass_is_restored_in_it():
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_batches_that_keras_has_looked_at_come_again(n):
-    # As Keras does: two of them where it copies to a device ahead, which the CPU is not.
+@pytest.mark.parametrize("begins", [True, False])
+def test_batches_that_keras_has_looked_at_come_again(n, begins):
+    # As Keras does: two of them where it copies to a device ahead, which the CPU is not; and on
+    # TensorFlow, before any epoch.
     dataset = Dataset(range(10), 4)
-    dataset.on_epoch_begin()
+    if begins:
+        dataset.on_epoch_begin()
     assert [dataset[i] for i in range(n)] == list(range(n))
-    dataset.on_epoch_end()
+    if begins:
+        dataset.on_epoch_end()
     epochs = []
     for _ in range(2):
         dataset.on_epoch_begin()
