@@ -47,3 +47,20 @@ def test_a_key_inside_a_tuple_is_refused_by_its_own_name():
 def test_a_dtype_that_is_not_written_in_its_name_is_refused():
     with pytest.raises(DataError, match=r"StringDType|objects"):
         schema.schema_of({"x": np.array(["a"], np.dtypes.StringDType())})
+
+
+def test_dtypes_of_ml_dtypes_are_known_by_their_names():
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    array = np.arange(4).astype(ml_dtypes.bfloat16)
+    inner = np.zeros(2, [("a", array.dtype), ("b", ml_dtypes.float8_e5m2, 2)])
+    item = protocol.item_from(protocol.write_item({"x": array, "inner": inner}))
+    assert item["x"].dtype == array.dtype
+    assert item["x"].tolist() == array.tolist()
+    assert item["inner"].dtype == inner.dtype
+
+
+def test_a_dtype_of_any_other_package_is_refused():
+    # NumPy has one for its tests, made as those of ml_dtypes are.
+    rational = pytest.importorskip("numpy._core._rational_tests").rational
+    with pytest.raises(DataError, match="rational is not NumPy's own, nor of ml_dtypes"):
+        schema.schema_of({"x": np.array([rational(1, 3)])})

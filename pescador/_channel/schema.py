@@ -4,6 +4,7 @@ An item is ``{key: ndarray}``. Its keys and dtypes, the schema, are written as J
 their bytes: in the frames of a message here, in shared memory by `ring`.
 """
 
+import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -77,8 +78,12 @@ def encode_dtype(dtype: np.dtype[Any]) -> Any:
         base, shape = dtype.subdtype
         return {"base": encode_dtype(base), "shape": shape}
     if dtype.names is None:
+        if dtype.type.__module__ == "ml_dtypes":
+            return {"ml_dtypes": dtype.name}
         if np.dtype(dtype.str) != dtype:
-            raise DataError(f"dtype {dtype} is not NumPy's own and cannot be sent")
+            raise DataError(
+                f"dtype {dtype} is not NumPy's own, nor of ml_dtypes, and cannot be sent"
+            )
         return dtype.str
     fields: list[Any] = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]
     return {
@@ -91,12 +96,23 @@ def encode_dtype(dtype: np.dtype[Any]) -> Any:
     }
 
 
+def _of_ml_dtypes(name: Any) -> np.dtype[Any]:
+    # No other module is imported because somebody else has named it.
+    ml_dtypes = importlib.import_module("ml_dtypes")
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    if dtype.name != name:
+        raise ValueError(f"ml_dtypes has no dtype {name!r}")
+    return dtype
+
+
 def decode_dtype(code: Any) -> np.dtype[Any]:
     """Return the dtype that `encode_dtype` wrote."""
     if isinstance(code, str):
         return np.dtype(code)
     if "base" in code:
         return np.dtype((decode_dtype(code["base"]), tuple(code["shape"])))
+    if "ml_dtypes" in code:
+        return _of_ml_dtypes(code["ml_dtypes"])
     align = code.pop("align")
     layout: Any = {**code, "formats": [decode_dtype(f) for f in code["formats"]]}
     dtype: np.dtype[Any] = np.dtype(layout, align=align)

@@ -99,6 +99,28 @@ def test_types_of_ml_dtypes_are_those_of_torch(name, is_writable):
     assert np.shares_memory(back, array)
 
 
+def brain_floats(i):
+    import ml_dtypes
+
+    while True:
+        numbers = np.random.randint(100, size=3).astype(np.float32)
+        yield {"deep": numbers.astype(ml_dtypes.bfloat16), "i": ml_dtypes.bfloat16(i)}
+
+
+@pytest.mark.parametrize("name", ["here", "ParallelStreamer", "ZMQStreamer"])
+def test_batches_of_bfloat16_come_from_workers_as_tensors_of_it(name):
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    mux = pescador.ShuffledMux([pescador.Streamer(brain_floats, i) for i in range(3)])
+    run = pescador.Seeded(pescador.Streamer(pescador.buffer_stream, mux, 4), 0)
+    stream = run if name == "here" else getattr(pescador, name)(run)
+    items = iter(Dataset(stream))
+    for expected in run.iterate(3):
+        batch = next(items)
+        for key, value in batch.items():
+            assert value.dtype is torch.bfloat16
+            assert value.float().tolist() == expected[key].astype(np.float32).tolist()
+
+
 @given(
     npst.arrays(
         st.one_of(
