@@ -1431,13 +1431,20 @@ def _(n=FILES):
     return Items(batches_in_c(files, WINDOWS, min(OPEN, n), 16, FRAMES), per=WINDOWS)
 
 
-def stored_rows(path, seed):
-    """Draw rows of one chunked store, as it is written without a library."""
+@contextlib.contextmanager
+def stored_arrays(path):
+    """The arrays of one chunked store."""
     kind = "zarr" if path.endswith(".zarr") else "hdf5"
     module = data.module_of(kind)
     store = module.open_group(path, mode="r") if kind == "zarr" else module.File(path)
     with contextlib.nullcontext() if kind == "zarr" else store:
-        yield from rows_in(store["X"], store["y"], seed)
+        yield store["X"], store["y"]
+
+
+def stored_rows(path, seed):
+    """Draw rows of one chunked store, as it is written without a library."""
+    with stored_arrays(path) as (X, y):
+        yield from rows_in(X, y, seed)
 
 
 @case(

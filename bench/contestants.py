@@ -51,18 +51,20 @@ class Contestant:
     note: str = ""
 
 
-# The end-to-end case trains a classifier, so that ours and the peer need scikit-learn; ours reads
-# HDF5 and Zarr. One release of torch is named: the one that the torch columns were written against.
+# The end-to-end case trains a classifier, so that ours and the peer need scikit-learn; ours, and
+# those in torch, read HDF5 and Zarr. One release of torch is named: the one that the torch columns
+# were written against.
 TORCH = "torch==2.13.0"
+STORES = ("h5py>=3.11", "zarr>=3")
 ENV = {
-    "ours": Env((".", "scikit-learn>=1.5", "h5py>=3.11", "zarr>=3")),
+    "ours": Env((".", "scikit-learn>=1.5", *STORES)),
     "peer": Env(("pescador==3.0.0", "scikit-learn>=1.5")),
     "more-itertools": Env(("more-itertools", "numpy")),
     "webdataset": Env(("webdataset", "numpy")),
     "grain": Env(("grain", "numpy")),
-    "torch": Env((TORCH, "torchdata", "numpy"), light=False),
+    "torch": Env((TORCH, "torchdata", "numpy", *STORES), light=False),
     "spdl": Env(("spdl-core", "numpy")),
-    "ours-torch": Env((".", TORCH), light=False),
+    "ours-torch": Env((".", TORCH, *STORES), light=False),
     # lhotse imports urllib3 without asking for it.
     "lhotse": Env((TORCH, "lhotse", "urllib3", "numpy"), light=False),
     "datasets": Env(("datasets", "numpy"), light=False),

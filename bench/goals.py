@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from cases import IMAGE
 from contestants import OURS
+from frameworks import PIPELINES
 
 
 @dataclass
@@ -125,6 +126,11 @@ GOALS = [
         most=True,
     ),
     *(than(name, "parallel_npz/workers=2", 1) for name in AHEAD),
+    *(
+        Goal(f"in torch, {kind}", (case, "torch"), (case, "ours-torch"), 1)
+        for kind in PIPELINES
+        for case in [f"torch_pipeline/kind={kind}"]
+    ),
 ]
 
 PACES = [

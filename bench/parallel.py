@@ -252,9 +252,9 @@ def rows_visited(path, rate, rng):
 
 def mixed(visits, rng):
     """A block: the rows of several visits in random order, for batches that are cut from it."""
-    X, y = map(np.concatenate, zip(*visits, strict=True))
-    order = rng.permutation(len(y))
-    return {"X": X[order], "y": y[order]}
+    arrays = [np.concatenate(parts) for parts in zip(*visits, strict=True)]
+    order = rng.permutation(len(arrays[0]))
+    return {key: array[order] for key, array in zip(("X", "y"), arrays, strict=False)}
 
 
 def block_of(paths, rate, rng):
@@ -292,13 +292,12 @@ def put_blocks(put, *args):
         put(block)
 
 
-def batches_cut(blocks, close=lambda: None):
-    """Batches of the rows of blocks, each a multiple of 64 rows."""
+def batches_cut(blocks, close=lambda: None, size=BATCH):
+    """Batches of the rows of blocks, each a multiple of their size."""
     try:
         for block in blocks:
-            X, y = block["X"], block["y"]
-            for i in range(0, len(y), BATCH):
-                yield {"X": X[i : i + BATCH], "y": y[i : i + BATCH]}
+            for i in range(0, len(block["X"]), size):
+                yield {key: array[i : i + size] for key, array in block.items()}
     finally:
         close()
 
@@ -366,12 +365,12 @@ def _(workers, rate=16, n=FILES):
     return from_files(opened)
 
 
-def torch_batches(dataset, workers, **how):
+def torch_batches(dataset, workers, size=BATCH, **how):
     from torch.utils.data import DataLoader
 
     loader = iter(DataLoader(dataset, num_workers=workers, **how))
     # Closing is letting go of the loader's iterator, which ends its workers.
-    return batches_cut(loader, getattr(loader, "_shutdown_workers", lambda: None))
+    return batches_cut(loader, getattr(loader, "_shutdown_workers", lambda: None), size)
 
 
 @parallel_npz.by(
