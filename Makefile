@@ -7,8 +7,8 @@ PEERS := .peers
 DOCS := .venv-docs
 FRAMEWORKS := .venv-frameworks
 # Of this release pip takes the build for CPUs, if it finds one: it is a tenth of the other.
-FRAMEWORK_PACKAGES := torch~=2.13.0 torchdata lightning accelerate datasets transformers ml_dtypes keras \
-	jax tensorflow-cpu
+TORCH_PACKAGES := torch~=2.13.0 torchdata ml_dtypes
+FRAMEWORK_PACKAGES := lightning accelerate datasets transformers keras jax tensorflow-cpu
 BIN := $(VENV)/bin
 # Of the modules of all these packages few are imported: Python compiles them then.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
@@ -21,7 +21,7 @@ SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$
 	CMakeLists.txt pyproject.toml
 STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
 
-.PHONY: demo test test-all test-checked test-debug test-frameworks test-long soak soak-parallel \
+.PHONY: demo test test-all test-checked test-debug test-torch test-frameworks test-long soak soak-parallel \
 	lint annotate clean bench bench-full bench-instructions bench-env publish docs
 
 demo: $(VENV)/demo
@@ -118,6 +118,11 @@ test-frameworks: $(VENV)/dev $(FRAMEWORKS)/done
 		-p no:cacheprovider tests/frameworks/test_tensorflow.py tests/frameworks/test_keras.py \
 		docs/how-to/tensorflow.rst docs/how-to/keras.rst pescador/keras.py
 
+# Of these, what is about torch alone: skipped, and named, where torch cannot be installed.
+test-torch: $(VENV)/dev $(FRAMEWORKS)/torch
+	$(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
+		tests/frameworks/test_torch.py docs/how-to/pytorch.rst pescador/torch.py
+
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
@@ -161,12 +166,18 @@ $(CHECKED)/done: $(VENV)/dev $(SOURCES)
 	@touch $@
 
 # The frameworks, each if it can be installed, in front of the packages of the tests.
-$(FRAMEWORKS)/done: | $(VENV)/dev
+$(FRAMEWORKS)/done: Makefile | $(FRAMEWORKS)/torch
+	for package in $(FRAMEWORK_PACKAGES); do \
+		$(FRAMEWORKS)/bin/python $(PIP) "$$package" || echo "not installed: $$package"; \
+	done
+	@touch $@
+
+$(FRAMEWORKS)/torch: | $(VENV)/dev
 	$(PYTHON) -m venv --without-pip $(FRAMEWORKS)
 	$(BIN)/python -c "import sysconfig; \
 		print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> "$$($(FRAMEWORKS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/tools.pth"
-	for package in $(FRAMEWORK_PACKAGES); do \
+	for package in $(TORCH_PACKAGES); do \
 		$(FRAMEWORKS)/bin/python $(PIP) "$$package" || echo "not installed: $$package"; \
 	done
 	@touch $@
