@@ -469,9 +469,11 @@ cdef class Leaf(Compiled):
         if self.states is not None:
             if not self.is_replayed():
                 self.states.take_plain(state["states"])
-            elif state["states"] is not None and (
-                    # Format 1 leaves out that of torch, which comes last.
-                    self.states.digest()[:len(state["states"])] != state["states"]):
+            elif state["states"] is None:
+                # So it was past its end; whoever saves this again says the same.
+                self.is_past = True
+            # Format 1 leaves out that of torch, which comes last.
+            elif self.states.digest()[:len(state["states"])] != state["states"]:
                 raise loader.error(self.name(), "it has drawn other random numbers up to here than "
                                    "when its state was taken")
 

@@ -139,7 +139,7 @@ def test_a_worker_that_is_suspended_is_ended_though_its_pipe_is_full():
     suspended = psutil.Process(child.pid)
     suspended.suspend()
     [maker] = stream._root().pool.makers
-    while maker.owner._is_ready(0, to_write=True):
+    while maker.owner.is_ready(0, to_write=True):
         maker.owner.say(b"w")
     # Room for the last words, by poll, is a quarter of the pipe; all of it is taken.
     os.set_blocking(maker.owner.pipe.fileno(), False)
