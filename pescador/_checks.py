@@ -47,11 +47,11 @@ def as_bool(name: str, value: Any) -> bool:
     raise ArgumentError(f"{name}={value!r} must be a bool")
 
 
-def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+def as_choice(name: str, value: Any, choices: tuple[str, ...], hint: str = "") -> str:
     """Return `value`, or raise an ArgumentError unless it is one of `choices`."""
     if isinstance(value, str) and value in choices:
         return value
-    raise ArgumentError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+    raise ArgumentError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}{hint}")
 
 
 def as_index(name: str, value: Any, hint: str = "") -> int:

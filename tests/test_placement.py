@@ -10,6 +10,8 @@ from open_trees import plain
 import pescador
 from pescador import SPAWN, ParallelStreamer, Seeded, Streamer
 from pescador.parallel.placement import Placement, length_of
+from pescador.parallel.processes import ProcessKind
+from pescador.parallel.threads import ThreadKind
 from pescador.sources import Rows
 from streams import count, data
 
@@ -122,7 +124,7 @@ STAYS = {
 @pytest.mark.parametrize("name", STAYS)
 def test_what_visits_share_stays_here_and_gives_what_it_gives_without_workers(name):
     make, reason = STAYS[name]
-    assert reason in Placement("process", ()).stays(make())
+    assert reason in Placement(ProcessKind(), ()).stays(make())
 
     def items(workers):
         global RNG, LINES
@@ -149,15 +151,15 @@ def test_what_visits_share_stays_here_and_gives_what_it_gives_without_workers(na
     ],
 )
 def test_what_is_a_visits_own_is_made_elsewhere(make):
-    assert Placement("process", ("numpy", "random")).stays(make()) is None
+    assert Placement(ProcessKind(), ("numpy", "random")).stays(make()) is None
 
 
 def test_in_threads_what_may_draw_from_global_states_stays():
-    with_states = Placement("thread", ("numpy", "random"))
+    with_states = Placement(ThreadKind(), ("numpy", "random"))
     assert "global random states" in with_states.stays(Streamer(count, 3))
     assert with_states.stays(Streamer(of_an_argument, rng=SPAWN)) is None
     assert with_states.stays(Rows({"x": np.arange(9)})) is None
-    assert Placement("thread", ()).stays(Streamer(count, 3)) is None
+    assert Placement(ThreadKind(), ()).stays(Streamer(count, 3)) is None
 
 
 def where():

@@ -62,6 +62,13 @@ METHODS = tuple(
 )
 
 
+def usable_processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def default_method() -> str:
     """Return the start method of workers where none is named.
 

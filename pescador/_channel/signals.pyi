@@ -1,5 +1,7 @@
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Any, Literal, Self
+
+def whole(function: Callable[..., Any], *arguments: Any) -> Any: ...
 
 class Guard:
     def __init__(

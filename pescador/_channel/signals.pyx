@@ -71,6 +71,19 @@ cdef class Deferred:
         return 0
 
 
+def whole(function, *arguments):
+    """Call a function as a whole: what handlers raise comes after it.
+
+    Who calls this from compiled code is sure that the function was called, and once.
+    """
+    cdef Deferred deferred = Deferred()
+    deferred.defer()
+    try:
+        return function(*arguments)
+    finally:
+        deferred.restore()
+
+
 cdef class Guard:
     """A context that begins and ends something as a whole, whatever signal handlers raise.
 

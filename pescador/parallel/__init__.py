@@ -6,8 +6,8 @@ from one seed (`pescador.Seeded`), by which stream it is and how often it was vi
 same wherever it is drawn.
 """
 
-import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,17 +20,16 @@ from .._state import Loader, Saver
 from ..core import Streamer
 from ..exceptions import ArgumentError
 from ..seeded import Seeded
-from .placement import Placement, length_of, notes
-from .processes import Processes
-from .threads import Threads
+from .placement import Placement, length_of, notes_on
+from .pool import Kind, Pool
+from .processes import ProcessKind
+from .threads import ThreadKind
 
 __all__ = ["ParallelStreamer"]
 
 T = TypeVar("T")
 
-_KINDS = ("process", "thread")
-# Options that threads cannot heed: whatever else than their default is refused.
-_OF_PROCESSES = ("start_method", "restart", "keep_workers")
+_KINDS: dict[str, Kind] = {"process": ProcessKind(), "thread": ThreadKind()}
 
 # What no copy has: its workers that wait, its last iteration, and what is around it.
 _OWN = frozenset({"__pescador_kept__", "__pescador_last__", "__pescador_around__"})
@@ -42,29 +41,29 @@ _COUNTED = (
 )
 
 
-def _usable_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def kind_of(kind: Any) -> Kind:
+    """Return where visits run that a name says, or that an object is."""
+    if isinstance(kind, Kind):
+        return kind
+    hint = ", or an object such as pescador.ray.Executor()"
+    return _KINDS[as_choice("kind", kind, tuple(_KINDS), hint)]
 
 
 def _check(parallel: "ParallelStreamer[Any]") -> None:
     """Refuse options that are invalid: passed, or assigned since."""
+    kind = kind_of(parallel.kind)
     if parallel.workers is None:
-        parallel.workers = max(_usable_processors() - 1, 1)
+        parallel.workers = kind.usual_workers()
     for name in ("workers", "read_ahead", "open_ahead"):
-        if name == "workers" or getattr(parallel, name) is not None:
+        if getattr(parallel, name) is not None:
             setattr(parallel, name, as_whole(name, getattr(parallel, name), 1 << 31))
-    as_choice("kind", parallel.kind, _KINDS)
     parallel.max_bytes = as_count("max_bytes", parallel.max_bytes)
-    as_bool("restart", parallel.restart)
+    if parallel.restart is not None:
+        as_bool("restart", parallel.restart)
     as_bool("keep_workers", parallel.keep_workers)
     if parallel.start_method is not None:
         as_choice("start_method", parallel.start_method, process.METHODS)
-    if parallel.kind == "thread":
-        for name in _OF_PROCESSES:
-            if value := getattr(parallel, name):
-                raise ArgumentError(f"{name}={value!r} is for processes; kind='thread' has none")
+    kind.check(parallel)
 
 
 class ParallelStreamer(Streamer[T]):
@@ -83,9 +82,9 @@ class ParallelStreamer(Streamer[T]):
         How many processes or threads. 0 is none: all runs here, and no other option has an
         effect. None is the number of processors that this process may use, less one, and at least
         one.
-    kind : {'process', 'thread'}
+    kind : {'process', 'thread'} or pescador.ray.Executor
         Threads help where streams wait, or leave the interpreter to others (files, decompression,
-        networks), and copy nothing.
+        networks), and copy nothing. An executor has them run on other machines.
     read_ahead : int >= 0 or None
         How many items are made early, of each open stream. None is 2, and more where processes make
         them so fast that handing them over counts: as many as keep each one busy for 10 ms.
@@ -97,9 +96,10 @@ class ParallelStreamer(Streamer[T]):
         consumer. One item above it passes alone.
     start_method : {'fork', 'spawn', 'forkserver'} or None
         How to start processes; see `ZMQStreamer`. With threads, this and the next two are refused.
-    restart : bool
+    restart : bool or None
         Whether the visits of a process that was killed are made again by another one. Not an item
-        changes. Without, it is an error.
+        changes. Without, it is an error. None is what the kind does: True on other machines, else
+        False.
     keep_workers : bool
         Whether processes wait for the next iteration, instead of being started anew for each. They
         know the tree as it was when they were started; another one gets new processes, and so do
@@ -160,12 +160,12 @@ class ParallelStreamer(Streamer[T]):
         streamer: Any,
         workers: int | None = None,
         *,
-        kind: str = "process",
+        kind: str | Kind = "process",
         read_ahead: int | None = None,
         open_ahead: int | None = None,
         max_bytes: int = 256 * 2**20,
         start_method: str | None = None,
-        restart: bool = False,
+        restart: bool | None = None,
         keep_workers: bool = False,
     ) -> None:
         self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
@@ -224,7 +224,12 @@ class ParallelStreamer(Streamer[T]):
         self.stream_ = self.iterate()
 
     # What `print` says beneath the tree.
-    __pescador_notes__ = notes
+    @staticmethod
+    def __pescador_notes__(parallel: Any) -> Iterator[tuple[str, Any]]:
+        fields = parallel.__dict__
+        # It may be half built, or have been assigned what will be refused.
+        with suppress(ArgumentError, KeyError):
+            yield from notes_on(fields["streamer"], fields["workers"], kind_of(fields["kind"]))
 
     def stats(self) -> dict[str, Any]:
         """Return what was counted in the iteration that began last.
@@ -289,7 +294,7 @@ class ParallelVisit(_schedule.Begun):
             sequence = np.random.SeedSequence(self.words, spawn_key=(0, 0))
         run = _visits.Run(self.tracks, sequence, self.governs)
         root = _visits.root_scope(run)
-        placement = Placement(self.parallel.kind, self.governs)
+        placement = Placement(kind_of(self.parallel.kind), self.governs)
         stream = _visits.stream_of(self.tree)
         is_mux = _schedule.has_pool(stream)
         if self.parallel.workers == 0 or (not is_mux and placement.stays(self.tree)):
@@ -302,7 +307,7 @@ class ParallelVisit(_schedule.Begun):
             placement.stays,
             length_of,
             self.parallel.read_ahead,
-            self.parallel.workers if self.parallel.open_ahead is None else self.parallel.open_ahead,
+            self.pool.workers if self.parallel.open_ahead is None else self.parallel.open_ahead,
             self.parallel.max_bytes,
         )
         self.parallel.__dict__["__pescador_last__"] = self.schedule
@@ -316,18 +321,17 @@ class ParallelVisit(_schedule.Begun):
         return self.schedule.root(self.tree, root)
 
     def _begin_pool(
-        self, run: _visits.Run, workers: int, stays: Callable[[Any], str | None]
+        self, run: _visits.Run, workers: int | None, stays: Callable[[Any], str | None]
     ) -> None:
         """Have workers: those that were kept, or new ones."""
         kept = self.parallel.__dict__.pop("__pescador_kept__", None)
         if kept is not None and kept[0].is_usable(self.parallel, self.tree):
             self.pool, self.guard = kept
             return
-        if self.parallel.kind == "process":
-            self.pool = Processes(self.parallel, self.tree, workers, stays)
-        else:
-            watched = _visits.Run(self.tracks, run.sequence, self.governs, False)
-            self.pool = Threads(self.parallel, watched, workers)
+        watched = _visits.Run(self.tracks, run.sequence, self.governs, False)
+        kind = kind_of(self.parallel.kind)
+        pool: Pool = kind.new_pool(self.parallel, self.tree, workers, stays, watched)
+        self.pool = pool
         self.guard = Guard(self.pool.begin, self.pool.wait_for_end, self.pool.end)
         self.guard.__enter__()
 

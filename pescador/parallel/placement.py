@@ -14,8 +14,9 @@ from .._schedule import has_pool, is_mux
 from ..core import Streamer
 from ..seeded import SPAWN, Seeded
 from ..sources.source import Source
+from .pool import Kind
 
-__all__ = ["Placement", "length_of", "notes", "without_those_that_stay"]
+__all__ = ["Placement", "length_of", "notes_on", "without_those_that_stay"]
 
 _GENERATORS = (np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 # Types that hold nothing else, and those that are as long as they say.
@@ -33,14 +34,14 @@ class Placement:
 
     Parameters
     ----------
-    kind : {"process", "thread"}
-        Where visits are made.
+    kind : Kind
+        Where visits run.
     governs : tuple of str
         The global states that are each visit's own.
     """
 
-    def __init__(self, kind: str, governs: tuple[str, ...]) -> None:
-        self.takes_turns = kind == "thread" and bool(governs)
+    def __init__(self, kind: Kind, governs: tuple[str, ...]) -> None:
+        self.takes_turns = kind.shares_states and bool(governs)
         # Values in which nothing was found: many streamers are given the same.
         self.seen: dict[int, Any] = {}
 
@@ -199,13 +200,15 @@ def length_of(streamer: Any) -> int | None:
     return len(source) if type(source) in _SIZED else None
 
 
-def notes(parallel: Any) -> Iterator[tuple[str, Any]]:
+def notes_on(tree: Any, workers: int | None, kind: Kind) -> Iterator[tuple[str, Any]]:
     """Yield what a description says of where streams run, and a stream of which it is said.
 
     Parameters
     ----------
-    parallel : ParallelStreamer
-        May be half built.
+    tree : Streamer
+    workers : int or None
+        How many there are to be; None where that is known when they begin.
+    kind : Kind
 
     Yields
     ------
@@ -213,23 +216,18 @@ def notes(parallel: Any) -> Iterator[tuple[str, Any]]:
     stream : object or None
         The first of those that run here.
     """
-    fields = parallel.__dict__
-    if not fields.keys() >= {"streamer", "workers", "kind"}:
-        return
-    tree = fields["streamer"]
     governs: tuple[str, ...] = ("numpy", "random")
     if type(tree) is Seeded and _hooks.is_stock(tree):
         governs, tree = tree.states, tree.streamer
-    if fields["workers"] == 0:
+    if workers == 0:
         yield "all of it runs here: workers=0", None
         return
-    worker = "process" if fields["kind"] == "process" else "thread"
-    workers = _count(fields["workers"], worker)
-    placement = Placement(fields["kind"], governs)
+    placement = Placement(kind, governs)
+    in_workers = "workers" if workers is None else _count(workers, kind.worker)
     stream = _visits.stream_of(tree)
     if not has_pool(stream):
         reason = placement.stays(tree)
-        where = f"in one {worker}, as there is no mux" if reason is None else f"here: {reason}"
+        where = f"in one {kind.worker}, as there is no mux" if reason is None else f"here: {reason}"
         yield f"all of it runs {where}", None
         return
     counts: dict[str | None, int] = {}
@@ -247,7 +245,7 @@ def notes(parallel: Any) -> Iterator[tuple[str, Any]]:
     for reason in sorted(counts, key=lambda reason: reason is not None):
         of = _count(counts[reason], "stream") + (" runs" if counts[reason] == 1 else " run")
         if reason is None:
-            yield f"{of} in {workers}", None
+            yield f"{of} in {in_workers}", None
         else:
             why = reason if counts[reason] == 1 else reason.replace("it ", "each ", 1)
             yield f"{of} here: {why}", first[reason]

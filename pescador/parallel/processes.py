@@ -15,13 +15,14 @@ from .._channel import process, protocol
 from .._channel.consumer import Channel, raise_from_worker, shared_memory
 from .._channel.protocol import read_news
 from .._channel.schema import NUMBERS
-from .._channel.signals import Guard
+from .._channel.signals import whole
 from .._rows import BatchRows
 from ..exceptions import PescadorError
 from .placement import without_those_that_stay
+from .pool import Kind, Pool
 from .worker import VisitsOf
 
-__all__ = ["Processes"]
+__all__ = ["ProcessKind", "Processes"]
 
 # So often in a row, without an item in between, workers may be killed before that is an error.
 _ATTEMPTS = 3
@@ -32,47 +33,49 @@ _NAMED = 3
 # How long (in seconds) to wait between two looks at what all workers have sent.
 _PAUSE = 0.0005
 
-# Options that workers are started with.
-_STARTED_WITH = ("workers", "kind", "max_bytes", "start_method")
+
+class ProcessKind(Kind):
+    """Processes of this machine."""
+
+    worker = "process"
+
+    def usual_workers(self) -> int:
+        return max(process.usable_processors() - 1, 1)
+
+    def new_pool(
+        self, parallel: Any, tree: Any, workers: int | None, stays: Any, watched: Any
+    ) -> Pool:
+        return Processes(parallel, tree, workers or 1, stays)
 
 
-class Processes:
+class Processes(Pool):
     """Worker processes, and what is on its way from them.
 
     Parameters
     ----------
-    parallel : ParallelStreamer
-        Whose workers they are.
-    tree : Streamer
-        Whose visits they run.
-    workers : int
-        How many there are.
     stays : function
-        Tells of a streamer why its visits run here; None where they do not.
+        Tells of a streamer why its visits run here; None where they do not. The others are those
+        of `Pool`.
     """
 
     def __init__(
         self, parallel: Any, tree: Any, workers: int, stays: Callable[[Any], str | None]
     ) -> None:
         # Not the original, which may keep these workers: nobody would end them before a collection.
-        self.parallel = copy.copy(parallel)
-        self.tree = self.sent = tree
+        super().__init__(copy.copy(parallel), tree, workers)
+        self.sent = tree
         # By fork, all of it is there.
         if (parallel.start_method or process.default_method()) != "fork":
             self.sent = without_those_that_stay(tree, stays)
         self.owner = os.getpid()
         # Half of it for batches, and half for what workers send by themselves.
         self.max_bytes = max(parallel.max_bytes // 2 // workers, 1)
-        self.workers = workers
         self.makers: list[Any] = []
         self.run = b""
-        self.schedule: Any = None
         # Workers that were lost since the last item.
         self.n_lost = 0
         # What all workers can write to: batches.
         self.arena: Any = None
-        # number of a visit -> (its maker, the rows where it may write)
-        self.written_until_closed: dict[int, tuple[Any, list[Any]]] = {}
         # Of the items that are written to rows: see `ring.Reader`.
         self.layout: Any = None
         # Whether a message may be half sent or read, because somebody has interrupted it.
@@ -81,7 +84,6 @@ class Processes:
     # ---------------------------------------------------------------------------------- begin, end
 
     def begin(self) -> None:
-        """Start the workers."""
         memory = shared_memory(max(self.parallel.max_bytes // 2, 1))
         if memory is not None:
             from .._channel.memory import Arena
@@ -124,7 +126,6 @@ class Processes:
         return maker
 
     def wait_for_end(self) -> None:
-        """Wait until all workers have ended."""
         if self.owner != os.getpid():
             return
         for maker in self.makers:
@@ -133,7 +134,7 @@ class Processes:
             maker.owner.wait_for_end()
 
     def end(self) -> None:
-        """End the workers that have not, and let go of all but their arrays."""
+        # All but their arrays.
         while self.makers:
             self.makers.pop().owner.end()
         self.written_until_closed.clear()
@@ -143,19 +144,17 @@ class Processes:
             arena.memory.close_descriptor()
 
     def is_usable(self, parallel: Any, tree: Any) -> bool:
-        """Tell whether all workers are there, for another run."""
         fields, others = self.parallel.__dict__, parallel.__dict__
         return (
             self.owner == os.getpid()
             and not self.is_torn
             and self.tree is tree
-            and all(fields[name] == others[name] for name in _STARTED_WITH)
+            and all(fields[name] == others[name] for name in self.started_with)
             and not any(maker.owner.is_over() or maker.owner.is_gone() for maker in self.makers)
         )
 
     def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
-        """Work for this schedule from now on, whose run is made of these."""
-        self.schedule = schedule
+        super().join(schedule, run)
         self.n_lost = 0
         if self.arena is not None:
             self._lay_out(None)
@@ -163,10 +162,6 @@ class Processes:
         for maker in self.makers:
             maker.flush()
             self.send(maker.owner, protocol.RUN, self.run)
-
-    def leave(self) -> None:
-        """Work for no schedule."""
-        self.schedule = None
 
     # -------------------------------------------------------------------------------------- orders
 
@@ -184,17 +179,14 @@ class Processes:
         self.is_torn = before
 
     def place(self, visit: Any) -> Any:
-        """Return the worker that a visit is to run at: the one with the least to do."""
         return _schedule.least_busy(self.makers)
 
     def reach(self) -> int:
-        """Return how many items keep all workers busy for a while."""
         return _schedule.reach_of(self.makers)
 
     # --------------------------------------------------------------------------------------- items
 
     def wait(self, visit: Any) -> None:
-        """Wait until something of a visit has arrived."""
         self.is_torn = True
         _schedule.flush_all(self.makers)
         while True:
@@ -218,7 +210,6 @@ class Processes:
         return int(self.schedule.left_in_batch()) // len(self.makers)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Take what arrives until something holds."""
         self.is_torn = True
         _schedule.flush_all(self.makers)
         while True:
@@ -282,7 +273,7 @@ class Processes:
         self.schedule.n_restarts += 1
         lost = self.schedule.visits_at(maker)
         # As a whole: where it was interrupted halfway, a worker would be left to itself.
-        Guard(lambda: self._put_another(maker), _do_nothing, _do_nothing).__enter__()
+        whole(self._put_another, maker)
         self.schedule.begin_again(lost)
         for other in self.makers:
             other.flush()
@@ -306,7 +297,6 @@ class Processes:
         raise PescadorError(f"a worker process {how}, {ran}; {why}")
 
     def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
-        """Return batches that workers write to; None where nothing is gained by that."""
         row_bytes = [dtype.itemsize * math.prod(shape) for _, dtype, shape, _ in columns]
         are_sent = all(of is np.ndarray or of in NUMBERS for *_, of in columns)
         if self.arena is None or not are_sent:
@@ -331,9 +321,4 @@ class Processes:
         self.makers[self.makers.index(maker)] = self._new_maker()
 
     def raise_error(self, visit: Any) -> None:
-        """Raise what a visit has raised."""
         raise_from_worker(visit.error, visit.name)
-
-
-def _do_nothing() -> None:
-    """See `Guard`."""

@@ -8,11 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 from .. import _schedule, _visits
-from .._channel.process import check_owner
+from .._channel.process import check_owner, usable_processors
 from .._channel.protocol import HEARTBEAT
+from .pool import Kind, Pool
 from .running import Running
 
-__all__ = ["Threads"]
+__all__ = ["ThreadKind", "Threads"]
 
 # So many parts of an item say how large the others are.
 _FEW = 32
@@ -68,22 +69,27 @@ class _Maker(_schedule.Maker):
         """Orders do not wait."""
 
 
-class Threads:
-    """Threads of this process, and what they have made.
+class ThreadKind(Kind):
+    """Threads of this process."""
 
-    Parameters
-    ----------
-    parallel : ParallelStreamer
-        Whose threads they are.
-    run : Run
-        What the visits are part of.
-    workers : int
-        How many there are.
-    """
+    worker = "thread"
+    shares_states = True
+    refuses = ("start_method", "restart", "keep_workers")
 
-    def __init__(self, parallel: Any, run: _visits.Run, workers: int) -> None:
-        self.parallel = parallel
-        self.workers = workers
+    def usual_workers(self) -> int:
+        return max(usable_processors() - 1, 1)
+
+    def new_pool(
+        self, parallel: Any, tree: Any, workers: int | None, stays: Any, watched: Any
+    ) -> Pool:
+        return Threads(parallel, tree, watched, workers or 1)
+
+
+class Threads(Pool):
+    """Threads of this process, and what they have made; they cost nothing to start."""
+
+    def __init__(self, parallel: Any, tree: Any, run: _visits.Run, workers: int) -> None:
+        super().__init__(parallel, tree, workers)
         self.run = run
         # In the order in which items were ordered.
         self.ready: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -91,11 +97,8 @@ class Threads:
         self.owner = os.getpid()
         self.maker = _Maker(self)
         self.threads: list[threading.Thread] = []
-        self.schedule: Any = None
-        self.written_until_closed: dict[int, Any] = {}
 
     def begin(self) -> None:
-        """Start the threads."""
         for i in range(self.workers):
             thread = threading.Thread(
                 target=_work, args=(self.ready, self.made), daemon=True, name=f"pescador-{i}"
@@ -104,7 +107,7 @@ class Threads:
             self.threads.append(thread)
 
     def wait_for_end(self) -> None:
-        """Wait for the threads, but not for ever: one that is busy ends after its item."""
+        # Not for ever: one that is busy ends after its item.
         for _ in self.threads:
             self.ready.put(None)
         deadline = time.monotonic() + self.parallel.timeout
@@ -112,28 +115,13 @@ class Threads:
             thread.join(max(0, deadline - time.monotonic()))
 
     def end(self) -> None:
-        """Let go of everything."""
         self.threads.clear()
         self.maker.jobs.clear()
 
-    def reach(self) -> int:
-        """Return 0: nothing is handed over, and no thread waits while there is work."""
-        return 0
-
-    def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
-        """Work for this schedule."""
-        self.schedule = schedule
-
-    def is_usable(self, parallel: Any, tree: Any) -> bool:
-        """Threads cost nothing to start."""
-        return False
-
     def place(self, visit: Any) -> Any:
-        """Return where a visit is to run."""
         return self.maker
 
     def wait(self, visit: Any) -> None:
-        """Wait until something of a visit has arrived."""
         while True:
             check_owner(self.owner)
             with suppress(queue.Empty):
@@ -151,11 +139,7 @@ class Threads:
             self.maker.jobs.pop(number, None)
             self.schedule.receive_end(number, value)
 
-    def new_rows(self, begins: int, size: int, columns: list[Any]) -> None:
-        """Threads copy nothing."""
-
     def raise_error(self, visit: Any) -> None:
-        """Raise what a visit has raised."""
         raise visit.error
 
 
