@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ._core import Compiled, Scope
@@ -7,6 +8,7 @@ from ._visits import Elsewhere, Run
 class Maker:
     owner: Any
     outstanding: int
+    most: int
     def __init__(self, owner: Any = None) -> None: ...
     def open(self, visit: Any) -> object: ...
     def more(self, visit: Any) -> object: ...
@@ -15,6 +17,8 @@ class Maker:
 
 class Schedule(Elsewhere):
     n_restarts: int
+    max_visits: int
+    spare: int
     def __init__(
         self,
         run: Run,
@@ -43,6 +47,7 @@ class Begun(Compiled):
 
 class Orders(Maker):
     cost: int
+    worth: int
     def __init__(
         self,
         owner: Any,
@@ -60,3 +65,10 @@ def reach_of(makers: list[Any]) -> int: ...
 def close_rows(missing: list[Any]) -> None: ...
 def flush_all(makers: list[Any]) -> None: ...
 def receive_all(schedule: Schedule, reader: Any, tell: Callable[..., object]) -> int: ...
+def receive_packet(
+    schedule: Schedule,
+    calls: deque[Any],
+    numbers: Iterable[int],
+    words: Iterable[int | str],
+    values: Iterable[Any],
+) -> None: ...

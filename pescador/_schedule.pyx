@@ -15,6 +15,7 @@ import time
 import numpy as np
 
 from pescador import _mux
+from pescador._channel.protocol import STATE
 from pescador._rows import IN_PLACE as IN_PLACE_
 
 cimport cython
@@ -82,9 +83,13 @@ cdef class Maker:
 
     cdef public object owner           # what the pool knows it by
     cdef public int64_t outstanding    # items that were ordered and have not arrived
+    cdef public int64_t most           # of these, at a time
     cdef int64_t n_visits              # that are open there
     cdef bint is_due                   # what waits is worth to be flushed
     cdef bint is_listed                # a schedule will do so
+
+    def __cinit__(self, *args, **kwargs):
+        self.most = MOST_ORDERS
 
     def __init__(self, owner=None):
         self.owner = owner
@@ -288,6 +293,13 @@ cdef class Schedule(Elsewhere):
         How many visits begin early.
     max_bytes : int
         How much memory they may take.
+
+    Attributes
+    ----------
+    max_visits : int
+        How many visits may be open before one more begins early; a pool may say so.
+    spare : int
+        Likewise, which part of the memory items may take that are made early without `read_ahead`.
     """
 
     cdef object pool                   # of makers
@@ -296,6 +308,8 @@ cdef class Schedule(Elsewhere):
     cdef Py_ssize_t read_ahead, open_ahead
     cdef bint adapts                   # `read_ahead` is a least number
     cdef int64_t reach                 # how many items keep the workers busy
+    cdef int64_t look_at               # after so many items, look how fast the workers are
+    cdef public int64_t max_visits, spare
     cdef int64_t max_bytes
     cdef dict streamers                # id -> Known
     cdef dict visits                   # path -> Visit, of those that are not over
@@ -326,6 +340,8 @@ cdef class Schedule(Elsewhere):
         self.read_ahead = READ_AHEAD if self.adapts else read_ahead
         self.open_ahead = open_ahead
         self.max_bytes = max_bytes
+        self.max_visits = INT64_MAX
+        self.spare = SPARE
         self.streamers = {}
         self.visits = {}
         self.numbers = {}
@@ -467,30 +483,47 @@ cdef class Schedule(Elsewhere):
 
     cdef inline int64_t wanted(self) noexcept:
         """How many items are to be made early, in all."""
-        cdef int64_t wanted = self.n_attached * self.read_ahead
+        cdef int64_t wanted = self.n_attached * self.read_ahead, right
         if self.adapts and self.reach > wanted:
             # Little in vain, and in little memory: no farther than the plan has been right.
-            wanted = max(wanted, min(self.reach, self.n_taken - self.plan.wrong_at,
-                                     self.max_bytes // (SPARE * self.item_size)))
+            right = self.n_taken - (0 if self.plan is None else self.plan.wrong_at)
+            wanted = max(wanted, min(self.reach, right,
+                                     self.max_bytes // (self.spare * self.item_size)))
         return wanted
+
+    cdef int look(self) except -1:
+        """Look now and then how fast the workers are."""
+        if self.adapts and self.n_taken >= self.look_at:
+            self.look_at = self.n_taken + LOOK_EVERY
+            self.reach = self.pool.reach()
+        return 0
+
+    cdef inline bint may_begin(self, Visit visit) noexcept:
+        """Whether a visit may be open."""
+        return visit.is_attached or len(self.numbers) < self.max_visits
 
     cdef inline bint has_room(self, Visit visit) noexcept:
         """Whether one item more may be made early."""
-        if visit.maker is not None and visit.maker.outstanding >= MOST_ORDERS:
+        if visit.maker is None:
+            if not self.may_begin(visit):
+                return False
+        elif visit.maker.outstanding >= visit.maker.most:
             return False
         return self.waiting + (self.outstanding + 1) * self.item_size <= self.max_bytes
 
     cdef int order_early(self, Visit visit, int64_t given) except -1:
         """Order what may be made early, when `visit` is about to have given so many items.
 
-        All together, it is as many items as `read_ahead` says of each visit that is read from, or
-        more: those that the plan takes next, or, without one, so many of this visit.
+        All together, it is as many items as `wanted` says: those that the plan takes next, or,
+        without one, the part of this visit.
         """
         if self.plan is not None and not self.plan.is_wrong:
             self.plan.order_next(self.wanted() + 1)
             return self.flush_due()
-        while (visit.ordered < min(given + self.read_ahead, visit.bound)
-                and self.has_room(visit)):
+        if self.plan is None:
+            self.look()
+        cdef int64_t limit = given + self.wanted() // max(self.n_attached, 1)
+        while visit.ordered < min(limit, visit.bound) and self.has_room(visit):
             if visit.length >= 0 or visit.error is not None or visit.is_over:
                 return 0
             self.order(visit, visit.ordered + 1)
@@ -1050,7 +1083,6 @@ cdef class Plan(Elsewhere):
     cdef int64_t lead                  # items that it has taken and the other one has not
     cdef int64_t rests_until           # number of the item before which it does not begin anew
     cdef int64_t rest                  # how long it rested the last time
-    cdef int64_t look_at               # after so many, look how fast the workers are
     cdef int64_t wrong_at              # how many items were taken when it was wrong the last time
     cdef double not_before             # likewise, in seconds: in large pools that takes long
 
@@ -1106,9 +1138,7 @@ cdef class Plan(Elsewhere):
                 return 0
             self.begin_anew()
             self.schedule.give_up()
-        if self.schedule.adapts and self.schedule.n_taken >= self.look_at:
-            self.look_at = self.schedule.n_taken + LOOK_EVERY
-            self.schedule.reach = self.schedule.pool.reach()
+        self.schedule.look()
         wanted = self.schedule.wanted()
         while self.lead < wanted + PLAN_EVERY or (
                 self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD):
@@ -1131,7 +1161,8 @@ cdef class Plan(Elsewhere):
                 self.queue.append(visit)
                 self.turns.append(self.number)
                 if (node.count == 1 and not visit.is_attached and visit.ordered == 0
-                        and self.n_ahead <= self.schedule.open_ahead):
+                        and self.n_ahead <= self.schedule.open_ahead
+                        and self.schedule.may_begin(visit)):
                     # Not before it is asked for anything has it begun.
                     self.schedule.order_as(visit, 1, self.number)
             self.number += 1
@@ -1273,10 +1304,12 @@ cdef class Orders(Maker):
     ----------
     cost : int
         About how many nanoseconds an item takes the worker; 0 where that is not known.
+    worth : int
+        How many nanoseconds of work are worth a message.
     """
 
     cdef object check_owner, writer, wake, send, send_visit
-    cdef public int64_t cost
+    cdef public int64_t cost, worth
     cdef int64_t* words
     cdef Py_ssize_t n, room
     cdef int64_t unsent                # work in them, in items
@@ -1288,6 +1321,7 @@ cdef class Orders(Maker):
         self.wake = wake
         self.send = send
         self.send_visit = send_visit
+        self.worth = WORTH
 
     def __dealloc__(self):
         PyMem_Free(self.words)
@@ -1307,7 +1341,7 @@ cdef class Orders(Maker):
     cdef int count_item(self) except -1:
         """Count an item that was ordered, and notice when it is worth to wake the worker."""
         self.unsent += 1
-        self.is_due |= self.unsent * self.cost >= WORTH or self.cost == 0
+        self.is_due |= self.unsent * self.cost >= self.worth or self.cost == 0
         return 0
 
     cpdef object open(self, Visit visit):
@@ -1405,6 +1439,29 @@ def receive_all(Schedule schedule, reader, tell):
         else:
             schedule.receive(reader.tag, value, reader.size)
         n += 1
+
+
+def receive_packet(Schedule schedule, calls, numbers, words, values):
+    """Take what a call to a worker gave, which is the first of `calls`, and over then.
+
+    Parameters
+    ----------
+    calls : deque
+    numbers : iterable of int
+        The visits.
+    words : iterable of {int, str}
+        The size of an item in bytes; or a word that tells something of a visit.
+    values : iterable of object
+        The item; or what belongs to the word.
+    """
+    calls.popleft()
+    for number, word, value in zip(numbers, words, values):
+        if type(word) is int:
+            schedule.receive(number, value, word)
+        elif word == STATE:
+            schedule.receive_state(number, value)
+        else:
+            schedule.receive_end(number, value)
 
 
 cdef bint is_news(dict item) except -1:
