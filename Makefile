@@ -6,6 +6,7 @@ CHECKED := .venv-checked
 PEERS := .peers
 DOCS := .venv-docs
 FRAMEWORKS := .venv-frameworks
+RAY := .venv-ray
 # Of this release pip takes the build for CPUs, if it finds one: it is a tenth of the other.
 TORCH_PACKAGES := torch~=2.13.0 torchdata ml_dtypes
 FRAMEWORK_PACKAGES := lightning accelerate datasets transformers keras jax tensorflow-cpu
@@ -21,7 +22,8 @@ SOURCES := $(wildcard $(foreach kind,pyx pxd h,pescador/*.$(kind) pescador/*/*.$
 	CMakeLists.txt pyproject.toml
 STUBS = $(subst /,.,$(basename $(shell find pescador -name '*.pyi')))
 
-.PHONY: demo test test-all test-checked test-debug test-torch test-frameworks test-long soak soak-parallel \
+.PHONY: demo test test-all test-checked test-debug test-torch test-frameworks test-ray test-long soak \
+	soak-parallel \
 	lint annotate clean bench bench-full bench-instructions bench-env publish docs
 
 demo: $(VENV)/demo
@@ -123,6 +125,10 @@ test-torch: $(VENV)/dev $(FRAMEWORKS)/torch
 	$(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
 		tests/frameworks/test_torch.py docs/how-to/pytorch.rst pescador/torch.py
 
+# On a real Ray: a local cluster, and several nodes on this machine. Under four minutes.
+test-ray: $(VENV)/dev $(RAY)/done
+	$(RAY)/bin/python -m pytest -p no:cacheprovider tests/on_ray docs/how-to/ray.rst pescador/ray.py
+
 # Cython's pages that show where a line of a loop calls into Python.
 annotate: $(VENV)/dev
 	mkdir -p annotate
@@ -133,7 +139,7 @@ annotate: $(VENV)/dev
 	@echo "open annotate/*.html"
 
 clean:
-	rm -rf $(VENV) $(CHECKED) $(PEERS) $(DOCS) $(FRAMEWORKS) build annotate docs/_build docs/gallery
+	rm -rf $(VENV) $(CHECKED) $(PEERS) $(DOCS) $(FRAMEWORKS) $(RAY) build annotate docs/_build docs/gallery
 
 $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -180,6 +186,15 @@ $(FRAMEWORKS)/torch: | $(VENV)/dev
 	for package in $(TORCH_PACKAGES); do \
 		$(FRAMEWORKS)/bin/python $(PIP) "$$package" || echo "not installed: $$package"; \
 	done
+	@touch $@
+
+# Likewise.
+$(RAY)/done: | $(VENV)/dev
+	$(PYTHON) -m venv --without-pip $(RAY)
+	$(BIN)/python -c "import sysconfig; \
+		print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(RAY)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/tools.pth"
+	$(RAY)/bin/python $(PIP) "ray>=2.40" grpcio
 	@touch $@
 
 # The releases that ours is compared with, in folders of their own.

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from open_trees import Trouble, build, plain, to_open
 
 import pescador
+import pescador.ray
 from effort import explore
 from pescador import SPAWN, ArgumentError, ParallelStreamer, PescadorError, Seeded, Streamer
 from pescador._channel import process
@@ -489,6 +490,24 @@ def test_what_only_processes_can_do_is_refused_with_threads(name, value):
     parallel = ParallelStreamer("abc", 1, **{name: value})
     parallel.kind = "thread"
     with pytest.raises(ArgumentError, match=rf"{name}={value!r} .* kind='thread'"):
+        next(parallel.iterate())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_cpus", -1), ("max_visits", 0), ("batch", 1.5), ("copy", 1)]
+)
+def test_an_executor_of_ray_refuses_a_bad_argument_by_its_name(name, value):
+    with pytest.raises(ArgumentError, match=rf"{name}={value!r}"):
+        pescador.ray.Executor(**{name: value})
+    with pytest.raises(ArgumentError, match=r"start_method='spawn' is for processes"):
+        ParallelStreamer("abc", kind=pescador.ray.Executor(), start_method="spawn")
+
+
+def test_without_ray_an_executor_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    parallel = ParallelStreamer(pescador.ShuffledMux(letters("ab")), kind=pescador.ray.Executor())
+    assert str(parallel).endswith("2 streams run in Ray actors")
+    with pytest.raises(ImportError, match=r"pip install 'pescador\[ray\]'"):
         next(parallel.iterate())
 
 

@@ -57,6 +57,7 @@ __all__ = [
     "Report",
     "item_from",
     "news",
+    "order",
     "read_end",
     "read_item_head",
     "read_news",
@@ -134,6 +135,11 @@ def read_news(item: dict[Any, Any]) -> tuple[str, Any] | None:
         if type(key) is tuple and len(key) == 2 and key[0] == "pescador":
             return key[1], pickle.loads(value)
     return None
+
+
+def order(kind: bytes, what: bytes, n_words: int = 0) -> bytes:
+    """Return an `ORDERS`, `VISIT` or `RUN`, before which so many words were written to memory."""
+    return kind + n_words.to_bytes(8, "little") + what
 
 
 def send_end(pipe: Connection, error: Report | None) -> None:

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
-def whole(function: Callable[..., Any], *arguments: Any) -> Any: ...
+def whole(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any: ...
 
 class Guard:
     def __init__(

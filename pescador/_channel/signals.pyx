@@ -71,7 +71,7 @@ cdef class Deferred:
         return 0
 
 
-def whole(function, *arguments):
+def whole(function, *arguments, **named):
     """Call a function as a whole: what handlers raise comes after it.
 
     Who calls this from compiled code is sure that the function was called, and once.
@@ -79,9 +79,11 @@ def whole(function, *arguments):
     cdef Deferred deferred = Deferred()
     deferred.defer()
     try:
-        return function(*arguments)
+        result = function(*arguments, **named)
     finally:
         deferred.restore()
+    # Not from within: what is returned there would never be freed where `restore` raises.
+    return result
 
 
 cdef class Guard:

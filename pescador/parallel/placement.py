@@ -223,7 +223,7 @@ def notes_on(tree: Any, workers: int | None, kind: Kind) -> Iterator[tuple[str, 
         yield "all of it runs here: workers=0", None
         return
     placement = Placement(kind, governs)
-    in_workers = "workers" if workers is None else _count(workers, kind.worker)
+    in_workers = f"{kind.worker}s" if workers is None else _count(workers, kind.worker)
     stream = _visits.stream_of(tree)
     if not has_pool(stream):
         reason = placement.stays(tree)

@@ -175,7 +175,7 @@ class Processes(Pool):
         channel.check_owner()
         before, self.is_torn = self.is_torn, True
         n_words = 0 if channel.orders is None else channel.orders.before_message()
-        channel.say(kind + n_words.to_bytes(8, "little") + what)
+        channel.say(protocol.order(kind, what, n_words))
         self.is_torn = before
 
     def place(self, visit: Any) -> Any:

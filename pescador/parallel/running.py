@@ -18,7 +18,7 @@ from .._channel.protocol import PICKLED, news
 from .._state import Loader, Saver
 from ..exceptions import PescadorError
 
-__all__ = ["Running", "streamer_at"]
+__all__ = ["Beginner", "Running", "streamer_at"]
 
 # A part of the time that may go into states.
 _SHARE = 0.01
@@ -111,3 +111,33 @@ class Running:
                 f"an item of type {type(item).__qualname__} cannot be sent from a worker process "
                 f"({error}); kind='thread' sends nothing"
             ) from error
+
+
+class Beginner:
+    """Begins visits in a worker.
+
+    Parameters
+    ----------
+    tree : Streamer or Pool
+        Whose visits they are; see `placement.without_those_that_stay`.
+    """
+
+    running = Running
+
+    def __init__(self, tree: Any) -> None:
+        self.tree = tree
+        self.run: Any = None
+
+    def start_run(self, run: tuple[Any, ...]) -> None:
+        """Have visits be part of the run that is made of these, from now on."""
+        self.run = _visits.Run(*run)
+
+    def begin(self, path: tuple[int, ...], bound: int, base: Any, skip: int) -> Running:
+        """Begin a visit; the arguments are those of `Running`."""
+        streamer = streamer_at(self.tree, path)
+        if streamer is None:
+            raise PescadorError(
+                f"{_visits.place_of(path)}the stream was changed after the workers were started, "
+                "which could not run it then: leave keep_workers at False to start others"
+            )
+        return self.running(self.run, streamer, path, bound, base, skip)

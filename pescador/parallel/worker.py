@@ -5,16 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import _visits
 from .._channel import protocol, worker
-from ..exceptions import PescadorError
 from .production import Production
-from .running import Running, streamer_at
+from .running import Beginner
 
 __all__ = ["VisitsOf"]
 
 
-class VisitsOf:
+class VisitsOf(Beginner):
     """What a worker runs in the place of a streamer: visits to the streams of a tree.
 
     Parameters
@@ -26,21 +24,8 @@ class VisitsOf:
     """
 
     def __init__(self, tree: Any, arena: Any) -> None:
-        self.tree = tree
+        super().__init__(tree)
         self.arena = arena
-        self.run: Any = None
-
-    def _start_run(self, run: tuple[Any, ...]) -> None:
-        self.run = _visits.Run(*run)
-
-    def _begin(self, path: tuple[int, ...], bound: int, base: Any, skip: int) -> Running:
-        streamer = streamer_at(self.tree, path)
-        if streamer is None:
-            raise PescadorError(
-                f"{_visits.place_of(path)}the stream was changed after the workers were started, "
-                "which could not run it then: leave keep_workers at False to start others"
-            )
-        return Running(self.run, streamer, path, bound, base, skip)
 
     def __pescador_serve__(self, consumer: Any, memory: Any, max_bytes: int) -> None:
         owner = os.getpid()
@@ -52,8 +37,8 @@ class VisitsOf:
 
         production = Production(
             consumer,
-            self._begin,
-            self._start_run,
+            self.begin,
+            self.start_run,
             lambda error: worker.describe(error, by_value=True),
             is_forked,
         )
