@@ -65,6 +65,7 @@ ENV = {
     "torch": Env((TORCH, "torchdata", "numpy", *STORES), light=False),
     "spdl": Env(("spdl-core", "numpy")),
     "ours-torch": Env((".", TORCH, *STORES), light=False),
+    "ours-ray": Env((".", "ray>=2.40"), light=False),
     # lhotse imports urllib3 without asking for it.
     "lhotse": Env((TORCH, "lhotse", "urllib3", "numpy"), light=False),
     "datasets": Env(("datasets", "numpy"), light=False),
@@ -93,6 +94,12 @@ CONTESTANTS = {
         ("pescador.torch",),
         ("pescador", "torch", "numpy"),
         "ours, as a data set of PyTorch",
+    ),
+    "ours-ray": Contestant(
+        "ours-ray",
+        ("pescador.ray", "ray"),
+        ("pescador", "ray", "numpy"),
+        "ours, with the workers in actors of Ray",
     ),
     "hand": Contestant("ours", note="the loop that one would write in Python without a library"),
     "hand-blocks": Contestant("ours", note="by hand as well, by those who count nanoseconds"),

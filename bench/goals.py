@@ -131,6 +131,19 @@ GOALS = [
         for kind in PIPELINES
         for case in [f"torch_pipeline/kind={kind}"]
     ),
+    Goal(
+        "consumer on Ray, 1 MB against memcpy",
+        ("ray_consumer/size=1000000", "ours-ray"),
+        ("ray_consumer/size=1000000", "limit"),
+        1.2,
+        most=True,
+    ),
+    Goal(
+        "two nodes of Ray against one, sleeping",
+        ("ray_nodes/kind=sleeping/workers=1", "ours-ray"),
+        ("ray_nodes/kind=sleeping/workers=2", "ours-ray"),
+        1.8,
+    ),
 ]
 
 PACES = [
@@ -149,6 +162,7 @@ PACES = [
     Pace("plan, StochasticMux", "parallel_plan/mux=stochastic", 0.3e-6),
     Pace("plan, ShuffledMux", "parallel_plan/mux=shuffled", 0.3e-6),
     Pace("a batch of two keys as tensors", "torch_items", 20e-6, by="ours-torch"),
+    Pace("consumer on Ray, 1 KB", "ray_consumer/size=1000", 5e-6, by="ours-ray"),
 ]
 
 # What the README shows: identifiers, and what they are in its words.

@@ -2,6 +2,7 @@
 
 import cases  # noqa: F401
 import frameworks  # noqa: F401
+import on_ray  # noqa: F401
 import parallel  # noqa: F401
 import resume  # noqa: F401
 from case import CASES
