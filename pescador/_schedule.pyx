@@ -696,19 +696,19 @@ cdef class Schedule(Elsewhere):
 
     cdef int check_plan(self, Visit visit) except -1:
         """Find the plan wrong if the next item of a visit is not what it has planned."""
+        cdef int64_t row = 0, turn = -1, number = self.plan.reader.n - 1
+        cdef Placed placed = visit.take_wanted(visit.given, &row, &turn)
+        if placed is not None:
+            placed.visits[row] = 0
         if visit.given >= visit.bound:
-            # It is dropped.
+            # It is dropped, though it may have been ordered when the bound was a higher one.
             return 0
         if self.plan.lead >= 0 and visit.given >= visit.planned:
             self.plan.note_unforeseen(visit)
         if self.rows is None:
             return 0
-        cdef int64_t row = 0, turn = -1, number = self.plan.reader.n - 1
-        cdef Placed placed = visit.take_wanted(visit.given, &row, &turn)
         item = visit.items[visit.at]
-        if placed is not None:
-            placed.visits[row] = 0
-        elif type(item) is Placed:
+        if type(item) is Placed:
             # Somebody was interrupted before it was taken.
             placed = item
             row, item = placed.row, IN_PLACE

@@ -576,6 +576,24 @@ def test_the_last_batch_is_what_it_is_without_workers(partial):
     )
 
 
+def images_of_any_number(i):
+    for item in images(i, 1000):
+        yield item
+        if np.random.rand() < 0.1:
+            return
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_visits_with_a_lower_bound_than_expected_leave_no_row_to_an_item_that_is_dropped(seed):
+    streams = [Streamer(images_of_any_number, i) for i in range(10)]
+    run = Seeded(pescador.StochasticMux(streams, 8, rate=5), seed)
+    parallel = ParallelStreamer(run, 1)
+    # Large ones: the row comes in the batch in which the plan was wrong.
+    assert plain(list(batches(parallel, 256)(max_iter=6))) == plain(
+        list(batches(run, 256)(max_iter=6))
+    )
+
+
 def test_two_sizes_of_batches_of_one_streamer_are_each_as_without_workers():
     run = Seeded(pescador.ShuffledMux([Streamer(images, i, 10**6) for i in range(5)]), 5)
     parallel = ParallelStreamer(run, 2)
