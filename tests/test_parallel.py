@@ -4,10 +4,12 @@ import collections
 import contextlib
 import copy
 import dataclasses
+import gc
 import itertools
 import multiprocessing
 import os
 import pickle
+import struct
 import sys
 import threading
 import time
@@ -636,6 +638,37 @@ def test_items_with_their_keys_in_another_order_make_the_same_batches():
     assert plain(list(batches(parallel, 8)(max_iter=20))) == plain(
         list(batches(run, 8)(max_iter=20))
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
+def test_a_worker_that_always_has_orders_forgets_those_that_it_has_carried_out():
+    from pescador._channel.memory import SharedMemory
+    from pescador._channel.orders import OrderReader, OrderWriter
+    from pescador.parallel.production import Production
+
+    class Consumer:
+        messages = ()
+
+        def wait(self, timeout):
+            return True
+
+    class Endless:
+        due = float("inf")
+        node = itertools.repeat({"x": np.zeros(1)})
+
+        def close(self):
+            pass
+
+    memory = SharedMemory(1)
+    writer = OrderWriter(memory)
+    production = Production(Consumer(), lambda *_: Endless(), None, None, lambda: False)
+    production.orders = OrderReader(memory)
+    begin, more = struct.pack("<5q", 5, 10**9, 0, 1, 0), struct.pack("<q", 4)
+    writer.put(begin + more)
+    for _ in range(10_000):
+        writer.put(more)
+        next(production)
+    assert sum(len(kept) for kept in gc.get_referents(production) if type(kept) is list) < 5000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory")

@@ -25,6 +25,9 @@ cnp.import_array()
 
 # How often (in seconds) a worker that is busy looks for messages.
 cdef double LOOK = 0.005
+# So many orders that were carried out are forgotten at a time.
+cdef enum:
+    FORGET = 1 << 10
 
 cdef object clock = time.perf_counter
 cdef bytes ORDERS = protocol.ORDERS
@@ -123,6 +126,11 @@ cdef class Production:
     cdef object next_due(self):
         """The number of the visit of which an item is to be made."""
         while self.first < len(self.due) or self.read():
+            if self.first == FORGET:
+                # A worker that is never done would keep all that was ever ordered.
+                del self.due[:FORGET], self.rows[:FORGET]
+                self.first = 0
+                continue
             number = self.due[self.first]
             self.first += 1
             # Otherwise it has ended, or is not wanted any more.
