@@ -696,7 +696,7 @@ cdef class Schedule(Elsewhere):
 
     cdef int check_plan(self, Visit visit) except -1:
         """Find the plan wrong if the next item of a visit is not what it has planned."""
-        cdef int64_t row = 0, turn = -1, number = self.plan.reader.n - 1
+        cdef int64_t row = 0, turn = -1, number
         cdef Placed placed = visit.take_wanted(visit.given, &row, &turn)
         if placed is not None:
             placed.visits[row] = 0
@@ -707,6 +707,7 @@ cdef class Schedule(Elsewhere):
             self.plan.note_unforeseen(visit)
         if self.rows is None:
             return 0
+        number = self.plan.reader.n - 1
         item = visit.items[visit.at]
         if type(item) is Placed:
             # Somebody was interrupted before it was taken.

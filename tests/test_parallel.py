@@ -641,6 +641,22 @@ def test_items_with_their_keys_in_another_order_make_the_same_batches():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
+@pytest.mark.parametrize("lacking", [{1}, {2}, {1, 2}])
+def test_batches_are_whole_where_there_is_no_memory_to_share_with_a_worker(lacking, monkeypatch):
+    from pescador._channel import consumer
+
+    numbers, share = itertools.count(1), consumer.shared_memory
+    monkeypatch.setattr(
+        consumer, "shared_memory", lambda n: None if next(numbers) in lacking else share(n)
+    )
+    run = Seeded(pescador.StochasticMux(POOLS["short"](), 4, rate=6), 5)
+    parallel = ParallelStreamer(run, 2, start_method="fork", keep_workers=True)
+    expected = plain(list(batches(run, 8)(max_iter=12)))
+    for _ in range(2):
+        assert plain(list(batches(parallel, 8)(max_iter=12))) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
 def test_a_worker_that_always_has_orders_forgets_those_that_it_has_carried_out():
     from pescador._channel.memory import SharedMemory
     from pescador._channel.orders import OrderReader, OrderWriter

@@ -310,7 +310,9 @@ class Processes(Pool):
     def _lay_out(self, layout: Any) -> None:
         self.layout = layout
         for maker in self.makers:
-            maker.owner.reader.layout = layout
+            # None of a worker that there was no memory for: its items are copied to their rows.
+            if (reader := maker.owner.reader) is not None:
+                reader.layout = layout
 
     def _put_another(self, maker: Any) -> None:
         """Have another worker in the place of one."""

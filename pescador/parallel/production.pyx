@@ -174,7 +174,7 @@ cdef class Production:
                     self.telling.append((number, protocol.news(protocol.STATE, state)))
             if not is_plain(result):
                 return visit.running.pickled(result)
-            if rows is not None:
+            if rows is not None and self.writer is not None:
                 self.writer.rows = rows
             return result
         except BaseException as error:
