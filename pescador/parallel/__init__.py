@@ -343,10 +343,13 @@ class ParallelVisit(_schedule.Begun):
         if guard is None:
             return
         try:
-            if self.node is not None:
-                self.node.close_streams()
-            if schedule is not None:
-                schedule.close()
+            try:
+                if self.node is not None:
+                    self.node.close_streams()
+            finally:
+                # Kept workers owe nothing to this iteration, whatever a source raised.
+                if schedule is not None:
+                    schedule.close()
         finally:
             if (
                 schedule is not None
