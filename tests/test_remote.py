@@ -20,11 +20,12 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run
 
 import pescador
+from effort import TIMES, examples
 from items import ITEM, made, same
 from pescador import ArgumentError, DataError, PescadorError, RemoteStreamer, Server, Streamer
 from pescador._channel import schema
@@ -52,6 +53,11 @@ def served(streamer, clear=True, *, address=HERE, timeout=20, lock=None, **optio
 
         remote.server = server
         yield remote
+
+
+def once_more(*values):
+    """Parameters of ``make test-long`` alone: each needs a process or two."""
+    return values if TIMES > 1 else ()
 
 
 def wait_until(condition):
@@ -85,6 +91,7 @@ PLAIN = st.recursive(
 )
 
 
+@examples(25)
 @given(PLAIN)
 def test_a_plain_value_is_read_as_it_was_written(value):
     there = values.loads(values.dumps(value))
@@ -92,7 +99,7 @@ def test_a_plain_value_is_read_as_it_was_written(value):
     assert values.value_of(dict(values.as_arrays(value, False)), False) == value
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(ITEM, st.integers(1, 3))
 def test_records_of_any_layout_are_read_as_they_were_written(item, n):
     # As a channel gives them: of contiguous memory.
@@ -108,6 +115,7 @@ def test_records_of_any_layout_are_read_as_they_were_written(item, n):
         assert all(array.flags.writeable and array.flags.aligned for array in one.values())
 
 
+@examples(25)
 @given(st.binary(max_size=60), st.integers(0, 60), st.binary(max_size=4))
 def test_damaged_values_are_errors(noise, at, some):
     written = values.dumps({"a": np.arange(3), "b": [1, "x", b"y"]})
@@ -116,6 +124,7 @@ def test_damaged_values_are_errors(noise, at, some):
             values.loads(damaged)
 
 
+@examples(25)
 @given(
     st.recursive(
         st.one_of(
@@ -166,6 +175,41 @@ def test_objects_are_pickled_with_keys_only():
     what = pytest.raises(PescadorError, match=r"DataError: .* holds, a Failure")
     with served(Streamer([Failure("kept")])) as remote, what:
         list(remote())
+
+
+ODD = [
+    {"x": np.array([None, "a"], object)},
+    {np.int64(3): np.zeros(2)},
+    {frozenset([1]): np.zeros(2)},
+    huge := [1 << 20_000],
+    *({key: np.zeros(2, np.uint8)} for key in (values.VALUE, values.PICKLED, values.STATE_KEY)),
+]
+
+
+def test_items_that_no_channel_takes_as_they_are_are_pickled_or_refused():
+    itself = []
+    itself.append(itself)
+    with served(Streamer(ODD), clear=False) as remote:
+        for ours, theirs in zip(remote(), ODD, strict=True):
+            assert repr(ours) == repr(theirs) if theirs is not huge else ours == huge
+    for item in (ODD[0], *ODD[2:4], itself):
+        with pytest.raises(DataError):
+            values.as_arrays(item, False)
+    assert values.value_of(dict(values.as_arrays(itself, True)), True)[0] is not None
+    for item in (ODD[1], *ODD[4:]):
+        same(values.value_of(dict(values.as_arrays(item, False)), False), item)
+
+
+@pytest.mark.parametrize("n", [-1, 0, 10**12])
+def test_a_short_message_does_not_make_many_records(n):
+    for code, frames in ((b"[]", []), (b'[["x", "f8", [0], "C"]]', [b""])):
+        with pytest.raises(DataError, match="records"):
+            values.Schemas().items(n, code, frames)
+
+
+def test_a_head_is_read_up_to_some_length():
+    with pytest.raises(ValueError, match="a head of"):
+        protocol.read_question(b"open\n" + b"[" + b"[]," * 2**15 + b"[]]\nstate")
 
 
 def test_a_pickle_in_clear_text_is_not_read():
@@ -358,6 +402,11 @@ def test_consumers_above_the_limit_are_refused():
         (lambda: Server("ab", HERE, key=(SERVER[0], CLIENT[1]), clients=[CLIENT[0]]), "not that"),
         (lambda: Server("ab", "127.0.0.1:5", insecure=True), "tcp://host:port"),
         (lambda: Server("ab", HERE, insecure=True, timeout=0), "timeout=0"),
+        (lambda: Server("ab", "tcp://127.0.0.1:99999", insecure=True), "65536"),
+        (lambda: Server("ab", "tcp://127.0.0.1", insecure=True), "tcp://host:port"),
+        (lambda: Server("ab", HERE, insecure="no"), "insecure='no'"),
+        (lambda: Server("ab", HERE, key=SERVER, clients="missing"), "clients='missing'"),
+        (lambda: RemoteStreamer(HERE, insecure="no"), "insecure='no'"),
         (lambda: RemoteStreamer(HERE), "insecure=True"),
         (lambda: RemoteStreamer(HERE, key=CLIENT, insecure=True), "server_key"),
         (lambda: RemoteStreamer(HERE, server_key=SERVER[0]), "without key"),
@@ -370,10 +419,16 @@ def test_arguments_that_will_not_do_are_refused(make, what):
         make()
 
 
+def certificate(folder, name):
+    public, secret = zmq.auth.create_certificates(folder, name)
+    os.chmod(secret, 0o600)
+    return public, secret
+
+
 def test_keys_may_be_files_and_are_not_shown(tmp_path):
     (tmp_path / "clients").mkdir()
-    zmq.auth.create_certificates(tmp_path, "server")
-    zmq.auth.create_certificates(tmp_path / "clients", "trainer")
+    for folder, name in (tmp_path, "server"), (tmp_path / "clients", "trainer"):
+        certificate(folder, name)
     with Server(
         *(Streamer(numbers, 2), HERE),
         key=tmp_path / "server.key_secret",
@@ -390,6 +445,34 @@ def test_keys_may_be_files_and_are_not_shown(tmp_path):
     remote = RemoteStreamer(HERE, **KEY)
     for shown in (repr(remote), str(remote), remote._repr_html_()):
         assert CLIENT[1].decode() not in shown
+
+
+def test_a_secret_key_that_is_passed_as_a_str_is_not_shown():
+    secret = SERVER[1].decode()
+    for key in (secret, (SERVER[0].decode(), secret)):
+        with pytest.raises(ArgumentError, match="bytes") as caught:
+            Server("ab", HERE, key=key, clients=[CLIENT[0]])
+        assert secret not in str(caught.value)
+
+
+def test_a_secret_key_that_everybody_may_read_is_warned_of(tmp_path):
+    public, secret = certificate(tmp_path, "server")
+    os.chmod(secret, 0o644)
+    with pytest.warns(pescador.PescadorWarning, match="chmod go="):
+        Server("ab", HERE, key=secret, clients=public)
+    os.chmod(secret, 0o600)
+    Server("ab", HERE, key=secret, clients=public)
+
+
+def test_a_host_that_nobody_knows_is_named():
+    remote = RemoteStreamer("tcp://nowhere.invalid:5", insecure=True, timeout=0.1)
+    with pytest.raises(PescadorError, match=r"'nowhere\.invalid' cannot be resolved"):
+        next(iter(remote))
+
+
+def test_waiting_for_a_server_that_does_not_listen_is_an_error():
+    with pytest.raises(PescadorError, match="does not listen"):
+        Server("ab", HERE, insecure=True).wait()
 
 
 # ------------------------------------------------------------------------------------- states
@@ -599,7 +682,7 @@ def test_a_server_that_is_killed_and_started_again_goes_on_at_the_item():
     assert first_of(received) == list(range(1000))
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("end", [signal.SIGSTOP, *once_more(signal.SIGKILL)])
 def test_a_server_that_is_killed_or_suspended_is_an_error(end):
     address = free_address()
     with serving("sleeping", address) as process:
@@ -622,7 +705,7 @@ CONSUMING = """
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGSTOP])
+@pytest.mark.parametrize("end", [signal.SIGINT, *once_more(signal.SIGKILL, signal.SIGSTOP)])
 def test_the_stream_of_a_consumer_that_is_gone_is_closed(end):
     body = "import os, sys, time, numpy as np, pescador\n" + textwrap.dedent(CONSUMING)
     with served(Streamer(numbers), timeout=0.4) as remote:
@@ -700,7 +783,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", ["forkserver", *once_more("fork")])
 def test_a_script_needs_no_guard_and_a_forked_process_takes_nothing(method):
     done = run(SCRIPT, method)
     lines = done.stdout.split("\n")
@@ -715,7 +798,7 @@ def test_the_two_scripts_of_the_how_to_run_as_they_stand(tmp_path):
     serve, train = (textwrap.dedent(text) for text in texts)
     port = free_address().rpartition(":")[2]
     for name in ("server", "trainer"):
-        zmq.auth.create_certificates(tmp_path, name)
+        certificate(tmp_path, name)
     (tmp_path / "clients").mkdir()
     (tmp_path / "trainer.key").rename(tmp_path / "clients/trainer.key")
     serve = serve.replace("5555", port)
@@ -785,6 +868,7 @@ ACROSS = """
 """
 
 
+@pytest.mark.skipif(TIMES == 1, reason="make test-long; others cut links in this process")
 def test_a_link_between_two_networks_is_cut_and_restored(networks):
     names, set_link = networks
     body = "import os, sys, time, numpy as np, pescador\n" + textwrap.dedent(ACROSS)
@@ -900,6 +984,34 @@ def test_an_address_may_be_a_path(tmp_path):
         stream = remote().iterate()
         next(stream)
         stream.close()
+
+
+def test_a_server_takes_no_path_of_something_else(tmp_path):
+    path = tmp_path / "data.npy"
+    address = f"ipc://{path}"
+    path.write_text("dear")
+    with pytest.raises(PescadorError, match="no socket"):
+        Server("ab", address, insecure=True).__enter__()
+    assert path.read_text() == "dear"
+    path.unlink()
+    with served("ab", address=address) as remote:
+        with pytest.raises(PescadorError, match="another server"):
+            Server("cd", address, insecure=True).__enter__()
+        assert list(remote()) == ["a", "b"]
+    # What an earlier server has left is nobody's.
+    assert path.is_socket()
+    with served("cd", address=address) as remote:
+        assert list(remote()) == ["c", "d"]
+
+
+def test_a_worker_of_something_else_does_not_hold_the_port():
+    with served("ab") as remote:
+        address = remote.server.address
+        background = iter(pescador.ZMQStreamer(numbers, start_method="fork"))
+        next(background)
+    with served("cd", address=address) as remote:
+        assert list(remote()) == ["c", "d"]
+    background.close()
 
 
 def test_endless_streams_end_with_their_consumers():

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 from .. import _core, _hooks
 from .._channel import process
 from .._channel.signals import Guard
-from .._checks import as_choice, as_count, as_whole, check_seconds, is_number
+from .._checks import as_bool, as_choice, as_count, as_whole, check_seconds, is_number
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
 from . import keys
@@ -109,7 +109,7 @@ class Server:
         self._given_address = keys.check_address(address)
         self.key = key
         self.clients = clients
-        self.insecure = insecure
+        self.insecure = as_bool("insecure", insecure)
         _check_timeout(timeout)
         self.timeout = timeout
         self.max_bytes = as_count("max_bytes", max_bytes)
@@ -168,8 +168,9 @@ class Server:
 
     def wait(self) -> None:
         """Wait for as long as it serves: until an exception, such as Ctrl-C, ends the block."""
-        if self._loop is not None:
-            self._loop.wait()
+        if self._loop is None:
+            raise PescadorError(f"{self!r} does not listen; wait in a `with` block of it")
+        self._loop.wait()
 
     def __repr__(self) -> str:
         return f"<Server of {self.streamer!r} at {self.address}>"
@@ -310,6 +311,7 @@ class RemoteStreamer(Streamer[T]):
         """Refuse options that are invalid: passed, or assigned since."""
         keys.check_address(self.address)
         _check_timeout(self.timeout)
+        as_bool("insecure", self.insecure)
         self.max_bytes = as_count("max_bytes", self.max_bytes)
         for name, value in self.place.items():
             if value is not None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import secrets
+import socket as sockets
 import time
 from collections.abc import Generator
 from contextlib import suppress
@@ -298,7 +299,7 @@ class Connection:
             what = "was lost" if self.was_connected else "could not be made"
             raise PescadorError(
                 f"{self.remote!r}: the connection {what}, for timeout={timeout} seconds: "
-                f"{self.failure}"
+                f"{_why_unresolved(self.remote.address) or self.failure}"
             )
         if self.is_connected and now > self.unanswered_since + timeout:
             raise PescadorError(
@@ -347,6 +348,17 @@ class Connection:
 
 
 _NOTHING = object()
+
+
+def _why_unresolved(address: str) -> str:
+    """Return that the host of an address has a name that nobody knows, if that is so."""
+    host = address[6:].rpartition(":")[0].strip("[]")
+    try:
+        if address.startswith("tcp://"):
+            sockets.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        return f"the name {host!r} cannot be resolved ({error})"
+    return ""
 
 
 class RemoteVisit(RemoteStream):

@@ -6,15 +6,18 @@ A key is 40 characters, as ``zmq.curve_keypair()`` returns them, or the file of
 
 import os
 import pathlib
+import re
+import stat
 import struct
+import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import zmq
 import zmq.auth
 from zmq.utils import z85
 
-from ..exceptions import ArgumentError
+from ..exceptions import ArgumentError, PescadorWarning
 
 __all__ = ["check_address", "check_clear", "clients_of", "pair_of", "public_of"]
 
@@ -23,15 +26,21 @@ _FILES = "zmq.auth.create_certificates(folder, name) makes files of keys"
 
 def _as_key(name: str, value: Any) -> bytes:
     """Return a key; refuse what is none, without showing it: it may be secret."""
+    if _is_key(value):
+        return value
+    raise ArgumentError(f"{name} is no key: that is bytes, 40 characters of Z85; {_FILES}")
+
+
+def _is_key(value: Any) -> TypeGuard[bytes]:
     try:
-        if isinstance(value, bytes) and len(value) == 40 and z85.decode(value):
-            return value
+        return isinstance(value, bytes) and len(value) == 40 and bool(z85.decode(value))
     except (KeyError, struct.error):
-        pass
-    raise ArgumentError(f"{name} is no key: that has 40 characters of Z85; {_FILES}")
+        return False
 
 
 def _load(name: str, path: Any) -> tuple[bytes, bytes | None]:
+    if isinstance(path, str) and _is_key(path.encode()):
+        raise ArgumentError(f"{name} is a key as a str, which names a file; pass bytes")
     try:
         return zmq.auth.load_certificate(os.fspath(path))
     except (OSError, ValueError) as error:
@@ -48,11 +57,18 @@ def public_of(name: str, value: Any) -> bytes:
 def pair_of(name: str, value: Any) -> tuple[bytes, bytes]:
     """Return a public key and its secret one, or raise an ArgumentError."""
     if isinstance(value, str | os.PathLike):
-        value = _load(name, value)
+        path, value = value, _load(name, value)
         if value[1] is None:
             raise ArgumentError(
                 f"{name} names a file without a secret key; it is in the one that ends in "
                 ".key_secret"
+            )
+        if os.name == "posix" and os.stat(path).st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            warnings.warn(
+                f"{name}={path!r} holds a secret key, and every user of this machine may read or "
+                "write it; chmod go= takes that from them",
+                PescadorWarning,
+                stacklevel=4,
             )
     if not isinstance(value, tuple) or len(value) != 2:
         raise ArgumentError(
@@ -68,7 +84,8 @@ def pair_of(name: str, value: Any) -> tuple[bytes, bytes]:
 def clients_of(name: str, value: Any) -> frozenset[bytes]:
     """Return the public keys that may connect, or raise an ArgumentError."""
     if isinstance(value, str | os.PathLike):
-        value = sorted(pathlib.Path(value).glob("*.key"))
+        path = pathlib.Path(value)
+        value = sorted(path.glob("*.key")) if path.is_dir() else [value]
     if not isinstance(value, Iterable) or isinstance(value, bytes):
         raise ArgumentError(f"{name} must be public keys, files of them, or a folder of such files")
     found = frozenset(public_of(name, each) for each in value)
@@ -90,6 +107,10 @@ def check_clear(names: str, has_keys: bool, insecure: bool) -> None:
 
 def check_address(address: Any) -> str:
     """Return an address, or raise an ArgumentError."""
-    if isinstance(address, str) and address.startswith(("tcp://", "ipc://")):
+    found = re.fullmatch(r"ipc://.+|tcp://.+:(\*|[0-9]+)", str(address))
+    # Of larger ports, ZeroMQ takes the last 16 bits.
+    if isinstance(address, str) and found and int((found[1] or "*").replace("*", "0")) < 2**16:
         return address
-    raise ArgumentError(f"address={address!r} must be 'tcp://host:port' or 'ipc://path'")
+    raise ArgumentError(
+        f"address={address!r} must be 'tcp://host:port', with a port below 65536, or 'ipc://path'"
+    )

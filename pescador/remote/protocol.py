@@ -62,7 +62,8 @@ REFUSED = b"refused"
 
 # The largest message that a server takes, in bytes: there is a state in it.
 LARGEST = 64 * 2**20
-
+# And the largest head: lists in JSON take many times as much memory when they are read.
+_LARGEST_HEAD = 2**16
 
 # In seconds; what ZeroMQ counts to.
 _LONGEST = 6000
@@ -81,6 +82,8 @@ def question(word: bytes, stream: str, rest: bytes = b"", **head: Any) -> bytes:
 def read_question(frame: bytes) -> tuple[bytes, Any, bytes]:
     """Return word, head and rest of a message that anybody may have sent."""
     word, head, rest = frame.split(b"\n", 2)
+    if len(head) > _LARGEST_HEAD:
+        raise ValueError(f"a head of {len(head)} bytes")
     return word, json.loads(head), rest
 
 

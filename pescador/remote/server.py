@@ -5,10 +5,13 @@ channel of a `ZMQStreamer`. What a consumer sends is read as JSON, checked, and 
 """
 
 import copy
+import errno
 import hashlib
 import hmac
 import itertools
 import os
+import socket as sockets
+import stat
 import sys
 import threading
 import time
@@ -51,6 +54,8 @@ _DOMAIN = b"pescador"
 _SEAL = 32
 # Messages of consumers that are read in a row, and connections that wait to be accepted.
 _AT_ONCE = 64
+# Messages of one connection that wait to be read: the rest waits at the other end.
+_WAITING = 4
 _BACKLOG = 128
 # Milliseconds until there is a look at workers that say nothing. On Windows, none can be heard.
 _PAUSE = int((NAP if sys.platform == "win32" else HEARTBEAT) * 1000)
@@ -58,6 +63,9 @@ _PAUSE = int((NAP if sys.platform == "win32" else HEARTBEAT) * 1000)
 _MOMENT = 0.01
 # Seconds that a worker has to end whose stream nobody wants.
 _GRACE = 5.0
+
+# The addresses of the servers of this process.
+_listening: set[str] = set()
 
 
 class Loop:
@@ -90,11 +98,14 @@ class Loop:
     def begin(self) -> None:
         """Listen, and start the thread."""
         server = self.server
+        if self.address.startswith("ipc://") and (why := _why_taken(self.address[6:])):
+            raise PescadorError(f"{server!r} cannot listen: {why}")
         try:
             self._listen()
         except zmq.ZMQError as error:
             raise PescadorError(f"{server!r} cannot listen: {error}") from error
         self.address = self.socket.last_endpoint.rstrip(b"\0").decode()
+        _listening.add(self.address)
         self.thread = threading.Thread(target=self._run, name="pescador server", daemon=True)
         self.thread.start()
 
@@ -115,6 +126,7 @@ class Loop:
         self.socket = socket = self._new_socket(zmq.ROUTER)
         socket.router_mandatory = 1
         socket.maxmsgsize = LARGEST
+        socket.rcvhwm = _WAITING
         socket.backlog = _BACKLOG
         socket.ipv6 = "[" in self.address
         protocol.set_heartbeats(socket, timeout)
@@ -154,6 +166,7 @@ class Loop:
         """Let go of everything."""
         if os.getpid() == self.owner:
             self.stop()
+            _listening.discard(self.address)
             self._let_go()
 
     def _let_go(self) -> None:
@@ -278,7 +291,7 @@ class Loop:
             )
         governs = tuple(name for name in ("numpy", "random", "torch") if name in head["governs"])
         streamer = part_of(server.streamer, head["place"])
-        work = Work(streamer, sequence, governs, self.has_keys, self.address)
+        work = Work(streamer, sequence, governs, self.has_keys)
         work.skip = as_whole("skip", head["skip"])
         if state:
             work.written = self._unseal(state)
@@ -515,3 +528,51 @@ def part_of(streamer: Any, place: dict[str, Any]) -> Any:
         return result
     asked = ", ".join(f"{name}={value}" for name, value in place.items())
     raise ArgumentError(f"{asked}: {streamer!r} has no such parts; pescador.Seeded has")
+
+
+def _why_taken(path: str) -> str:
+    """Return why a server cannot have this path, or nothing: ZeroMQ removes whatever is there."""
+    try:
+        kind = os.lstat(path).st_mode
+    except OSError:
+        return ""
+    if not stat.S_ISSOCK(kind):
+        return f"{path!r} is there, and no socket"
+    with sockets.socket(sockets.AF_UNIX) as socket:
+        socket.setblocking(False)
+        is_taken = socket.connect_ex(path) in (0, errno.EAGAIN)
+    return f"another server listens at {path!r}" if is_taken else ""
+
+
+def _close_sockets() -> None:
+    """Close what a forked process has of its parent's connections.
+
+    They would stay open with it: a peer would not see them closed, and the port stay taken.
+    """
+    addresses = set(_listening)
+    _listening.clear()
+    folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+    with suppress(OSError):
+        for name in os.listdir(folder) if addresses else ():
+            with suppress(OSError):
+                _close_if_at(int(name), addresses)
+
+
+def _close_if_at(descriptor: int, addresses: set[str]) -> None:
+    """Close a descriptor, if it is a socket of a server's address."""
+    found = sockets.socket(fileno=descriptor)
+    try:
+        name: Any = found.getsockname()
+        is_stream = found.type == sockets.SOCK_STREAM
+    finally:
+        found.detach()
+    if isinstance(name, tuple):
+        is_here = any(address.endswith(f":{name[1]}") for address in addresses)
+    else:
+        is_here = f"ipc://{name}" in addresses
+    if is_stream and is_here:
+        os.close(descriptor)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_sockets)

@@ -9,12 +9,20 @@ docs/inside/remote.rst explains it.
 import json
 import pickle
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from .._channel.schema import decode_dtype, decode_key, empty, encode_dtype, encode_key
+from .._channel.reporting import STATE_KEY
+from .._channel.schema import (
+    decode_dtype,
+    decode_key,
+    empty,
+    encode_dtype,
+    encode_key,
+    schema_of,
+)
 from .._checks import is_masked
 from ..exceptions import DataError
 
@@ -23,9 +31,13 @@ __all__ = ["PICKLED", "VALUE", "Batch", "Schemas", "as_arrays", "dumps", "loads"
 # The keys of mappings that stand for something else.
 VALUE = ("pescador", "value")
 PICKLED = ("pescador", "item")
+_OURS = {VALUE, PICKLED, STATE_KEY}
 
 # Bytes of records that go in one message; one record may be larger.
 _BATCH = 128 * 1024
+# What a record counts for beside its arrays, and how many there are in a message at most.
+_RECORD = 64
+_MOST = _BATCH // _RECORD + 1
 
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -50,6 +62,7 @@ def _split(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
     if isinstance(value, np.ndarray | np.generic) and not is_masked(value):
         array = np.asarray(value)
         if not array.dtype.hasobject:
+            encode_dtype(array.dtype)
             arrays.append(array)
             return ["scalar" if isinstance(value, np.generic) else "array", len(arrays) - 1]
     raise DataError(
@@ -98,16 +111,37 @@ def loads(written: bytes) -> Any:
     return _join(code, arrays)
 
 
+def _is_record(item: Any) -> TypeGuard[Mapping[Any, npt.NDArray[Any]]]:
+    """Tell whether an item is a mapping of keys to arrays that a channel takes as it is."""
+    if not isinstance(item, Mapping):
+        return False
+    arrays = item.values()
+    if not all(type(array) is np.ndarray for array in arrays):
+        return False
+    # Those that most are: no schema is made to find out.
+    if all(type(key) is str for key in item) and all(
+        array.dtype.isbuiltin == 1 and not array.dtype.hasobject for array in arrays
+    ):
+        return True
+    try:
+        schema_of(item)
+    except DataError:
+        return False
+    return _OURS.isdisjoint(item)
+
+
 def as_arrays(item: Any, may_pickle: bool) -> Mapping[Any, npt.NDArray[Any]]:
     """Return an item as a mapping of keys to arrays, which `value_of` turns back."""
-    if isinstance(item, Mapping) and all(type(value) is np.ndarray for value in item.values()):
+    if _is_record(item):
         return item
     arrays: list[npt.NDArray[Any]] = []
     try:
         code = json.dumps(_split(item, arrays)).encode()
-    except DataError:
+    except (DataError, RecursionError, ValueError) as error:
         if not may_pickle:
-            raise
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"an item of type {type(item).__name__}: {error}") from error
         return {PICKLED: np.frombuffer(pickle.dumps(item, pickle.HIGHEST_PROTOCOL), np.uint8)}
     return {VALUE: np.frombuffer(code, np.uint8), **dict(enumerate(arrays))}
 
@@ -215,7 +249,7 @@ class Batch:
         self.kind = kind
         self.items.append(item)
         # A record of nothing takes some room, too.
-        self.size += size + 64
+        self.size += size + _RECORD
         return True
 
     def frames(self) -> list[Any]:
@@ -242,6 +276,8 @@ class Schemas:
 
     def items(self, n: int, code: bytes, frames: list[Any]) -> Iterable[dict[Any, Any]]:
         """Return the records of a message."""
+        if not 0 < n <= _MOST:
+            raise DataError(f"a message of {n} records")
         if code != self.code:
             schema = json.loads(code)
             self.keys = [decode_key(key) for key, *_ in schema]

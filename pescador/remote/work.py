@@ -1,11 +1,7 @@
 """What a worker of a server runs: a stream, whose items and states become arrays."""
 
-import os
-import socket
-import sys
 import warnings
 from collections.abc import Generator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -30,22 +26,18 @@ class Work(Reporting):
         The global states that are each visit's own.
     may_pickle : bool
         Whether items that are no plain values may be pickled.
-    local : str
-        The address at which the server listens.
     """
 
     def __init__(
-        self, streamer: Any, sequence: Any, governs: tuple[str, ...], may_pickle: bool, local: str
+        self, streamer: Any, sequence: Any, governs: tuple[str, ...], may_pickle: bool
     ) -> None:
         super().__init__(streamer, sequence, governs, True)
         self.may_pickle = may_pickle
-        self.local = local
         # The state to go on from, as `dumps` wrote it.
         self.written: bytes | None = None
 
     def __call__(self, max_iter: float | None = None) -> Generator[Any, None, None]:
         """Yield items and reports as mappings of keys to arrays."""
-        _close_sockets(self.local)
         # That is a word for those who ask for states themselves.
         warnings.filterwarnings("ignore", ".* would be made again", PescadorWarning)
         if self.written is not None:
@@ -74,31 +66,3 @@ class Work(Reporting):
 
 class _Report(dict[Any, Any]):
     """A report among items."""
-
-
-def _close_sockets(local: str) -> None:
-    """Close what a forked worker has of its server's connections.
-
-    They would stay open with it: a peer would not see them closed, and the port stay taken.
-    """
-    folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            with suppress(OSError):
-                _close_if_at(int(name), local)
-
-
-def _close_if_at(descriptor: int, local: str) -> None:
-    """Close a descriptor, if it is a socket of the server's address."""
-    kind, _, place = local.partition("://")
-    found = socket.socket(fileno=descriptor)
-    try:
-        name: Any = found.getsockname()
-        is_here = name == place
-        if kind == "tcp":
-            is_here = found.type == socket.SOCK_STREAM and isinstance(name, tuple)
-            is_here = is_here and name[1] == int(place.rpartition(":")[2])
-    finally:
-        found.detach()
-    if is_here:
-        os.close(descriptor)
