@@ -868,7 +868,6 @@ ACROSS = """
 """
 
 
-@pytest.mark.skipif(TIMES == 1, reason="make test-long; others cut links in this process")
 def test_a_link_between_two_networks_is_cut_and_restored(networks):
     names, set_link = networks
     body = "import os, sys, time, numpy as np, pescador\n" + textwrap.dedent(ACROSS)
