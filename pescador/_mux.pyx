@@ -964,6 +964,8 @@ cdef class ShardedEngine(Engine):
         for slot in range(self.k):
             self.slots[slot].count = given // self.k + (slot < self.at)
         for shard, number, stream in state["shards"]:
+            if not 0 <= shard < self.mux.shards:
+                raise ValueError(f"there is no shard {shard}")
             if shard % self.mux.world_size == self.mux.rank:
                 self.restore_stream(shard // self.mux.world_size, number, stream, loader)
         for slot in range(self.k):
@@ -1013,7 +1015,11 @@ cdef class ChainEngine(Engine):
         return NULL
 
     cdef object member(self, Py_ssize_t place):
-        return None if self.is_made else self.streamers[place]
+        if self.is_made:
+            return None
+        if not 0 <= place < len(self.streamers):
+            raise IndexError(f"there is no streamer {place}")
+        return self.streamers[place]
 
     cdef int save_choice(self, dict state, saver) except -1:
         state["passes"] = self.inner.number

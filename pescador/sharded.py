@@ -1,6 +1,7 @@
 """`Sharded`: one sequence of items for any number of ranks, which may change in the middle."""
 
 import copy
+import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -9,7 +10,7 @@ import numpy as np
 from . import _core, _global_rng, _hooks, _isolation, _mux
 from ._checks import as_choice, as_count, as_whole, is_number
 from .core import Streamer, by_name
-from .exceptions import ArgumentError, DataError, StateError
+from .exceptions import ArgumentError, DataError, PescadorError, StateError
 from .mux import ChainMux, RoundRobinMux
 from .parallel import ParallelStreamer
 from .parallel.placement import length_of
@@ -250,10 +251,12 @@ class Sharded(Streamer[T]):
         if is_number(lengths):
             lengths = as_count("lengths", lengths)
         elif isinstance(lengths, Sequence | np.ndarray):
-            if len(lengths) != shards:
+            has_no_length = isinstance(lengths, np.ndarray) and lengths.ndim == 0
+            if has_no_length or len(lengths) != shards:
                 raise ArgumentError(
                     f"lengths={lengths!r:.100} must have a number for each of the {shards} shards"
                 )
+            lengths = [as_whole(f"lengths[{i}]", n) for i, n in enumerate(lengths)]
         elif not (lengths is None or callable(lengths)):
             raise ArgumentError(
                 f"lengths={lengths!r:.100} must be None, a whole number, one for each shard, or a "
@@ -344,14 +347,21 @@ class Sharded(Streamer[T]):
         If the states have a bound (``open(max_iter=...)``), the parts end together where they would
         have ended. Batches and other maps over parts have as many items left as each rank had.
         """
-        found = list(states)
+        found = list(states) if isinstance(states, Iterable) else []
         if not found or not all(isinstance(state, dict) for state in found):
             raise ArgumentError(f"states={states!r:.100} must be states of all ranks, one of each")
-        if any("pescador.torch" in state for state in found):
-            from .torch import merge_states
+        try:
+            if any("pescador.torch" in state for state in found):
+                from .torch import merge_states
 
-            return merge_states(found)
-        return _merge(found)
+                return merge_states(found)
+            return _merge(found)
+        except PescadorError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise StateError(
+                f"the states cannot be merged, as one is damaged ({type(error).__name__}: {error})"
+            ) from error
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
         result = type(self).__new__(type(self))
@@ -408,7 +418,10 @@ class Sharded(Streamer[T]):
         if made.rounds is None:
             lengths = self.lengths
             made.rounds = (
-                lengths if isinstance(lengths, int) else min(map(self._length, range(self.shards)))
+                lengths
+                if isinstance(lengths, int)
+                # No generator: StopIteration of a function would end it, and leave shards out.
+                else min([self._length(shard) for shard in range(self.shards)])
             )
         return made.rounds
 
@@ -539,7 +552,9 @@ def check_ranks(parts: list[dict[str, Any]]) -> None:
     if len(sizes) > 1:
         raise StateError(f"the states are those of different numbers of ranks: {sizes}")
     ranks = [part["rank"] for part in parts]
-    missing = sorted(set(range(sizes[0])) - set(ranks))
+    absent = (rank for rank in range(sizes[0]) if rank not in ranks)
+    # A damaged state may tell of any number of ranks.
+    missing = list(itertools.islice(absent, 100))
     if missing:
         raise StateError(f"of {sizes[0]} ranks, the states of these are missing: {missing}")
     if len(ranks) > sizes[0]:

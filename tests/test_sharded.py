@@ -502,13 +502,34 @@ def test_states_that_are_not_those_of_all_ranks_at_one_step_are_refused():
 
 
 def test_what_is_no_state_of_a_part_is_refused():
-    for states in [], [3], [make(0).open().state_dict()], [{"tree": None}], [{}]:
+    for states in 3, [], [3], [make(0).open().state_dict()], [{"tree": None}], [{}]:
         with pytest.raises(ArgumentError, match="states of"):
             Sharded.merge(states)
     inside = Seeded(pescador.ChainMux([Sharded(make, 2)]), 0).open()
     next(inside)
     with pytest.raises(ArgumentError, match="no states of parts of a Sharded"):
         Sharded.merge([inside.state_dict()])
+
+
+@pytest.mark.parametrize("field", ["rank", "world_size", "given", "left", "shards", "recipe"])
+def test_damaged_states_are_not_merged(field):
+    states = states_of(opened(Sharded(make, SHARDS), 2))
+    for state in states:
+        del state["tree"][field]
+    with pytest.raises(StateError, match=r"one is damaged .*KeyError"):
+        Sharded.merge(states)
+    for state in states:
+        state["tree"][field] = "x" if field != "world_size" else 10**12
+    with pytest.raises((StateError, ArgumentError)):
+        Sharded(make, SHARDS).open(state=Sharded.merge(states))
+
+
+def test_a_function_of_lengths_that_raises_stop_iteration_leaves_no_shard_out():
+    def length(shard):
+        return 3 if shard < 2 else next(iter(()))
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(Sharded(counting, 4, on_end="stop", lengths=length))
 
 
 def test_what_is_inexact_in_a_state_is_in_the_merged_one():
@@ -540,7 +561,9 @@ def test_a_damaged_state_is_refused():
     stream = Sharded(make, 2).open()
     read(stream, 5)
     state = stream.state_dict()
-    for damage in {"shards": []}, {"given": -1}, {"rank": "x"}, {"shards": [[0, 0]]}:
+    far = [[shard, *state["tree"]["shards"][0][1:]] for shard in (2, -2, 10**8)]
+    others = [{"shards": [*state["tree"]["shards"], shard]} for shard in far]
+    for damage in {"shards": []}, {"given": -1}, {"rank": "x"}, {"shards": [[0, 0]]}, *others:
         with pytest.raises(StateError):
             Sharded(make, 2).open(state={**state, "tree": {**state["tree"], **damage}})
 
@@ -556,6 +579,9 @@ def test_a_damaged_state_is_refused():
         ({"lengths": 3}, "lengths=3 is for on_end='stop'"),
         ({"on_end": "stop", "lengths": 0}, "lengths=0"),
         ({"on_end": "stop", "lengths": [1]}, "a number for each of the 64 shards"),
+        ({"on_end": "stop", "lengths": np.array(5)}, "a number for each of the 64 shards"),
+        ({"on_end": "stop", "lengths": [1, -1] * 32}, r"lengths\[1\]=-1 must be a whole"),
+        ({"on_end": "stop", "lengths": np.ones(64)}, r"lengths\[0\]=.*1.0.* must be a whole"),
         ({"on_end": "stop", "lengths": {1}}, "lengths=... must be None, a whole"),
         ({"states": "numpy"}, "states='numpy'"),
     ],

@@ -17,6 +17,7 @@ import pytest
 from open_trees import Resumable, Trouble, plain, quiet
 
 import pescador
+from conftest import MUXES
 from pescador import (
     SPAWN,
     ArgumentError,
@@ -951,6 +952,17 @@ def save_states(path):
 
 
 # ------------------------------------------------------------------------------- damaged states
+
+
+@pytest.mark.parametrize("kind", MUXES)
+@pytest.mark.parametrize("place", [2, -1, 10**8])
+def test_attributes_of_a_streamer_that_a_mux_does_not_have_are_refused(kind, place):
+    args = (2, None) if kind == "StochasticMux" else ()
+    mux = getattr(pescador, kind)([[0, 1], [2, 3]], *args)
+    state = mux.open().state_dict()
+    state["tree"]["hooked"] = {place: {}}
+    with pytest.raises(StateError, match=f"there is no streamer {place}"):
+        mux.open(state=state)
 
 
 def at_one_place(state, path, value):
