@@ -27,7 +27,7 @@ cdef class BatchRows:
     cdef Py_ssize_t n_columns
     cdef list keys, dtypes, shapes, types
     cdef int64_t* row_bytes
-    cdef dict batches                  # number of a batch -> Placed, or None
+    cdef dict batches                  # number of a batch -> Placed
     cdef Placed recent                 # the one that was asked for last
     cdef int64_t recent_batch
     cdef int64_t earliest              # the first batch that may be written to

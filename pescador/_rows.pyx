@@ -156,11 +156,10 @@ cdef class BatchRows:
             for i in range(self.n_columns):
                 lease = self.arena.allocate(max(self.row_bytes[i] * self.size, 1))
                 if lease is None:
-                    break
+                    # There may be when the next item is ordered.
+                    return None
                 leases.append(lease)
-            else:
-                placed = Placed(self, leases)
-            self.batches[batch] = placed
+            placed = self.batches[batch] = Placed(self, leases)
         self.recent_batch, self.recent = batch, placed
         return placed
 
@@ -230,6 +229,8 @@ cdef class BatchRows:
                 self.last = batch
                 self.keep_batches(batch, INT64_MAX)
         if placed is None:
+            # Nor are its later rows wanted there.
+            self.earliest = max(self.earliest, batch + 1)
             return np.empty(shape, dtype)
         for i in range(len(shape)):
             dims[i] = shape[i]
