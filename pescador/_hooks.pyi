@@ -3,6 +3,8 @@ from typing import Any
 
 from ._core import Compiled, Scope
 
+STREAMER: tuple[str, ...]
+
 def register(
     cls: type,
     names: tuple[str, ...],

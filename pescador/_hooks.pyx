@@ -22,6 +22,10 @@ cdef Py_ssize_t n_plain_fields = 0     # how many attributes its instances have
 cdef object plain_iter = None          # its __iter__, which maps call
 
 
+# The hooks of a plain streamer, which most classes have.
+STREAMER = ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate")
+
+
 def register(cls, names, *, model=None, opener=None, hooked=None):
     """Note the hooks of a class whose behaviour the compiled code stands for.
 

@@ -525,7 +525,7 @@ cdef class Schedule(Elsewhere):
         cdef int64_t limit = given + self.wanted() // max(self.n_attached, 1)
         while visit.ordered < min(limit, visit.bound) and self.has_room(visit):
             if visit.length >= 0 or visit.error is not None or visit.is_over:
-                return 0
+                break
             self.order(visit, visit.ordered + 1)
         return self.flush_due()
 

@@ -354,7 +354,7 @@ class Streamer(Generic[T]):
 
 _hooks.register(
     Streamer,
-    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    _hooks.STREAMER,
     model=Streamer(()),
 )
 _repr.register(Streamer)

@@ -198,6 +198,6 @@ def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
 
 _hooks.register(
     Seeded,
-    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    _hooks.STREAMER,
     opener=_open,
 )

@@ -79,9 +79,9 @@ class Shard(Streamer[T]):
         self.stream_ = self.iterate()
 
 
-_HOOKS = ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate")
-
-_hooks.register(Shard, _HOOKS, opener=lambda shard, scope: open_seeded(shard.seeded(), scope))
+_hooks.register(
+    Shard, _hooks.STREAMER, opener=lambda shard, scope: open_seeded(shard.seeded(), scope)
+)
 
 
 def _known_length(streamer: Any) -> int | None:
@@ -491,7 +491,7 @@ def _open(sharded: Sharded[Any], scope: _core.Scope | None) -> _mux.ShardedEngin
     return _engine(sharded, scope) if _hooks.is_stock(sharded) else None
 
 
-_hooks.register(Sharded, _HOOKS, opener=_open)
+_hooks.register(Sharded, _hooks.STREAMER, opener=_open)
 
 # ------------------------------------------------------------------------------------- merging
 

@@ -320,6 +320,6 @@ def _open(streamer: ZMQStreamer[Any], scope: _core.Scope | None) -> RemoteStream
 
 _hooks.register(
     ZMQStreamer,
-    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    _hooks.STREAMER,
     opener=_open,
 )

@@ -3,7 +3,6 @@
 import math
 import os
 import pickle
-import select
 import signal
 import sys
 import time
@@ -296,14 +295,9 @@ class Channel:
         """
         if self.pipe is None or self.pipe.closed:
             return True
-        if sys.platform == "win32":
-            return to_write or self.pipe.poll(timeout)
-        # Connection.poll makes a selector, which takes ten times as long.
-        poller = select.poll()
-        poller.register(self.pipe.fileno(), select.POLLOUT if to_write else select.POLLIN)
-        ready = poller.poll(timeout * 1000)
+        ready = process.is_ready(self.pipe, timeout, to_write=to_write)
         self.check_owner()
-        return bool(ready)
+        return ready
 
     def listen(self, timeout: float = HEARTBEAT) -> bool:
         """Read a message, or look what became of a worker that sends none for some seconds.

@@ -58,6 +58,9 @@ cdef inline uint64_t round_up(uint64_t size, uint64_t unit) noexcept nogil:
     return (size + unit - 1) // unit * unit
 
 
+cdef object damaged(str what, uint64_t value)
+
+
 cdef class SharedMemory:
     cdef char* base
     cdef size_t size

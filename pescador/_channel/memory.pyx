@@ -22,6 +22,8 @@ import threading
 import weakref
 from multiprocessing import reduction
 
+from pescador.exceptions import PescadorError
+
 cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
@@ -41,6 +43,11 @@ from pescador._native.shared cimport (
 cdef dict claimed = {}
 # Held from before a fork until after it: several threads may fork.
 cdef object forking = threading.RLock()
+
+
+cdef object damaged(str what, uint64_t value):
+    """What to raise where a word in the memory cannot be."""
+    return PescadorError(f"the memory shared with a worker is damaged: {what} is {value}")
 
 
 @cython.final

@@ -12,28 +12,32 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from pescador._channel.memory cimport ORDERS, ORDERS_AT, Control, SharedMemory
+from pescador._channel.memory cimport ORDERS, ORDERS_AT, Control, SharedMemory, damaged
 from pescador._native.shared cimport exchange, load, store
 
 
+cdef class Orders:
+    """The words, as either end sees them."""
+
+    cdef SharedMemory memory
+    cdef Control* control
+    cdef char* words
+    cdef uint64_t n                    # words that this end has written, or read
+
+    def __cinit__(self, SharedMemory memory not None):
+        self.memory = memory
+        self.control = memory.control
+        self.words = memory.base + ORDERS_AT
+
+
 @cython.final
-cdef class OrderWriter:
+cdef class OrderWriter(Orders):
     """The consumer's end.
 
     Parameters
     ----------
     memory : SharedMemory
     """
-
-    cdef SharedMemory memory
-    cdef Control* control
-    cdef char* words
-    cdef uint64_t n                    # words that were written
-
-    def __cinit__(self, SharedMemory memory not None):
-        self.memory = memory
-        self.control = memory.control
-        self.words = memory.base + ORDERS_AT
 
     def put(self, bytes words not None):
         """Write words; tell whether there was room for them."""
@@ -59,7 +63,7 @@ cdef class OrderWriter:
 
 
 @cython.final
-cdef class OrderReader:
+cdef class OrderReader(Orders):
     """The worker's end.
 
     Parameters
@@ -73,15 +77,6 @@ cdef class OrderReader:
     """
 
     cdef readonly uint64_t n_messages
-    cdef SharedMemory memory
-    cdef Control* control
-    cdef char* words
-    cdef uint64_t n                    # words that were read
-
-    def __cinit__(self, SharedMemory memory not None):
-        self.memory = memory
-        self.control = memory.control
-        self.words = memory.base + ORDERS_AT
 
     def take(self):
         """Return the words that are there; none while a message comes before them."""
@@ -113,7 +108,7 @@ cdef class OrderReader:
     cdef bytes words_until(self, uint64_t stop):
         cdef uint64_t length = stop - self.n, at = self.n % ORDERS, first = min(length, ORDERS - at)
         if length > ORDERS:
-            raise AssertionError(f"{length} words of orders are more than there is room for")
+            raise damaged("the number of words of orders", length)
         cdef bytes words = PyBytes_FromStringAndSize(NULL, 8 * length)
         memcpy(PyBytes_AS_STRING(words), self.words + 8 * at, 8 * first)
         memcpy(PyBytes_AS_STRING(words) + 8 * first, self.words, 8 * (length - first))

@@ -14,6 +14,7 @@ import math
 import mmap
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, reduction, spawn
 from multiprocessing import process as mp_process
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import CodeType, FunctionType, SimpleNamespace
@@ -46,6 +47,7 @@ __all__ = [
     "end",
     "is_gone",
     "is_gone_within",
+    "is_ready",
     "needs_thread",
     "new_process",
     "start",
@@ -481,6 +483,16 @@ def needs_thread() -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------- end
+
+
+def is_ready(pipe: Connection, timeout: float | None, *, to_write: bool = False) -> bool:
+    """Wait until a pipe can be read, or written to, for some seconds; tell whether it can."""
+    if sys.platform == "win32":
+        return to_write or pipe.poll(timeout)
+    # Connection.poll makes a selector, which takes ten times as long.
+    poller = select.poll()
+    poller.register(pipe.fileno(), select.POLLOUT if to_write else select.POLLIN)
+    return bool(poller.poll(None if timeout is None else timeout * 1000))
 
 
 def check_owner(owner: int) -> None:

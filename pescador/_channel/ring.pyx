@@ -36,7 +36,8 @@ from numpy cimport (
 )
 
 from pescador._channel.memory cimport (
-    BLOCKS, HEAP_AT, LINE, RECORDS, RECORDS_AT, Arena, Control, Heap, Lease, SharedMemory, round_up,
+    BLOCKS, HEAP_AT, LINE, RECORDS, RECORDS_AT, Arena, Control, Heap, Lease, SharedMemory, damaged,
+    round_up,
 )
 from pescador._native.arrays cimport array_at
 from pescador._native.copy cimport pescador_copy
@@ -102,10 +103,6 @@ cdef object as_dict(object item):
     if type(item) is dict or not isinstance(item, Mapping):
         return item
     return dict(item.items())
-
-
-cdef object damaged(str what, uint64_t value):
-    return PescadorError(f"the memory shared with a worker is damaged: {what} is {value}")
 
 
 cdef bint is_empty(uint64_t* shape, int ndim) noexcept:

@@ -57,20 +57,12 @@ class _Consumer:
     def wait(self, timeout: float | None = NAP) -> bool:
         """Wait until it wakes us, or for some seconds; tell whether it still wants something."""
         try:
-            while not self.stopped and self._is_ready(timeout):
+            while not self.stopped and process.is_ready(self.pipe, timeout):
                 self._read()
                 timeout = 0
         except (OSError, EOFError):
             self.stopped = True
         return not self.stopped
-
-    def _is_ready(self, timeout: float | None) -> bool:
-        if sys.platform == "win32":
-            return self.pipe.poll(timeout)
-        # Connection.poll makes a selector, which takes ten times as long.
-        poller = select.poll()
-        poller.register(self.pipe.fileno(), select.POLLIN)
-        return bool(poller.poll(None if timeout is None else timeout * 1000))
 
     def _read(self) -> None:
         message = self.pipe.recv_bytes()

@@ -406,6 +406,6 @@ def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> Any:
 
 _hooks.register(
     ParallelStreamer,
-    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    _hooks.STREAMER,
     opener=_open,
 )

@@ -315,7 +315,9 @@ class RemoteStreamer(Streamer[T]):
         self.max_bytes = as_count("max_bytes", self.max_bytes)
         for name, value in self.place.items():
             if value is not None:
-                self.place[name] = as_whole(name, value)
+                # No server is asked for a part of none.
+                check = as_count if name == "world_size" else as_whole
+                self.place[name] = check(name, value)
         self._keys()
 
     @property
@@ -404,6 +406,6 @@ def _open(remote: RemoteStreamer[Any], scope: _core.Scope | None) -> RemoteVisit
 
 _hooks.register(
     RemoteStreamer,
-    ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate"),
+    _hooks.STREAMER,
     opener=_open,
 )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .. import _sources
 from .._checks import as_bool, as_choice, as_distinct_keys
 from .._core import Opened, Scope, around, note_started
-from .._hooks import is_stock
+from .._hooks import STREAMER, is_stock
 from .._hooks import register as register_hooks
 from .._isolation import isolate
 from ..core import Streamer
@@ -161,7 +161,7 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
             raise
 
 
-_HOOKS = ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate", "_visit")
+_HOOKS = (*STREAMER, "_visit")
 
 
 def _open(source: Source, scope: Scope | None) -> _sources.Visit | None:
