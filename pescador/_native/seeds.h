@@ -162,28 +162,36 @@ pescador_pcg_start(pescador_pcg *pcg, const pescador_seed *seed)
 }
 
 static inline uint64_t
-pescador_pcg_next64(pescador_pcg *pcg)
+pescador_pcg_word(const pescador_pcg *pcg)
 {
-    uint64_t word;
-    int turn;
-    pescador_pcg_step(pcg);
-    word = pcg->high ^ pcg->low;
-    turn = (int)(pcg->high >> 58);
+    uint64_t word = pcg->high ^ pcg->low;
+    int turn = (int)(pcg->high >> 58);
     return word >> turn | word << (-turn & 63);
 }
 
+static inline uint64_t
+pescador_pcg_next64(pescador_pcg *pcg)
+{
+    pescador_pcg_step(pcg);
+    return pescador_pcg_word(pcg);
+}
+
+/* Without a branch: where many generators take turns, a processor cannot foresee which of them has a
+ * half, and a wrong guess takes longer than a step that is not needed. */
 static inline uint32_t
 pescador_pcg_next32(pescador_pcg *pcg)
 {
-    uint64_t word;
-    if (pcg->has_half) {
-        pcg->has_half = 0;
-        return pcg->half;
-    }
-    word = pescador_pcg_next64(pcg);
-    pcg->has_half = 1;
-    pcg->half = (uint32_t)(word >> 32);
-    return (uint32_t)word;
+    pescador_pcg next = *pcg;
+    uint64_t word, kept = (uint64_t)0 - (uint64_t)pcg->has_half;
+    uint32_t result;
+    pescador_pcg_step(&next);
+    word = pescador_pcg_word(&next);
+    pcg->high ^= (pcg->high ^ next.high) & ~kept;
+    pcg->low ^= (pcg->low ^ next.low) & ~kept;
+    result = (uint32_t)(word ^ ((word ^ pcg->half) & kept));
+    pcg->half ^= (pcg->half ^ (uint32_t)(word >> 32)) & (uint32_t)~kept;
+    pcg->has_half = !pcg->has_half;
+    return result;
 }
 
 /* Generator.integers(n) for 0 < n < 2**63: NEXT32 and NEXT64 draw bits, of whatever generator. */
