@@ -40,14 +40,16 @@ cdef struct Permutation:
 
 
 cdef struct Field:
-    # How the items of one key lie in memory.
+    # How the items of one key lie in memory. What every item needs comes first, here and below: it
+    # is in few lines of the cache then, of which there is one set for each open stream.
     char* base                         # of item 0
     Py_ssize_t step                    # bytes from one item to the next
+    Py_ssize_t run_bytes               # an item is `runs` runs of so many, if `direct`
+    bint direct
+    Py_ssize_t runs, run_step
     int ndim                           # of an item
     cnp.npy_intp* shape
     cnp.npy_intp* strides
-    bint direct                        # an item is `runs` runs of bytes
-    Py_ssize_t runs, run_bytes, run_step
     Py_ssize_t fetched                 # of a run, bytes that are fetched ahead
     Py_ssize_t n_bytes                 # of an item
     bint is_plain                      # an item is one small run in memory
@@ -61,19 +63,19 @@ cdef struct Field:
 
 @cython.final
 cdef class Table:
-    cdef object __weakref__
-    cdef readonly list keys, arrays    # of each field
-    cdef list readers                  # of each field: its array, or what its blocks are read by
-    cdef object store                  # closed at the end
     cdef Field* fields                 # and, behind them, their shapes and strides
     cdef Py_ssize_t n_fields
     cdef int64_t n                     # rows, or starts of windows
-    cdef object chosen                 # int64, the memory behind `starts`
     cdef int64_t* starts               # those that may be drawn, where not all may; or NULL
-    cdef bint reads                    # whether any field is read in blocks
-    cdef bint is_plain                 # whether each item of each is one small run in memory
-    cdef Py_ssize_t block              # how many items are read together
     cdef int64_t stamp                 # of the plan of batches that its items were found to fit
+    cdef bint is_plain                 # whether each item of each is one small run in memory
+    cdef bint reads                    # whether any field is read in blocks
+    cdef Py_ssize_t block              # how many items are read together
+    cdef readonly list keys, arrays    # of each field
+    cdef list readers                  # of each field: its array, or what its blocks are read by
+    cdef object chosen                 # int64, the memory behind `starts`
+    cdef object store                  # closed at the end
+    cdef object __weakref__
 
     cdef int lay_out(self, Field* field, cnp.ndarray array) except -1
     cdef object checked(self, object numbers, str field)
@@ -100,22 +102,22 @@ cdef class Plan(Opener):
 
 @cython.final
 cdef class Visit(Compiled):
-    cdef Plan plan
     cdef Table table                   # None before the first sample, and after the last
-
-    cdef Bits bits
+    cdef int64_t row                   # of the present sample
+    cdef bint looks_ahead              # nobody else sees its draws, so rows are drawn one ahead
+    cdef bint begun
+    cdef int64_t ahead                 # the next row then
     cdef Pcg pcg
+
+    cdef Plan plan
+    cdef readonly tuple path           # which visit this is, in a run
+    cdef Bits bits
     cdef object owner                  # of `words`
     cdef object lock                   # of the global state
     cdef bitgen_t* words
-    cdef bint looks_ahead              # nobody else sees its draws, so rows are drawn one ahead
-    cdef int64_t ahead                 # the next row then
     cdef int64_t done                  # rows drawn, where each is drawn once
     cdef Permutation order
     cdef uint64_t key                  # what it was made from
-    cdef bint begun
-    cdef readonly tuple path           # which visit this is, in a run
-    cdef int64_t row                   # of the present sample
 
     # Of the block that was read, where a store is no memory:
     cdef object drawn, places          # int64, the memory behind `rows` and `slots`
