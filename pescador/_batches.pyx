@@ -66,6 +66,8 @@ cdef enum:
     PAST_CACHE = 1 << 24
     # From here on, a copy takes longer than another thread takes to start.
     WITHOUT_GIL = 1 << 18
+    # Sources in C look for no signals. Items may be large, so this is not seldom.
+    SIGNALS_EVERY = 64
 
 cdef PyTypeObject* NDARRAY = <PyTypeObject*>np.ndarray
 cdef PyTypeObject* VISIT = <PyTypeObject*>Visit
@@ -782,7 +784,8 @@ cdef class Batches(StreamMap):
         cdef PyObject* pointer
         cdef Column column
         cdef Py_ssize_t i, n = 0, first = self.position
-        self.room = self.n_copied = 0
+        cdef bint is_over
+        self.room = 0
         item = None
         if self.columns and not self.has_asked:
             # Not at the end of the batch before: who is interrupted here would lose it.
@@ -791,39 +794,41 @@ cdef class Batches(StreamMap):
             if self.unfinished is not None:
                 n = self.add_unfinished()
             while n < self.size:
-                pointer = next_item(self.source)
+                pointer = NULL
+                if self.room > 0:
+                    is_over = self.copy_rows(self.size - n, &pointer)
+                    n += self.count_copied()
+                    self.position = first + n
+                    if pointer is NULL and not is_over:
+                        continue
+                else:
+                    pointer = next_item(self.source)
                 if pointer is NULL:
                     break
-                if self.room > 0 and self.has_place_for(pointer):
-                    self.copy_row(<Visit>pointer)
-                    Py_DECREF(<object>pointer)
-                else:
-                    item = steal(pointer)
-                    if self.room > 0 or self.n_copied > 0:
-                        self.count_copied()
-                    if type(item) is Placed and not self.take_placed(<Placed>item, n):
-                        item = (<Placed>item).item((<Placed>item).row)
-                    if type(item) is Visit:
-                        self.take(item, n)
-                    elif type(item) is not Placed:
-                        self.is_stale = True
-                        if n == 0:
-                            self.began = None
-                            self.begin(item)
-                        self.add(item)
-                    # Let go before the source goes on.
-                    item = None
+                item = steal(pointer)
+                if type(item) is Placed and not self.take_placed(<Placed>item, n):
+                    item = (<Placed>item).item((<Placed>item).row)
+                if type(item) is Visit:
+                    self.take(item, n)
+                elif type(item) is not Placed:
+                    self.is_stale = True
+                    if n == 0:
+                        self.began = None
+                        self.begin(item)
+                    self.add(item)
+                # Let go before the source goes on.
+                item = None
                 n += 1
                 self.position = first + n
-                # Sources in C look for no signals. Items may be large, so this is not seldom.
-                if n % 64 == 0:
+                if n % SIGNALS_EVERY == 0:
                     PyErr_CheckSignals()
         except BaseException as error:
+            n += self.count_copied()
+            self.position = first + n
             self.keep_unfinished(n, first, item)
             if isinstance(error, StopIteration):
                 raise raised_stop_iteration(self.position) from error
             raise
-        self.count_copied()
         if n < self.size and (n == 0 or not self.partial):
             raise StopIteration
         cdef list joined = []
@@ -906,7 +911,6 @@ cdef class Batches(StreamMap):
             # It is one of them that failed.
             self.position = first
             return 0
-        self.count_copied()
         for column in self.columns if n else ():
             values.append((<Column>column).values())
         self.unfinished = [{(<Column>column).key: values[j][i]
@@ -1104,26 +1108,56 @@ cdef class Batches(StreamMap):
         self.n_places = n
         return 0
 
+    cdef bint copy_rows(self, Py_ssize_t most, PyObject** other) except -1:
+        """Copy rows for as long as the source gives such as the columns take and there is room.
+
+        Return whether the source is over; `other` becomes an item that is no such row, if one came.
+        """
+        cdef Compiled source = <Compiled?>self.source
+        cdef PyObject* item = NULL
+        cdef Py_ssize_t n = 0, stop
+        cdef bint failed
+        most = min(most, self.room)
+        while n < most:
+            stop = min(most, n + SIGNALS_EVERY)
+            failed = True
+            source.begin_steps()
+            try:
+                while n < stop:
+                    item = source.step()
+                    if item is NULL or not self.has_place_for(item):
+                        break
+                    self.copy_row(<Visit>item)
+                    Py_DECREF(<object>item)
+                    n += 1
+                failed = False
+            finally:
+                self.n_copied = n
+                source.end_steps(failed)
+            if n < stop:
+                other[0] = item
+                return item is NULL
+            PyErr_CheckSignals()
+        return False
+
     cdef inline void copy_row(self, Visit visit) noexcept:
         """Copy a row, which the columns take, to where the next ones go. There must be room."""
-        cdef const Field* field
-        cdef Py_ssize_t i
+        cdef const Field* field = visit.table.fields
+        cdef char** places = self.places
+        cdef Py_ssize_t i, row = visit.row
         for i in range(self.n_places):
-            field = &visit.table.fields[AT(i, visit.table.n_fields)]
-            pescador_copy(self.places[i], field.base + visit.row * field.step, field.run_bytes,
-                          False)
-            self.places[i] += field.run_bytes
-        self.room -= 1
-        self.n_copied += 1
+            pescador_copy(places[i], field.base + row * field.step, field.run_bytes, False)
+            places[i] += field.run_bytes
+            field += 1
 
-    cdef int count_copied(self) except -1:
-        """Have the columns count the rows that were copied past them."""
-        if self.n_copied > 0:
-            for column in self.columns:
-                (<Column>column).count += self.n_copied
-                (<Column>column).n += self.n_copied
+    cdef Py_ssize_t count_copied(self) except -1:
+        """Have the columns count the rows that were copied past them; return how many."""
+        cdef Py_ssize_t n = self.n_copied
+        for column in self.columns if n else ():
+            (<Column>column).count += n
+            (<Column>column).n += n
         self.room = self.n_copied = 0
-        return 0
+        return n
 
     cdef bint takes(self, Visit visit) except -1:
         """Whether the columns take the items of a visit, from now on."""

@@ -1,5 +1,6 @@
 # Fields and C entry points of _core.pyx.
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
 from pescador._global_rng cimport GlobalStates
@@ -59,6 +60,9 @@ cdef class Compiled:
     cdef bint runs_code                # it is a map that calls a function of the user's
     cdef bint draws_globally           # it draws from np.random, unless it is given another
 
+    cdef int begin_steps(self) except -1
+    cdef PyObject* step(self) except? NULL
+    cdef int end_steps(self, bint failed) except -1
     cpdef dict save(self, saver)
     cpdef object restore(self, dict state, loader)
     cpdef object replay_cost(self)

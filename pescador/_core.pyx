@@ -373,6 +373,20 @@ cdef class Compiled:
         """Whether there is a bound to how many samples it may give."""
         return self.left != UNBOUNDED
 
+    # Many items at a time: what `next` does for each is done once.
+
+    cdef int begin_steps(self) except -1:
+        """Prepare for steps; until `end_steps`, nobody else may read."""
+        return 0
+
+    cdef PyObject* step(self) except? NULL:
+        """The next item, or NULL at the end."""
+        return next_item(self)
+
+    cdef int end_steps(self, bint failed) except -1:
+        """Let others read; a step may have failed."""
+        return 0
+
     # What an open stream asks of each iterator in its tree.
 
     cpdef dict save(self, saver):

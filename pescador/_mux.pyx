@@ -207,27 +207,39 @@ cdef class Engine(Compiled):
         return self
 
     def __next__(self):
-        if self.running:
-            raise ValueError("mux already executing")
-        if self.left == 0:
-            raise StopIteration
         cdef PyObject* item
         cdef bint failed = True
-        self.running = True
+        Engine.begin_steps(self)
         try:
-            item = self.advance()
+            item = Engine.step(self)
             failed = False
         finally:
-            self.failed = failed
-            # Whoever keeps the error keeps the engine, by way of the traceback.
-            if failed and not (self.is_shown or self.is_tracked()):
-                self.left = 0
-                self.let_go()
-            self.running = False
+            Engine.end_steps(self, failed)
         if item is NULL:
             raise StopIteration
-        self.left -= 1
         return steal(item)
+
+    cdef int begin_steps(self) except -1:
+        if self.running:
+            raise ValueError("mux already executing")
+        self.running = True
+        return 0
+
+    cdef PyObject* step(self) except? NULL:
+        cdef PyObject* item = NULL
+        if self.left > 0:
+            item = self.advance()
+            self.left -= item is not NULL
+        return item
+
+    cdef int end_steps(self, bint failed) except -1:
+        self.failed = failed
+        # Whoever keeps the error keeps the engine, by way of the traceback.
+        if failed and not (self.is_shown or self.is_tracked()):
+            self.left = 0
+            self.let_go()
+        self.running = False
+        return 0
 
     cdef PyObject* advance(self) except? NULL:
         """The next sample of the mux, or NULL when it is over."""
