@@ -20,6 +20,7 @@ from pescador._checks import is_masked
 from pescador.exceptions import PescadorError
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Next
 from cpython.list cimport PyList_GET_ITEM
 from cpython.long cimport PyLong_AsLongLongAndOverflow
@@ -280,16 +281,16 @@ cdef class Writer:
         Whether values may be numbers and strings (see `schema.NUMBERS`), besides arrays.
     arena : SharedMemory or None
         Memory of the consumer, in which it may want an item.
-    rows : list or None
+    rows : bytes or None
         Where in it the arrays of the next item are wanted: the number of a block, the place and the
-        size of each, in bytes. An item that does not fit goes the usual way.
+        size of each, in bytes, as words of 64 bits. An item that does not fit goes the usual way.
     """
 
     cdef public uint64_t tag
     cdef public int64_t worth
     cdef public bint takes_numbers
     cdef public SharedMemory arena
-    cdef public list rows
+    cdef public bytes rows
     cdef int64_t n_awaited             # items since the one that it waits for, and that one
     cdef SharedMemory memory
     cdef Control* control
@@ -475,15 +476,19 @@ cdef class Writer:
                 self.blocks[i] = 0
         return length
 
+    cdef inline uint64_t row_word(self, Py_ssize_t i) noexcept:
+        return (<uint64_t*>PyBytes_AS_STRING(self.rows))[i]
+
     cdef bint fits_rows(self) noexcept:
         """Whether the arrays have the sizes of the places that are wanted for them, in C order."""
         cdef Py_ssize_t i
         cdef PyObject* array
-        if self.arena is None or len(self.rows) != 3 * len(self.arrays):
+        if self.arena is None or (
+                PyBytes_GET_SIZE(self.rows) != 3 * <Py_ssize_t>sizeof(uint64_t) * len(self.arrays)):
             return False
         for i in range(len(self.arrays)):
             array = PyList_GET_ITEM(self.arrays, i)
-            if (<uint64_t>PyArray_NBYTES(<ndarray>array) != <uint64_t>self.rows[3 * i + 2]
+            if (<uint64_t>PyArray_NBYTES(<ndarray>array) != self.row_word(3 * i + 2)
                     or PyArray_FLAGS(<ndarray>array) & NPY_ARRAY_F_CONTIGUOUS
                     and not PyArray_FLAGS(<ndarray>array) & NPY_ARRAY_C_CONTIGUOUS):
                 return False
@@ -581,7 +586,7 @@ cdef class Writer:
             # Other threads run during long copies, and may give an array another shape.
             if (word + 1 + ndim + ((size + 7) // 8 if self.blocks[i] == INLINED else 1) > end
                     or self.blocks[i] >= 0 and size > self.heap.blocks[self.blocks[i]].size
-                    or self.blocks[i] == IN_ROWS and size != <uint64_t>self.rows[3 * i + 2]):
+                    or self.blocks[i] == IN_ROWS and size != self.row_word(3 * i + 2)):
                 raise PescadorError("an array of an item changed its shape while it was sent")
             word[0] = ndim | <uint64_t>fortran << 8
             for axis in range(ndim):
@@ -590,8 +595,8 @@ cdef class Writer:
                 data = <char*>(word + 1 + ndim)
                 word += 1 + ndim + (size + 7) // 8
             elif self.blocks[i] == IN_ROWS:
-                word[0] |= <uint64_t>1 << 10 | <uint64_t>self.rows[3 * i] << 32
-                word[1 + ndim] = self.rows[3 * i + 1]
+                word[0] |= <uint64_t>1 << 10 | self.row_word(3 * i) << 32
+                word[1 + ndim] = self.row_word(3 * i + 1)
                 if word[1 + ndim] > self.arena.size or size > self.arena.size - word[1 + ndim]:
                     raise PescadorError("an item is wanted outside of the memory that is shared")
                 data = self.arena.base + word[1 + ndim]

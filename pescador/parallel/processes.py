@@ -26,8 +26,9 @@ __all__ = ["ProcessKind", "Processes"]
 
 # So often in a row, without an item in between, workers may be killed before that is an error.
 _ATTEMPTS = 3
-# Items of fewer bytes are copied as fast as they are pointed to.
-_LEAST_ROW = 4096
+# Items of fewer bytes are copied as fast as they are pointed to. Of 264 bytes, the consumer takes
+# 0.30 us with rows and 0.48 without.
+_LEAST_ROW = 128
 # So many visits of a worker that was killed are named; more are counted.
 _NAMED = 3
 # How long (in seconds) to wait between two looks at what all workers have sent.

@@ -4,18 +4,19 @@ docs/inside/parallel.rst explains it.
 """
 
 import pickle
-import time
 
 cimport cython
 cimport numpy as cnp
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
+from cpython.time cimport perf_counter
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int64_t
 from libc.string cimport strchr
 
 from pescador._channel import protocol, schema
+from pescador._channel.memory cimport damaged
 from pescador._native.iterators cimport next_item, steal
 from pescador.parallel.orders cimport (
     BEGIN, MORE, MORE_INTO, ORDER_BITS, WORTH, order_in,
@@ -25,11 +26,12 @@ cnp.import_array()
 
 # How often (in seconds) a worker that is busy looks for messages.
 cdef double LOOK = 0.005
-# So many orders that were carried out are forgotten at a time.
 cdef enum:
+    # So many orders that were carried out are forgotten at a time.
     FORGET = 1 << 10
+    # How long items take is told after so many.
+    TELL_EVERY = 16
 
-cdef object clock = time.perf_counter
 cdef bytes ORDERS = protocol.ORDERS
 cdef frozenset NUMBERS = frozenset(schema.NUMBERS)
 
@@ -78,7 +80,7 @@ cdef class Production:
     cdef dict visits                   # number -> Visit
     cdef dict beginning                # number -> (path, bound, base, skip) of those to begin
     cdef list due                      # numbers of which an item is to be made
-    cdef list rows                     # where each of these items is wanted, or None
+    cdef list rows                     # where each of these items is wanted (bytes), or None
     cdef Py_ssize_t first              # of these
     cdef set into                      # numbers of visits whose items are wanted somewhere
     cdef list telling                  # (number, item) that come before the next item
@@ -102,7 +104,7 @@ cdef class Production:
         return self
 
     def __next__(self):
-        cdef double before = clock()
+        cdef double before = perf_counter()
         if self.telling:
             number, item = self.telling.pop(0)
             self.name(number)
@@ -117,8 +119,8 @@ cdef class Production:
         item = self.make(number, self.rows[self.first - 1], before)
         # How long items take; the last 50 or so count.
         self.n_made += 1
-        self.cost += (<double>clock() - before - self.cost) / min(self.n_made, 50)
-        if self.memory is not None:
+        self.cost += (perf_counter() - before - self.cost) / min(self.n_made, 50)
+        if self.memory is not None and (self.n_made < TELL_EVERY or self.n_made % TELL_EVERY == 0):
             self.memory.cost = <int64_t>(1e9 * self.cost)
             self.writer.worth = <int64_t>(1e-9 * WORTH / max(self.cost, 1e-9))
         return item
@@ -225,29 +227,32 @@ cdef class Production:
         return 0
 
     cdef int take_orders(self, bytes orders) except -1:
-        cdef Py_ssize_t n = PyBytes_GET_SIZE(orders) // sizeof(int64_t), at, length
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(orders) // sizeof(int64_t), at = 0, length
         cdef int64_t* order = <int64_t*>PyBytes_AS_STRING(orders)
         cdef int64_t word
-        cdef list words = [order[at] for at in range(n)]
-        at = 0
         while at < n:
-            word = words[at]
+            word = order[at]
             at += 1
             number = word >> ORDER_BITS
             if order_in(word) == MORE:
                 self.due.append(number)
                 self.rows.append(None)
             elif order_in(word) == MORE_INTO:
-                length = words[at]
+                length = order[at] if at < n else -1
+                at += 1
+                check_words(length, n - at)
                 self.due.append(number)
-                self.rows.append(words[at + 1:at + 1 + length])
+                self.rows.append(PyBytes_FromStringAndSize(
+                    <char*>&order[at], length * sizeof(int64_t)))
                 if number in self.visits or number in self.beginning:
                     self.into.add(number)
-                at += 1 + length
+                at += length
             elif order_in(word) == BEGIN:
-                bound, skip, length = words[at], words[at + 1], words[at + 2]
+                check_words(3, n - at)
+                bound, skip, length = order[at], order[at + 1], order[at + 2]
                 at += 3
-                path = tuple(words[at:at + length])
+                check_words(length, n - at)
+                path = tuple([order[i] for i in range(at, at + length)])
                 at += length
                 self.beginning[number] = (path, bound, None, skip)
             else:
@@ -273,6 +278,13 @@ cdef class Production:
         self.due.clear()
         self.rows.clear()
         self.first = 0
+
+
+cdef int check_words(Py_ssize_t length, Py_ssize_t room) except -1:
+    """Raise an error if an order says that it has more words than there are."""
+    if not 0 <= length <= room:
+        raise damaged("the number of words of an order", length)
+    return 0
 
 
 cdef bint is_plain(object item) except -1:
