@@ -118,10 +118,11 @@ cdef inline void write_head(char* record, uint64_t length, uint64_t record_type)
     (<uint64_t*>record)[0] = length | record_type << 32
 
 
-cdef inline void copy(char* into, char* source, uint64_t size) noexcept:
+cdef inline void copy(char* into, char* source, uint64_t size, bint past_cache) noexcept:
+    """Copy bytes; with `past_cache`, many of them to where nobody reads them soon."""
     if size >= LONG:
         with nogil:
-            pescador_copy(into, source, size, False)
+            pescador_copy(into, source, size, past_cache)
     else:
         pescador_copy(into, source, size, False)
 
@@ -609,7 +610,8 @@ cdef class Writer:
             if size == 0:
                 continue
             if flags & (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS):
-                copy(data, <char*>PyArray_DATA(<ndarray>array), size)
+                # A batch of many such rows has left the cache when it is complete.
+                copy(data, <char*>PyArray_DATA(<ndarray>array), size, self.blocks[i] == IN_ROWS)
             else:
                 copy_strided(data, <ndarray>array)
         return 0
@@ -862,7 +864,7 @@ cdef class Reader:
         if (self.copy or memory.n_leases >= BLOCKS // 2
                 or memory.held + taken > <uint64_t>memory.max_bytes // 2):
             array = make_array(dtype, ndim, shape, NULL, fortran)
-            copy(<char*>PyArray_DATA(<ndarray>array), data, size)
+            copy(<char*>PyArray_DATA(<ndarray>array), data, size, False)
             lock(&memory.busy)
             memory.give_back(number)
             unlock(&memory.busy)
