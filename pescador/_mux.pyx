@@ -939,14 +939,26 @@ cdef class ShardedEngine(Engine):
     """
 
     cdef Py_ssize_t at                 # the slot whose turn it is
+    cdef object shards                 # of the part, each made when it is asked for
 
     def __init__(self, mux, Scope scope, Py_ssize_t k, rounds):
         cdef Py_ssize_t slot
-        super().__init__(mux, scope, k)
+        cdef int64_t bound = as_bound(rounds)
+        self.shards = mux.streamers
+        self.pool = [None] * k
+        self.n = k
         for slot in range(k):
-            self.assign(slot, slot, as_bound(rounds))
+            self.assign(slot, slot, bound)
+
+    cdef int take_shard(self, Py_ssize_t slot) except -1:
+        """Have the shard of a slot in the pool, before its stream starts."""
+        if self.pool[slot] is None:
+            self.pool[slot] = self.shards[slot]
+        return 0
 
     cdef PyObject* advance(self) except? NULL:
+        if PyList_GET_ITEM(self.streams, self.at) is <PyObject*>None:
+            self.take_shard(self.at)
         cdef PyObject* item = self.pull(self.at)
         if item is not NULL:
             self.at = self.at + 1 if self.at + 1 < self.k else 0
@@ -979,7 +991,9 @@ cdef class ShardedEngine(Engine):
             if not 0 <= shard < self.mux.shards:
                 raise ValueError(f"there is no shard {shard}")
             if shard % self.mux.world_size == self.mux.rank:
-                self.restore_stream(shard // self.mux.world_size, number, stream, loader)
+                slot = shard // self.mux.world_size
+                self.take_shard(slot)
+                self.restore_stream(slot, number, stream, loader)
         for slot in range(self.k):
             if self.slots[slot].count and self.streams[slot] is None:
                 raise ValueError(f"stream {slot} has given {self.slots[slot].count} items, "

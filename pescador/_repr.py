@@ -11,6 +11,7 @@ import functools
 import inspect
 import pathlib
 import types
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,7 +163,7 @@ def _size(streamers: Any) -> str:
     """Return how many streams a mux has, or what makes them."""
     if _is(streamers, _streamer_class):
         return _name(type(streamers))
-    if _is(streamers, list, tuple, dict):
+    if _is(streamers, Sequence, dict):
         return _count(len(streamers), "stream")
     return brief(streamers, deep=False)
 
@@ -269,7 +270,7 @@ def _group(members: list[Any]) -> str:
     fields = first.__dict__
     if "streamers" in fields:
         pools = [member.__dict__["streamers"] for member in members]
-        sizes = [len(pool) for pool in pools if _is(pool, list)]
+        sizes = [len(pool) for pool in pools if _is(pool, Sequence)]
         if len(sizes) < len(pools) or min(sizes) == max(sizes):
             return line(first)
         size = f"{min(sizes):,} to {max(sizes):,} streams"
@@ -287,12 +288,12 @@ def _group(members: list[Any]) -> str:
 # -------------------------------------------------------------------------------------- tree
 
 
-def _children(streamer: Any) -> list[Any]:
+def _children(streamer: Any) -> Sequence[Any]:
     """Return the streamers that a streamer reads from."""
     fields = streamer.__dict__
     if "streamers" in fields:
         streamers = fields["streamers"]
-        return list(streamers) if _is(streamers, list, tuple) else []
+        return streamers if _is(streamers, Sequence) else []
     args, kwargs = _passed(fields)
     found = (fields.get("streamer"), *args, *kwargs.values())
     return [value for value in found if _is(value, _streamer_class)]

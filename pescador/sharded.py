@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
@@ -26,9 +26,33 @@ T = TypeVar("T")
 class _Made:
     """What the parts of a `Sharded` share: what `make` has returned, and how long shards are."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[int], Any], seed: Any, states: tuple[str, ...]) -> None:
+        self.make, self.seed, self.states = make, seed, states
         self.streamers: dict[int, Streamer[Any]] = {}
         self.rounds: int | None = None
+
+    def streamer(self, shard: int) -> Streamer[Any]:
+        """Return what `make` returns; what it draws meanwhile follows from the seed, too."""
+        if shard not in self.streamers:
+            sequence = sequence_of(self.seed, shard)
+            next(_global_rng.runs_under(sequence, lambda: self._note(shard), self.states))
+        return self.streamers[shard]
+
+    def _note(self, shard: int) -> None:
+        # One thread at a time is here: another one may have made it.
+        if shard in self.streamers:
+            return
+        streamer = self.make(shard)
+        if not isinstance(streamer, Streamer) or streamer.is_activated_copy:
+            raise ArgumentError(
+                f"make({shard}) has returned {streamer!r}; it must return a Streamer: a mux, "
+                "or pescador.Streamer(function, ...)"
+            )
+        self.streamers[shard] = streamer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Other processes make their own: these may hold what cannot be pickled.
+        return _Made, (by_name(self.make), self.seed, self.states)
 
 
 class Shard(Streamer[T]):
@@ -36,40 +60,26 @@ class Shard(Streamer[T]):
 
     Parameters
     ----------
-    sharded : Sharded
+    made : _Made
     shard : int
+    epoch : int
     """
 
-    def __init__(self, sharded: "Sharded[T]", shard: int) -> None:
-        self.streamer = sharded.make
+    def __init__(self, made: _Made, shard: int, epoch: int = 0) -> None:
+        self.streamer = made.make
         self.args, self.kwargs = (shard,), {}
         self.active_count_ = 0
         self.stream_ = None
-        self.seed = sharded.seed
-        self.epoch = sharded.epoch
-        self.states = sharded.states
-        self.made = sharded.__pescador_made__
-
-    def tree(self) -> Streamer[T]:
-        """Return what `make` returns; what it draws meanwhile follows from the seed, too."""
-        (shard,) = self.args
-        made = self.made.streamers
-        if shard not in made:
-            sequence = sequence_of(self.seed, shard)
-            calls = _global_rng.runs_under(sequence, lambda: self.streamer(shard), self.states)
-            streamer = next(calls)
-            if not isinstance(streamer, Streamer) or streamer.is_activated_copy:
-                raise ArgumentError(
-                    f"make({shard}) has returned {streamer!r}; it must return a Streamer: a mux, "
-                    "or pescador.Streamer(function, ...)"
-                )
-            made.setdefault(shard, streamer)
-        return made[shard]
+        self.__pescador_made__ = made
+        self.epoch = epoch
 
     def seeded(self) -> Seeded[T]:
         """Return the streamer under its seed."""
         (shard,) = self.args
-        return Seeded(self.tree(), self.seed, epoch=self.epoch, rank=shard, states=self.states)
+        made = self.__pescador_made__
+        return Seeded(
+            made.streamer(shard), made.seed, epoch=self.epoch, rank=shard, states=made.states
+        )
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
         """Iterate over the shard once, to its end or for `max_iter` items."""
@@ -82,6 +92,33 @@ class Shard(Streamer[T]):
 _hooks.register(
     Shard, _hooks.STREAMER, opener=lambda shard, scope: open_seeded(shard.seeded(), scope)
 )
+
+
+class Shards(Sequence[Shard[T]]):
+    """The shards of a part, each made when it is first asked for: there may be millions."""
+
+    def __init__(self, made: _Made, numbers: range, epoch: int) -> None:
+        self.made, self.numbers, self.epoch = made, numbers, epoch
+        self.shards: dict[int, Shard[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Shard[T]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Shard[T]]: ...
+    def __getitem__(self, place: SupportsIndex | slice) -> Shard[T] | list[Shard[T]]:
+        """Return the shard at a place, or those of a slice."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        number = self.numbers[place]
+        if number not in self.shards:
+            self.shards.setdefault(number, Shard(self.made, number, self.epoch))
+        return self.shards[number]
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} shards>"
 
 
 def _known_length(streamer: Any) -> int | None:
@@ -168,7 +205,7 @@ class Sharded(Streamer[T]):
     ----------
     rank, world_size : int
         Which part of the sequence this is: 0 and 1, the whole, until `at` has said another.
-    streamers : list of Streamer
+    streamers : sequence of Streamer
         The shards of this part.
 
     Raises
@@ -264,7 +301,7 @@ class Sharded(Streamer[T]):
             )
         self.active_count_ = 0
         self.stream_ = None
-        self.__pescador_made__ = _Made()
+        self.__pescador_made__ = _Made(make, seeded.seed, seeded.states)
         self.__pescador_set__(
             make=make,
             shards=shards,
@@ -281,7 +318,7 @@ class Sharded(Streamer[T]):
         """Have other attributes, and the shards that follow from them."""
         self.__dict__.update(fields)
         numbers = range(self.rank, self.shards, self.world_size)
-        self.__dict__["streamers"] = [Shard(self, shard) for shard in numbers]
+        self.__dict__["streamers"] = Shards(self.__pescador_made__, numbers, self.epoch)
 
     def at(
         self, rank: int | None = None, world_size: int | None = None, *, epoch: int | None = None
@@ -378,7 +415,7 @@ class Sharded(Streamer[T]):
         return {**state, "make": by_name(state["make"])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__pescador_made__ = _Made()
+        self.__pescador_made__ = _Made(state["make"], state["seed"], state["states"])
         self.__pescador_set__(**state)
 
     def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
@@ -429,7 +466,7 @@ class Sharded(Streamer[T]):
         if self.lengths is not None:
             told = self.lengths(shard) if callable(self.lengths) else self.lengths[shard]
             return as_whole(f"lengths of shard {shard}", told)
-        streamer = Shard(self, shard).tree()
+        streamer = self.__pescador_made__.streamer(shard)
         length = _known_length(streamer)
         if length is None:
             raise ArgumentError(
