@@ -537,20 +537,49 @@ _UNBOUNDED = _core.as_bound(None)
 _BOUNDED = _UNBOUNDED // 2
 
 
+# What to do about what stands between a stream and a part, by the kind of its state.
+_REMEDIES = {
+    "Leaf": "of other code it is known how many items it gave, not how many it took: {}",
+    "Remote": "its workers run other code over the part: {}",
+    **dict.fromkeys(
+        ("RemoteStream", "RemoteVisit"),
+        "its items come from a process that is ahead: have a pescador.ParallelStreamer run the "
+        "part, or let `make` return such a streamer of one shard",
+    ),
+}
+_IN_MAKE = "pass what is done to an item to pescador.transform, or do it in `make`"
+_MUX = "a mux of parts gives other items for each number of ranks: let `make` return the mux"
+
+
 def _way_to_part(state: dict[str, Any]) -> list[str]:
     """Return the keys that lead to the state of a part, through those of maps over it."""
     way, node = ["tree"], state.get("tree")
     while isinstance(node, dict) and node.get("kind") != "ShardedEngine":
         key = "map" if "map" in node else "stream"
+        if key not in node:
+            raise ArgumentError(_no_part(node))
         way.append(key)
-        node = node.get(key)
-    if node is None:
-        raise ArgumentError(
-            "these are no states of parts of a Sharded, or of maps or a ParallelStreamer over one: "
-            "pass what state_dict() has returned of each rank's stream (that of a ZMQStreamer is "
-            "of where its worker was)"
-        )
+        node = node[key]
+    if not isinstance(node, dict):
+        raise ArgumentError(_no_part({}))
     return way
+
+
+def _no_part(node: dict[str, Any]) -> str:
+    """Return what to say of a state that no way leads from to that of a part."""
+    kind, recipe = str(node.get("kind")), node.get("recipe")
+    what = recipe.get("class") if isinstance(recipe, dict) else recipe
+    remedy = _REMEDIES.get(kind, _MUX if kind.endswith("Engine") else None)
+    if remedy is None:
+        return (
+            "these are no states of parts of a Sharded: pass what state_dict() has returned of "
+            "each rank's stream"
+        )
+    found = "" if what is None else f" (found {what!s:.100})"
+    return (
+        "these are no states of parts of a Sharded, or of maps of pescador or a ParallelStreamer "
+        f"over one{found}: {remedy.format(_IN_MAKE)}"
+    )
 
 
 def _at(state: Any, way: list[str]) -> Any:
@@ -598,7 +627,7 @@ def check_ranks(parts: list[dict[str, Any]]) -> None:
         raise StateError(f"a rank is there twice: the states are those of {sorted(ranks)}")
 
 
-def _check_step(parts: list[dict[str, Any]], step: int) -> None:
+def _check_step(states: list[dict[str, Any]], parts: list[dict[str, Any]], step: int) -> None:
     """Refuse states that are not of one step of the global sequence."""
     n = len(parts)
     if all(part["given"] == steps_of(rank, n, step) for rank, part in enumerate(parts)):
@@ -606,9 +635,19 @@ def _check_step(parts: list[dict[str, Any]], step: int) -> None:
     most = max(part["given"] for part in parts)
     behind = {rank: part["given"] for rank, part in enumerate(parts) if part["given"] < most}
     lag = ", ".join(f"rank {rank} has given {given}" for rank, given in behind.items())
+    remedy = "take the states of all ranks after the same number of items of each"
+    if len({state["index"] for state in states}) == 1:
+        # Maps above have given as many items, of more or fewer.
+        ended = [rank for rank, state in enumerate(states) if state["ended"]]
+        remedy = (
+            f"the ranks {ended} have found that there is no other batch: take the states before, "
+            "or when all of them have"
+            if ended
+            else "a map above drops or repeats items, as a transform that returns pescador.SKIP "
+            "or a cache: it belongs in what `make` returns"
+        )
     raise StateError(
-        f"the states are not of one step: {lag}, and others {most} items: "
-        "take the states of all ranks after the same number of items of each"
+        f"the states are not of one step: {lag}, and others {most} items of their shards: {remedy}"
     )
 
 
@@ -616,10 +655,15 @@ def _merge(states: list[dict[str, Any]]) -> dict[str, Any]:
     ways = [_way_to_part(state) for state in states]
     found = [_at(state, way) for state, way in zip(states, ways, strict=True)]
     check_ranks(found)
+    if any(way != ways[0] for way in ways):
+        raise StateError(
+            "the states are of different streamers: that of one rank has other maps above its part "
+            "than that of another"
+        )
     order = sorted(range(len(states)), key=lambda i: int(found[i]["rank"]))
     states, parts, way = [states[i] for i in order], [found[i] for i in order], ways[0]
     step = sum(part["given"] for part in parts)
-    _check_step(parts, step)
+    _check_step(states, parts, step)
     left = sum(part["left"] for part in parts)
     whole = {
         **parts[0],
@@ -631,19 +675,23 @@ def _merge(states: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if "map" not in way:
         states = [{**state, "index": step} for state in states]
+    # One rank may have found that there is no other item, and others not have asked.
+    ended = all(state["ended"] for state in states)
     # All else is the same: as the recipe of the shards, and how many batches there were.
     others = [
-        {**_replaced(state, way, part["recipe"]), "inexact": None}
+        {**_replaced(state, way, part["recipe"]), "inexact": None, "ended": ended}
         for state, part in zip(states, parts, strict=True)
     ]
     for rank, other in enumerate(others):
         differs = _difference(other, others[0])
         if differs is not None:
             raise StateError(
-                f"the states of the ranks 0 and {rank} differ beside their shards: {differs}"
+                f"the states of the ranks 0 and {rank} differ beside their shards: {differs}: "
+                "take them of one run, at one epoch; what draws or keeps items, as cache does, "
+                "belongs in what `make` returns"
             )
     inexact = sorted({reason for state in states for reason in state["inexact"]})
-    return {**_replaced(states[0], way, whole), "inexact": inexact}
+    return {**_replaced(states[0], way, whole), "inexact": inexact, "ended": ended}
 
 
 def _number(shard: list[Any]) -> int:

@@ -1,5 +1,7 @@
 """Scripts that run in a process of their own."""
 
+import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,3 +17,10 @@ def run(body, *args, stdin=False, path=None, **kwargs):
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, input=body if stdin else "", **kwargs
     )
+
+
+def on_page(page, name):
+    """Return the script that a page of the documentation tells to save under a name."""
+    text = (pathlib.Path(__file__).parents[1] / "docs" / page).read_text()
+    (block,) = re.findall(rf":caption: {re.escape(name)}\n\n((?:   .*\n|\n)+)", text)
+    return textwrap.dedent(block)

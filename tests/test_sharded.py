@@ -1,5 +1,8 @@
 """`Sharded`: one sequence, whatever the number of ranks, and however often that changes."""
 
+import collections
+import concurrent.futures
+import contextlib
 import copy
 import functools
 import itertools
@@ -8,10 +11,17 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
+import scripts
 import trees
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
@@ -146,6 +156,44 @@ def test_only_shards_of_the_rank_are_made_and_opened_when_due_and_once_for_all_p
     assert made == [1, 5]
     list(sharded(max_iter=20))
     assert sorted(made) == list(range(SHARDS))
+
+
+def test_a_part_of_a_million_shards_makes_none_but_its_own():
+    tracemalloc.start()
+    try:
+        sharded = Sharded(counting, 10**6)
+        part = sharded.at(7, 10**5)
+        whole, few = sharded.open(), part.open()
+        assert [next(few) for _ in range(11)] == [*range(7, 10**6, 10**5), 8]
+        assert [next(whole) for _ in range(3)] == [0, 1, 2]
+        few.state_dict(), whole.state_dict()
+        # The active set of the whole has 40 bytes for each shard.
+        assert tracemalloc.get_traced_memory()[0] < 60 * 10**6
+    finally:
+        tracemalloc.stop()
+    assert len(sharded.streamers) == 10**6
+    assert part.streamers[3] is part.streamers[-7]
+    assert [repr(shard) for shard in part.streamers[8:]] == [
+        "Shard(counting, 800007)",
+        "Shard(counting, 900007)",
+    ]
+    with pytest.raises(IndexError):
+        part.streamers[10]
+
+
+def test_threads_that_open_a_shard_at_once_make_it_once():
+    made = []
+
+    def slow(shard):
+        made.append(shard)
+        time.sleep(0.01)
+        return Streamer(noise, shard)
+
+    sharded = Sharded(slow, 4)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: items_of(sharded, 40), range(4)))
+    assert found == [items_of(Sharded(functools.partial(Streamer, noise), 4), 40)] * 4
+    assert made == [0, 1, 2, 3]
 
 
 def test_what_make_draws_follows_from_the_seed_and_the_shard_alone():
@@ -326,6 +374,31 @@ def test_a_part_runs_in_a_parallel_streamer_and_goes_on_there(kind):
     assert given == whole
 
 
+class Handle:
+    """What cannot be pickled, as an open data base."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def held(handle, shard):
+    yield from itertools.count(shard)
+
+
+def holding(shard):
+    return Streamer(held, Handle(), shard)
+
+
+def test_workers_make_their_shards_also_where_they_were_made_here_before():
+    sharded = Sharded(holding, 2)
+    assert list(sharded(max_iter=3)) == [0, 1, 1]
+    parallel = ParallelStreamer(sharded, 1, start_method="forkserver")
+    assert list(parallel(max_iter=3)) == [0, 1, 1]
+
+
 def test_batches_of_a_part_are_made_by_workers():
     part = Sharded(make, SHARDS).at(1, 2)
     batches = Streamer(pescador.buffer_stream, part, 6)
@@ -392,6 +465,27 @@ def test_ranks_are_killed_and_fewer_processes_go_on(tmp_path):
     assert given == items_of(Sharded(make, SHARDS), len(given))
 
 
+def steps_of_script(folder, world_size, steps):
+    """What the script on the page prints of each step, summed over its ranks."""
+    command = [sys.executable, "plain.py", str(world_size), str(steps)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    sums = collections.Counter()
+    for step, value in re.findall(r"step (\d+): (\d+)\n", done.stdout):
+        sums[int(step)] += int(value)
+    return sums
+
+
+def test_the_script_on_the_page_saves_with_eight_processes_and_goes_on_with_four(tmp_path):
+    for name in "ranks", "one":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plain.py").write_text(scripts.on_page("how-to/ranks.rst", "plain.py"))
+    whole = steps_of_script(tmp_path / "one", 1, 30)
+    assert list(whole) == list(range(1, 31))
+    assert steps_of_script(tmp_path / "ranks", 8, 15) == {n: whole[n] for n in range(1, 16)}
+    assert steps_of_script(tmp_path / "ranks", 4, 30) == {n: whole[n] for n in range(11, 31)}
+
+
 # ------------------------------------------------------------------------------- ends
 
 
@@ -449,6 +543,38 @@ def test_ranks_that_stop_go_on_as_others_and_stop_at_the_same_step():
     assert list(sharded.open(state=ended)) == []
 
 
+@pytest.mark.parametrize("partial", [None, True])
+def test_ranks_of_which_some_have_found_the_end_have_ended_together(partial):
+    def wrap(part):
+        return part if partial is None else in_batches(part, 4, partial=partial)
+
+    sharded = Sharded(rows_of_five, 4, on_end="stop")
+    streams = opened(sharded, 2, wrap=wrap)
+    n = len(list(streams[0]))
+    read(streams[1], n)
+    assert [stream.has_ended for stream in streams] == [True, False]
+    state = Sharded.merge(states_of(streams))
+    assert [list(stream) for stream in opened(sharded, 4, state, wrap)] == [[]] * 4
+
+
+def test_a_rank_that_has_looked_for_another_batch_in_vain_is_named():
+    streams = opened(Sharded(rows_of_five, 4, on_end="stop"), 2, wrap=lambda p: in_batches(p, 4))
+    n = len(list(streams[0]))
+    read(streams[1], n)
+    with pytest.raises(StateError, match=r"the ranks \[0\] have found that there is no other"):
+        Sharded.merge(states_of(streams))
+    assert list(streams[1]) == []
+    assert Sharded.merge(states_of(streams))["ended"]
+
+
+def rows_of_five(shard):
+    return Streamer([{"x": np.array([shard, i])} for i in range(5)])
+
+
+def in_batches(part, n, **options):
+    return Streamer(pescador.buffer_stream, part, n, **options)
+
+
 def test_a_shard_that_is_shorter_than_it_was_told_is_an_error():
     sharded = Sharded(functools.partial(finite, [5, 4, 3, 4]), 4, on_end="stop", lengths=4)
     with pytest.raises(
@@ -501,6 +627,13 @@ def test_states_that_are_not_those_of_all_ranks_at_one_step_are_refused():
         Sharded.merge([*states[:3], other.state_dict()])
 
 
+def test_states_of_parts_with_other_maps_above_them_are_refused():
+    sharded = Sharded(make, SHARDS)
+    streams = [sharded.at(0, 2).open(), in_batches(sharded.at(1, 2), 4).open()]
+    with pytest.raises(StateError, match=r"of different streamers: .* other maps"):
+        Sharded.merge(states_of(streams))
+
+
 def test_what_is_no_state_of_a_part_is_refused():
     for states in 3, [], [3], [make(0).open().state_dict()], [{"tree": None}], [{}]:
         with pytest.raises(ArgumentError, match="states of"):
@@ -509,6 +642,70 @@ def test_what_is_no_state_of_a_part_is_refused():
     next(inside)
     with pytest.raises(ArgumentError, match="no states of parts of a Sharded"):
         Sharded.merge([inside.state_dict()])
+
+
+def doubled(stream):
+    for item in stream:
+        yield item
+        yield item
+
+
+def without_some(item):
+    return pescador.SKIP if item["x"][1] % 3 == 0 else item
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda p: Streamer(doubled, p), r"found .*Streamer of doubled.*pescador\.transform"),
+        (lambda p: in_batches(Streamer(doubled, p), 4), "Streamer of doubled"),
+        (Streamer, r"found .*Streamer of Sharded.*pescador\.transform"),
+        (lambda p: ParallelStreamer(Streamer(doubled, p), 1), r"run other code.*in `make`"),
+        (lambda p: pescador.ChainMux([p], "cycle"), "found .*ChainMux.*let `make` return the mux"),
+        (pescador.ZMQStreamer, r"found .*ZMQStreamer.*pescador\.ParallelStreamer"),
+        (
+            lambda p: Streamer(pescador.transform, p, without_some),
+            "drops or repeats .*SKIP.* in what `make`",
+        ),
+        (
+            lambda p: Streamer(pescador.cache, p, 3, 0.5, 1),
+            "ranks 0 and 1 differ .* kept.*belongs in what",
+        ),
+    ],
+)
+def test_what_above_a_part_cannot_be_merged_is_named_and_what_would_do(wrap, message):
+    streams = opened(Sharded(make, SHARDS), 2, wrap=wrap)
+    for stream in streams:
+        read(stream, 10)
+    states = states_of(streams)
+    for stream in streams:
+        stream.close()
+    with pytest.raises((ArgumentError, StateError), match=message):
+        Sharded.merge(states)
+
+
+def test_maps_of_pescador_above_a_part_are_merged():
+    def wrap(part):
+        moved = Streamer(pescador.transform, part, lambda item: {"y": item["x"] + 1})
+        return Streamer(pescador.tuples, moved, "y")
+
+    sharded = Sharded(make, SHARDS)
+    whole = items_of(wrap(sharded), 60)
+    streams = opened(sharded, 4, wrap=wrap)
+    given = in_turn(streams, 28)
+    state = Sharded.merge(states_of(streams))
+    assert given + in_turn(opened(sharded, 2, state, wrap), 32, 28) == whole
+
+
+def test_shards_that_come_from_other_processes_are_merged():
+    sharded = Sharded(lambda shard: pescador.ZMQStreamer(make(shard)), 2)
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(sharded.at(rank, 2).open()) for rank in range(2)]
+        given = in_turn(streams, 10)
+        state = Sharded.merge(states_of(streams))
+        whole = stack.enter_context(sharded.open(state=state))
+        given += in_turn([whole], 10)
+    assert given == items_of(Sharded(make, 2), 20)
 
 
 @pytest.mark.parametrize("field", ["rank", "world_size", "given", "left", "shards", "recipe"])

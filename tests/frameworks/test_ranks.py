@@ -5,15 +5,14 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+import scripts  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 import pescador  # noqa: E402
@@ -71,13 +70,6 @@ def test_eight_processes_become_four_and_two_and_the_global_batches_stay(tmp_pat
     assert given == global_batches(12)
 
 
-def script_on_the_page():
-    """The code that the page tells to save as train.py."""
-    page = (HERE.parents[1] / "docs" / "how-to" / "ranks.rst").read_text()
-    (block,) = re.findall(r":caption: train\.py\n\n((?:   .*\n|\n)+)", page)
-    return textwrap.dedent(block)
-
-
 def trained(world_size, steps, folder):
     """The model after so many steps; it goes on from what is in the folder."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -95,7 +87,7 @@ def trained(world_size, steps, folder):
 def test_the_script_on_the_page_trains_the_same_model_in_four_processes_and_then_two(tmp_path):
     for name in "ranks", "one":
         (tmp_path / name).mkdir()
-        (tmp_path / name / "train.py").write_text(script_on_the_page())
+        (tmp_path / name / "train.py").write_text(scripts.on_page("how-to/ranks.rst", "train.py"))
     trained(4, 40, tmp_path / "ranks")
     changed, whole = trained(2, 60, tmp_path / "ranks"), trained(1, 60, tmp_path / "one")
     assert changed["step"] == whole["step"] == 60
