@@ -928,6 +928,24 @@ def old_trees():
     for mode in ("single_active", "exhaustive"):
         weighted = {"mode": mode, "weights": range(1, 61), "random_state": 4}
         yield mode, pescador.StochasticMux(pool, 3, 4, **weighted)
+    for rank in range(2):
+        yield f"rank {rank}", batches_of_a_rank(rank, 2)
+
+
+def rows_of_a_shard(shard, i):
+    while True:
+        yield {"x": np.array([shard, i, np.random.randint(1000)])}
+
+
+def old_shard(shard):
+    rows = pescador.sources.Rows({"x": np.arange(90).reshape(30, 3)}, order="shuffled")
+    pool = [rows, *(Streamer(rows_of_a_shard, shard, i) for i in range(4))]
+    return pescador.StochasticMux(pool, 2, 4)
+
+
+def batches_of_a_rank(rank, world_size):
+    part = pescador.Sharded(old_shard, 4, 5, epoch=2).at(rank, world_size)
+    return Streamer(pescador.buffer_stream, part, 8 // world_size)
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.pickle")), ids=lambda path: path.stem)
@@ -937,14 +955,26 @@ def test_states_of_older_versions_still_load(path):
         assert repr(plain(list(tree.open(20, state=state)))) == digest, name
 
 
+def test_states_of_ranks_of_older_versions_still_merge():
+    [path] = DATA.glob("format-2-ranks.pickle")
+    state = pescador.Sharded.merge(state for _, state, _ in pickle.loads(path.read_bytes()))
+    whole = [batch["x"].tolist() for batch in batches_of_a_rank(0, 1)(max_iter=37 + 20)]
+    ranks = [batches_of_a_rank(rank, 4).open(20, state=state) for rank in range(4)]
+    for expected in whole[37:]:
+        found = [next(rank)["x"].tolist() for rank in ranks]
+        assert [row for rows in zip(*found, strict=True) for row in rows] == expected
+
+
 def test_there_are_states_of_older_versions():
     assert list(DATA.glob("*.pickle"))
 
 
-def save_states(path):
-    """Keep today's states as a file: call this when the format changes."""
+def save_states(path, names=None):
+    """Keep today's states as a file: call this when the format changes, or a tree is added."""
     cases = []
     for name, tree in old_trees():
+        if not (names is None or name in names):
+            continue
         state = after(tree, 37)
         cases.append((name, state, repr(plain(list(tree.open(20, state=state))))))
     path.parent.mkdir(parents=True, exist_ok=True)
