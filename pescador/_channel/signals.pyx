@@ -108,14 +108,9 @@ cdef class Guard:
         self.end = end
 
     def __enter__(self):
-        cdef Deferred deferred = Deferred()
         self.is_open = True
-        deferred.defer()
         try:
-            try:
-                self.begin()
-            finally:
-                deferred.restore()
+            whole(self.begin)
         except BaseException:
             self.finish()
             raise
@@ -130,16 +125,11 @@ cdef class Guard:
         self.finish()
 
     cdef int finish(self) except -1:
-        cdef Deferred deferred = Deferred()
         if not self.is_open:
             return 0
         self.is_open = False
         try:
             self.wait()
         finally:
-            deferred.defer()
-            try:
-                self.end()
-            finally:
-                deferred.restore()
+            whole(self.end)
         return 0
