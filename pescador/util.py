@@ -79,14 +79,23 @@ def rename_kw(
     return old_value
 
 
-def _warn_at_definition(function: Callable[..., Any], message: str) -> None:
-    code = function.__code__
-    warnings.warn_explicit(
-        message,
-        category=DeprecationWarning,
-        filename=code.co_filename,
-        lineno=code.co_firstlineno + 1,
-    )
+def _warns(
+    message: Callable[[Callable[P, R]], str],
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator whose functions warn, at their definition, whenever they are called."""
+
+    def mark(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def warning(*args: P.args, **kwargs: P.kwargs) -> R:
+            code = function.__code__
+            warnings.warn_explicit(
+                message(function), DeprecationWarning, code.co_filename, code.co_firstlineno + 1
+            )
+            return function(*args, **kwargs)
+
+        return warning
+
+    return mark
 
 
 def moved(
@@ -101,20 +110,12 @@ def moved(
     version, version_removed : str
         When it moved, and when the old name will go.
     """
-
-    def mark(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def warning(*args: P.args, **kwargs: P.kwargs) -> R:
-            _warn_at_definition(
-                function,
-                f"{moved_from} moved to {function.__module__}.{function.__name__} in version "
-                f"{version}; the old name will go in version {version_removed}.",
-            )
-            return function(*args, **kwargs)
-
-        return warning
-
-    return mark
+    return _warns(
+        lambda function: (
+            f"{moved_from} moved to {function.__module__}.{function.__name__} in "
+            f"version {version}; the old name will go in version {version_removed}."
+        )
+    )
 
 
 def deprecated(version: str, version_removed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -125,20 +126,12 @@ def deprecated(version: str, version_removed: str) -> Callable[[Callable[P, R]],
     version, version_removed : str
         When it became deprecated, and when it will go.
     """
-
-    def mark(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def warning(*args: P.args, **kwargs: P.kwargs) -> R:
-            _warn_at_definition(
-                function,
-                f"{function.__module__}.{function.__name__} is deprecated since version "
-                f"{version} and will go in version {version_removed}.",
-            )
-            return function(*args, **kwargs)
-
-        return warning
-
-    return mark
+    return _warns(
+        lambda function: (
+            f"{function.__module__}.{function.__name__} is deprecated since version "
+            f"{version} and will go in version {version_removed}."
+        )
+    )
 
 
 def batch_length(batch: Mapping[Any, Sized]) -> int | None:
