@@ -16,8 +16,6 @@ from .seeded import Seeded
 from .sharded import Sharded
 from .sources.source import Source
 
-__all__ = ["Part", "Tree"]
-
 _GENERATORS = (np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 
 

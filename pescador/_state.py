@@ -18,8 +18,6 @@ from ._repr import cut
 from ._visits import attributes_of, place_of, set_generator, state_of_generator
 from .exceptions import PescadorError, StateError
 
-__all__ = ["FORMAT", "FORMATS", "Loader", "Saver", "digest"]
-
 #: The version of the format that states are written in, and those that are read.
 FORMAT = 2
 FORMATS = (1, 2)

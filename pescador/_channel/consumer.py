@@ -35,8 +35,6 @@ if sys.platform == "linux":
     from .orders import OrderWriter
     from .ring import Reader
 
-__all__ = ["Channel", "raise_from_worker", "shared_memory"]
-
 # More bytes than any machine has, and fewer than it has addresses for.
 _MOST = 2**40
 # The least memory that is worth sharing.

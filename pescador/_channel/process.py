@@ -38,22 +38,6 @@ from ..exceptions import PescadorError
 from . import watch
 from .protocol import HEARTBEAT
 
-__all__ = [
-    "METHODS",
-    "Parcel",
-    "become_worker",
-    "check_owner",
-    "default_method",
-    "end",
-    "is_gone",
-    "is_gone_within",
-    "is_ready",
-    "needs_thread",
-    "new_process",
-    "start",
-    "wait_for_end",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 # The start methods that this system has.

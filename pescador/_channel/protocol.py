@@ -38,34 +38,6 @@ import numpy as np
 
 from .schema import decode, encode
 
-__all__ = [
-    "CHUNK",
-    "CLOSED",
-    "END",
-    "ENDED",
-    "FAILED",
-    "HEARTBEAT",
-    "ITEM",
-    "NAP",
-    "ORDERS",
-    "PICKLED",
-    "RUN",
-    "STATE",
-    "STOP",
-    "VISIT",
-    "WAKE",
-    "Report",
-    "item_from",
-    "news",
-    "order",
-    "read_end",
-    "read_item_head",
-    "read_news",
-    "send_end",
-    "send_item",
-    "write_item",
-]
-
 WAKE = b"w"
 STOP = b"s"
 ORDERS = b"o"

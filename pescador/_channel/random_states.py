@@ -20,8 +20,6 @@ from numpy.random import mtrand
 
 from .._global_rng import put_numpy
 
-__all__ = ["RandomStates", "for_next_worker"]
-
 # How many workers were started from each state, by digest; the states seen last, at most these.
 _LIMIT = 4096
 _started: OrderedDict[bytes, int] = OrderedDict()

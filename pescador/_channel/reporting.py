@@ -16,8 +16,6 @@ from .. import _core, _visits
 from .._state import Loader, Saver
 from ..exceptions import StateError
 
-__all__ = ["STATE_KEY", "RemoteStream", "Reporting"]
-
 # The key of an item that is a report; no item of a stream has it.
 STATE_KEY = ("pescador", "state")
 

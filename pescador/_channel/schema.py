@@ -15,20 +15,6 @@ import numpy.typing as npt
 from .._checks import is_masked
 from ..exceptions import DataError
 
-__all__ = [
-    "NUMBERS",
-    "decode",
-    "decode_dtype",
-    "decode_key",
-    "empty",
-    "encode",
-    "encode_dtype",
-    "encode_key",
-    "receive",
-    "schema_from",
-    "schema_of",
-]
-
 #: Values that are no arrays, and may be sent as one where that is asked for: their kinds, and the
 #: dtypes that they are sent with.
 NUMBERS: dict[type, tuple[int, np.dtype[Any]]] = {

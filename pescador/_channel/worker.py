@@ -21,8 +21,6 @@ from .protocol import HEARTBEAT, NAP, STOP, WAKE, Report, send_end, send_item, w
 if sys.platform == "linux":
     from .ring import Writer
 
-__all__ = ["Queue", "describe", "work"]
-
 
 def _file_of(pipe: Connection) -> object:
     """Return what tells the file of a descriptor from others."""

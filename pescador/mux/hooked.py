@@ -13,8 +13,6 @@ import numpy as np
 from .. import _core, _mux, _visits
 from .._state import Loader, Saver
 
-__all__ = ["HookedStream", "hook_loop"]
-
 
 def hook_loop(
     mux: Any, scope: _core.Scope, max_iter: float, slot: int | None = None
