@@ -3,12 +3,9 @@ from typing import Any
 
 from ._core import Compiled, Scope
 
-STREAMER: tuple[str, ...]
-
 def register(
     cls: type,
-    names: tuple[str, ...],
-    *,
+    *more: str,
     model: Any = None,
     opener: Callable[[Any, Scope | None], Iterator[Any] | None] | None = None,
     hooked: Callable[[Any, Scope], Compiled | None] | None = None,

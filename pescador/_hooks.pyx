@@ -22,12 +22,12 @@ cdef Py_ssize_t n_plain_fields = 0     # how many attributes its instances have
 cdef object plain_iter = None          # its __iter__, which maps call
 
 
-# The hooks of a plain streamer, which most classes have.
-STREAMER = ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate")
+# The hooks of every streamer.
+cdef tuple HOOKS = ("__enter__", "__exit__", "__copy__", "__deepcopy__", "_activate", "iterate")
 
 
-def register(cls, names, *, model=None, opener=None, hooked=None):
-    """Note the hooks of a class whose behaviour the compiled code stands for.
+def register(cls, *more, model=None, opener=None, hooked=None):
+    """Note the hooks of a class whose behaviour the compiled code stands for: `more` than `HOOKS`.
 
     A subclass, an instance or a patch that replaces one of them gets its own called instead.
     With `model`, an instance: those of exactly its class that have as many attributes start
@@ -38,7 +38,7 @@ def register(cls, names, *, model=None, opener=None, hooked=None):
     """
     global plain_streamer, plain_iter, n_plain_fields
     cdef Family family = Family()
-    family.hooks = tuple([(name, getattr(cls, name)) for name in names])
+    family.hooks = tuple([(name, getattr(cls, name)) for name in HOOKS + more])
     family.opener = opener
     family.hooked = hooked
     families[cls] = family

@@ -352,11 +352,7 @@ class Streamer(Generic[T]):
         return _repr.as_html(_repr.tree(self))
 
 
-_hooks.register(
-    Streamer,
-    _hooks.STREAMER,
-    model=Streamer(()),
-)
+_hooks.register(Streamer, model=Streamer(()))
 _repr.register(Streamer)
 
 

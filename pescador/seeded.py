@@ -196,8 +196,4 @@ def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
     return open_seeded(seeded, scope) if _hooks.is_stock(seeded) else None
 
 
-_hooks.register(
-    Seeded,
-    _hooks.STREAMER,
-    opener=_open,
-)
+_hooks.register(Seeded, opener=_open)

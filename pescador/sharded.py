@@ -89,9 +89,7 @@ class Shard(Streamer[T]):
         self.stream_ = self.iterate()
 
 
-_hooks.register(
-    Shard, _hooks.STREAMER, opener=lambda shard, scope: open_seeded(shard.seeded(), scope)
-)
+_hooks.register(Shard, opener=lambda shard, scope: open_seeded(shard.seeded(), scope))
 
 
 class Shards(Sequence[Shard[T]]):
@@ -528,7 +526,7 @@ def _open(sharded: Sharded[Any], scope: _core.Scope | None) -> _mux.ShardedEngin
     return _engine(sharded, scope) if _hooks.is_stock(sharded) else None
 
 
-_hooks.register(Sharded, _hooks.STREAMER, opener=_open)
+_hooks.register(Sharded, opener=_open)
 
 # ------------------------------------------------------------------------------------- merging
 

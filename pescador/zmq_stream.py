@@ -318,8 +318,4 @@ def _open(streamer: ZMQStreamer[Any], scope: _core.Scope | None) -> RemoteStream
     return RemoteStream(streamer, scope)
 
 
-_hooks.register(
-    ZMQStreamer,
-    _hooks.STREAMER,
-    opener=_open,
-)
+_hooks.register(ZMQStreamer, opener=_open)

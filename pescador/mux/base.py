@@ -20,15 +20,10 @@ from .hooked import HookedStream, hook_loop
 
 T = TypeVar("T")
 
+# Beyond those of every streamer.
 _HOOKS = (
-    "__enter__",
-    "__exit__",
-    "__copy__",
-    "__deepcopy__",
     "is_activated_copy",
-    "iterate",
     "n_streams",
-    "_activate",
     "_streamers_available",
     "_next_sample_index",
     "_on_stream_exhausted",
@@ -169,7 +164,7 @@ def _hooked(mux: "BaseMux[Any]", scope: _core.Scope) -> Any:
 
 def register(cls: type["BaseMux[Any]"], *more: str) -> None:
     """Note the hooks of a class of muxes: those of all, and `more` that only this one has."""
-    _hooks.register(cls, (*_HOOKS, *more), opener=_open, hooked=_hooked)
+    _hooks.register(cls, *_HOOKS, *more, opener=_open, hooked=_hooked)
 
 
 class BaseMux(Streamer[T]):

@@ -404,8 +404,4 @@ def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> Any:
     return ParallelVisit(parallel, scope) if _hooks.is_stock(parallel) else None
 
 
-_hooks.register(
-    ParallelStreamer,
-    _hooks.STREAMER,
-    opener=_open,
-)
+_hooks.register(ParallelStreamer, opener=_open)

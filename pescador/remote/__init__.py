@@ -404,8 +404,4 @@ def _open(remote: RemoteStreamer[Any], scope: _core.Scope | None) -> RemoteVisit
     return RemoteVisit(remote, scope)
 
 
-_hooks.register(
-    RemoteStreamer,
-    _hooks.STREAMER,
-    opener=_open,
-)
+_hooks.register(RemoteStreamer, opener=_open)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .. import _sources
 from .._checks import as_bool, as_choice, as_distinct_keys
 from .._core import Opened, Scope, around, note_started
-from .._hooks import STREAMER, is_stock
+from .._hooks import is_stock
 from .._hooks import register as register_hooks
 from .._isolation import isolate
 from ..core import Streamer
@@ -161,9 +161,6 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
             raise
 
 
-_HOOKS = (*STREAMER, "_visit")
-
-
 def _open(source: Source, scope: Scope | None) -> _sources.Visit | None:
     """Return a visit, or None if the hooks of a source are to be called."""
     return source._visit(scope) if is_stock(source) else None
@@ -171,4 +168,4 @@ def _open(source: Source, scope: Scope | None) -> _sources.Visit | None:
 
 def register(cls: type[Source]) -> None:
     """Have the compiled code know a source."""
-    register_hooks(cls, _HOOKS, opener=_open)
+    register_hooks(cls, "_visit", opener=_open)
