@@ -3,10 +3,7 @@
 docs/inside/activation.rst explains it.
 """
 
-cdef extern from "Python.h":
-    ctypedef struct PyTypeObject:
-        unsigned int tp_version_tag
-    dict PyObject_GenericGetDict(object, void* context)
+from cpython.object cimport PyObject_GenericGetDict, PyTypeObject
 
 
 cdef class Family:
@@ -92,7 +89,7 @@ cdef dict plain_fields(object streamer):
     global plain_tag
     if type(streamer) is not plain_streamer:
         return None
-    cdef dict fields = PyObject_GenericGetDict(streamer, NULL)
+    cdef dict fields = <dict>PyObject_GenericGetDict(streamer, NULL)
     if len(fields) != n_plain_fields:
         return None
     cdef unsigned int tag = (<PyTypeObject*>plain_streamer).tp_version_tag

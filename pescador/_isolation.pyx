@@ -19,21 +19,14 @@ from pescador import _rng
 
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM
-from cpython.object cimport PyObject
+from cpython.object cimport Py_TYPE, PyObject, PyTypeObject
 from cpython.tuple cimport PyTuple_Check
 from cpython.type cimport PyType_Check
 
 from pescador._hooks cimport family_of, plain_fields
+from pescador._native.python cimport Py_EnterRecursiveCall, Py_LeaveRecursiveCall
 from pescador._rng cimport Mersenne, mersenne_of
 from pescador._snapshots cimport copy_array, is_large, is_plain_array, view_of_constant
-
-cdef extern from "Python.h":
-    int Py_EnterRecursiveCall(const char* where) except -1
-    void Py_LeaveRecursiveCall()
-
-    ctypedef struct PyTypeObject:
-        pass
-    PyTypeObject* Py_TYPE(PyObject* value)
 
 
 # Values of exactly these types cannot change: all activations share them. (copy.deepcopy shares
@@ -174,10 +167,10 @@ cdef Py_ssize_t first_mutable(list values) except -1:
     while i < len(values):
         item = PyList_GET_ITEM(values, i)
         # Items of one type are the rule.
-        if Py_TYPE(item) != known:
+        if Py_TYPE(<object>item) != known:
             value = <object>item
             if type(value) in IMMUTABLE:
-                known = Py_TYPE(item)
+                known = Py_TYPE(<object>item)
             elif not is_immutable(value):
                 break
         i += 1

@@ -33,13 +33,11 @@ from pescador._global_rng cimport (
 from pescador._hooks cimport Family, family_of, is_plain, plain_fields
 from pescador._isolation cimport Memo, all_simple, is_shared, isolate
 from pescador._native.iterators cimport next_item, pescador_stream, steal
+from pescador._native.python cimport Py_EnterRecursiveCall, Py_LeaveRecursiveCall
 from pescador._native.seeds cimport Seed, seed_key, seed_words
 from pescador._seeds cimport take_entropy
 
 cdef extern from "Python.h":
-    int Py_EnterRecursiveCall(const char* where) except -1
-    void Py_LeaveRecursiveCall()
-
     ctypedef struct PyTypeObject:
         void* tp_iternext
 
