@@ -31,11 +31,13 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free as libc_free
 from libc.string cimport memcpy, memmove
+from posix.mman cimport munmap
+from posix.unistd cimport _SC_PAGESIZE, close, sysconf
 
 from pescador._native.files cimport pescador_is_file, pescador_stamp_file
 from pescador._native.shared cimport (
-    close_descriptor, load, lock, page_size, private_cover, private_map, private_move,
-    shared_create, shared_drop, shared_map, shared_reserve, store, unlock, unmap,
+    load, lock, private_cover, private_map, private_move, shared_create, shared_drop, shared_map,
+    shared_reserve, store, unlock,
 )
 
 
@@ -91,7 +93,7 @@ cdef class SharedMemory:
     def __dealloc__(self):
         claimed.pop(<size_t><void*>self, None)
         if self.base is not NULL:
-            unmap(self.base, self.size)
+            munmap(self.base, self.size)
         self.close_descriptor()
 
     def __reduce__(self):
@@ -113,7 +115,7 @@ cdef class SharedMemory:
     def close_descriptor(self):
         """Close the descriptor; the mapping stays."""
         if self.is_open():
-            close_descriptor(self.descriptor)
+            close(self.descriptor)
         self.descriptor = -1
 
     def claim_for_workers(self, bint claimed_here):
@@ -210,7 +212,7 @@ cdef class SharedMemory:
 
     cdef void before_fork(self) noexcept:
         """Copy what is held: a child gets the copies, as it does of all other memory."""
-        cdef uint64_t page = page_size(), stop = 0
+        cdef uint64_t page = sysconf(_SC_PAGESIZE), stop = 0
         cdef PyObject* lease
         if self.in_child or self.first is NULL:
             return
@@ -235,7 +237,7 @@ cdef class SharedMemory:
 
     cdef void after_fork_in_parent(self) noexcept:
         if self.copies is not NULL:
-            unmap(self.copies, self.copies_size)
+            munmap(self.copies, self.copies_size)
             self.copies = NULL
 
     cdef void after_fork_in_child(self) noexcept:

@@ -56,17 +56,11 @@ pescador_shared_reserve(int fd, char *base, size_t start, size_t size)
     return 0;
 }
 
-static inline size_t
-pescador_page_size(void)
-{
-    return (size_t)sysconf(_SC_PAGESIZE);
-}
-
 /* Free the pages that lie between two places. */
 static inline void
 pescador_shared_drop(char *base, size_t start, size_t stop)
 {
-    size_t page = pescador_page_size();
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
     start = (start + page - 1) / page * page;
     stop = stop / page * page;
     if (start < stop) {
@@ -95,18 +89,6 @@ static inline void
 pescador_private_move(char *from, size_t size, char *to)
 {
     (void)mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to);
-}
-
-static inline void
-pescador_unmap(char *base, size_t size)
-{
-    (void)munmap(base, size);
-}
-
-static inline void
-pescador_close(int fd)
-{
-    (void)close(fd);
 }
 
 #define pescador_load(word) __atomic_load_n((word), __ATOMIC_SEQ_CST)

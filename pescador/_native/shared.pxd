@@ -13,9 +13,6 @@ cdef extern from "_native/shared.h":
     void private_cover "pescador_private_cover" (
         char* base, size_t size, bint accessible) noexcept nogil
     void private_move "pescador_private_move" (char* source, size_t size, char* to) noexcept nogil
-    void unmap "pescador_unmap" (char* base, size_t size) noexcept nogil
-    void close_descriptor "pescador_close" (int fd) noexcept nogil
-    size_t page_size "pescador_page_size" () noexcept nogil
     uint64_t load "pescador_load" (uint64_t* word) noexcept nogil
     void store "pescador_store" (uint64_t* word, uint64_t value) noexcept nogil
     uint64_t exchange "pescador_exchange" (uint64_t* word, uint64_t value) noexcept nogil
