@@ -28,12 +28,12 @@ _Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
 # ------------------------------------------------------------------------------------- describe
 
 
-def describe(paths: list[str], keys: list[str] | None = None) -> dict[str, Any]:
+def describe(data: list[str], keys: list[str] | None = None) -> dict[str, Any]:
     """Return what is in files: keys, dtypes, shapes, rows, bytes, and which files differ.
 
     Parameters
     ----------
-    paths : list of str
+    data : list of str
         The files.
     keys : list of str or None
         Which keys to look at; None for all.
@@ -51,7 +51,7 @@ def describe(paths: list[str], keys: list[str] | None = None) -> dict[str, Any]:
     layouts: dict[str, _Layout] = {}
     damaged = {}
     size = 0
-    for path in _with_progress(paths, "reading"):
+    for path in _with_progress(data, "reading"):
         try:
             size += _bytes_of(path)
             with open_store(path, keys) as store:
@@ -86,7 +86,7 @@ def describe(paths: list[str], keys: list[str] | None = None) -> dict[str, Any]:
             }
         )
     return {
-        "files": len(paths),
+        "files": len(data),
         "bytes": size,
         "keys": found,
         "differ": differ,
@@ -351,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="for programs")
 
     one = commands.add_parser("describe", parents=[common], help="what is in files")
-    one.set_defaults(run=_describe)
+    one.set_defaults(run=describe, show=_print_description)
 
     two = commands.add_parser("measure", parents=[common], help="how fast batches come from them")
     two.add_argument("--batch-size", type=int, default=64)
@@ -362,7 +362,7 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--no-mmap", dest="mmap", action="store_false", help="read, do not map")
     two.add_argument("--seed", type=int, dest="random_state")
     two.add_argument("--seconds", type=_seconds, default=5)
-    two.set_defaults(run=_measure)
+    two.set_defaults(run=measure, show=_print_measurement)
     return parser
 
 
@@ -384,28 +384,16 @@ def _whole(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def _describe(arguments: argparse.Namespace) -> int:
-    found = describe(arguments.data, arguments.keys)
-    print(json.dumps(found)) if arguments.json else _print_description(found)
-    return 1 if found["damaged"] else 0
-
-
-def _measure(arguments: argparse.Namespace) -> int:
-    options = {
-        name: value for name, value in vars(arguments).items() if name not in ("run", "json")
-    }
-    found = measure(options.pop("data"), **options)
-    print(json.dumps(found)) if arguments.json else _print_measurement(found)
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
-    parsed = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    run, show, as_json = (options.pop(name) for name in ("run", "show", "json"))
     try:
-        if len(parsed.data) == 1:
-            parsed.data = files(parsed.data[0])
-        return int(parsed.run(parsed))
+        if len(options["data"]) == 1:
+            options["data"] = files(options["data"][0])
+        found = run(**options)
+        print(json.dumps(found)) if as_json else show(found)
+        return 1 if found.get("damaged") else 0
     except PescadorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
