@@ -9,18 +9,11 @@ from ..util import Seed
 from .base import T, register
 from .stochastic import StochasticMux
 
-# (with_replacement, revive) -> mode
-_AS_MODE = {
-    (True, False): "with_replacement",
-    (True, True): "with_replacement",
-    (False, True): "single_active",
-    (False, False): "exhaustive",
-}
-
 
 def _mode(with_replacement: Any, revive: Any) -> str:
     """Return what 3.0 calls these two switches together."""
-    return _AS_MODE[as_bool("with_replacement", with_replacement), as_bool("revive", revive)]
+    without = "single_active" if as_bool("revive", revive) else "exhaustive"
+    return "with_replacement" if as_bool("with_replacement", with_replacement) else without
 
 
 class Mux(StochasticMux[T]):
