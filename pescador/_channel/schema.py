@@ -82,26 +82,22 @@ def encode_dtype(dtype: np.dtype[Any]) -> Any:
     }
 
 
-def _of_ml_dtypes(name: Any) -> np.dtype[Any]:
-    # No other module is imported because somebody else has named it.
-    ml_dtypes = importlib.import_module("ml_dtypes")
-    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-    if dtype.name != name:
-        raise ValueError(f"ml_dtypes has no dtype {name!r}")
-    return dtype
-
-
 def decode_dtype(code: Any) -> np.dtype[Any]:
     """Return the dtype that `encode_dtype` wrote."""
     if isinstance(code, str):
         return np.dtype(code)
     if "base" in code:
         return np.dtype((decode_dtype(code["base"]), tuple(code["shape"])))
+    dtype: np.dtype[Any]
     if "ml_dtypes" in code:
-        return _of_ml_dtypes(code["ml_dtypes"])
+        # No other module is imported because somebody else has named it.
+        dtype = np.dtype(getattr(importlib.import_module("ml_dtypes"), code["ml_dtypes"]))
+        if dtype.name != code["ml_dtypes"]:
+            raise ValueError(f"ml_dtypes has no dtype {code['ml_dtypes']!r}")
+        return dtype
     align = code.pop("align")
     layout: Any = {**code, "formats": [decode_dtype(f) for f in code["formats"]]}
-    dtype: np.dtype[Any] = np.dtype(layout, align=align)
+    dtype = np.dtype(layout, align=align)
     return dtype
 
 
