@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import CodeType, FunctionType, SimpleNamespace
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import cloudpickle
 import numpy as np
@@ -37,8 +37,6 @@ import numpy as np
 from ..exceptions import PescadorError
 from . import watch
 from .protocol import HEARTBEAT
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 # The start methods that this system has.
 METHODS = tuple(
@@ -72,17 +70,15 @@ def default_method() -> str:
 # ------------------------------------------------------------------------------------- start
 
 
-def _rebound(function: F, **names: Any) -> F:
+def _rebound(function: Any, **names: Any) -> Any:
     """Return a function that is the same, but finds other things under some global names."""
-    assert isinstance(function, FunctionType)
-    found = FunctionType(
+    return FunctionType(
         function.__code__,
         {**function.__globals__, **names},
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    return cast(F, found)
 
 
 def _preparation_data(name: str) -> dict[str, Any]:
@@ -326,7 +322,7 @@ class Parcel:
     def __reduce__(self) -> tuple[Any, ...]:
         buffer = io.BytesIO()
         _Pickler(buffer).dump(self.contents)
-        return _arrived, (buffer.getvalue(),)
+        return Parcel, (), {"written": buffer.getvalue()}
 
     def open(self) -> tuple[Any, ...]:
         """Return the contents, once. Errors in loading them are raised here."""
@@ -334,12 +330,6 @@ class Parcel:
             self.contents = cloudpickle.loads(self.written)
             self.written = None
         return self.contents
-
-
-def _arrived(written: bytes) -> Parcel:
-    parcel = Parcel()
-    parcel.written = written
-    return parcel
 
 
 def _reduce_memmap(array: Any) -> tuple[Any, ...]:
