@@ -82,7 +82,7 @@ cdef class SharedMemory:
     cdef object __weakref__
 
     cdef bint is_open(self) noexcept
-    cdef int claim(self) except -1
+    cpdef int claim(self, bint alone=*) except -1
     cdef Lease lease(self, uint32_t number, uint64_t start, uint64_t size)
     cdef void release(self, Lease lease) noexcept
     cdef void give_back(self, uint32_t number) noexcept

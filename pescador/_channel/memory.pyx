@@ -118,16 +118,6 @@ cdef class SharedMemory:
             close(self.descriptor)
         self.descriptor = -1
 
-    def claim_for_workers(self, bint claimed_here):
-        """Have processes that are forked from now on have this memory, or copies of it.
-
-        With True, copies: they are none of ours. With False, the memory: they are workers.
-        """
-        if claimed_here:
-            self.claim()
-        else:
-            claimed.pop(<size_t><void*>self, None)
-
     def leave_blocks(self):
         """Give no block back from here: a worker has leases as well, of what was held at its fork.
 
@@ -139,9 +129,12 @@ cdef class SharedMemory:
         """Whether the descriptor is there; the code of a stream may have closed it."""
         return self.descriptor >= 0 and pescador_is_file(self.descriptor, &self.stamp)
 
-    cdef int claim(self) except -1:
-        """Have processes that are forked from now on leave this memory to this one."""
-        claimed[<size_t><void*>self] = weakref.ref(self)
+    cpdef int claim(self, bint alone=True) except -1:
+        """Have processes that are forked from now on get copies; with False, they are workers."""
+        if alone:
+            claimed[<size_t><void*>self] = weakref.ref(self)
+        else:
+            claimed.pop(<size_t><void*>self, None)
         return 0
 
     cdef Lease lease(self, uint32_t number, uint64_t start, uint64_t size):

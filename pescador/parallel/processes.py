@@ -97,7 +97,7 @@ class Processes(Pool):
         memory = None if self.arena is None else self.arena.memory
         channel = Channel(self.parallel, VisitsOf(self.sent, memory), None, self.max_bytes)
         if memory is not None:
-            memory.claim_for_workers(False)
+            memory.claim(False)
         try:
             channel.begin()
         except BaseException:
@@ -105,7 +105,7 @@ class Processes(Pool):
             raise
         finally:
             if memory is not None:
-                memory.claim_for_workers(True)
+                memory.claim()
         if channel.reader is not None and channel.memory is not None:
             channel.reader.arena = self.arena
             channel.reader.layout = self.layout
