@@ -1,6 +1,5 @@
 /* Memory without a name that two processes map, and words in it that both read and write. Linux. */
-#ifndef PESCADOR_SHARED_H
-#define PESCADOR_SHARED_H
+#pragma once
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -107,5 +106,3 @@ pescador_unlock(char *flag)
 {
     __atomic_clear(flag, __ATOMIC_RELEASE);
 }
-
-#endif

@@ -1,7 +1,6 @@
 /* Files in memory, written once, and private maps of them, which copy a page when it is written to.
  * Where the system has no such files, none can be made. */
-#ifndef PESCADOR_SNAPSHOTS_H
-#define PESCADOR_SNAPSHOTS_H
+#pragma once
 
 #include <Python.h>
 
@@ -120,7 +119,5 @@ pescador_is_overwritten(const char *map, size_t n, int file)
 #define pescador_new_map(file, n, maps) NULL
 #define pescador_unmap(map, n, maps) ((void)(map))
 #define pescador_is_overwritten(map, n, file) 0
-
-#endif
 
 #endif

@@ -1,7 +1,6 @@
 /* A thread that ends this process when another one has ended. It knows no Python: it neither waits
  * for whoever runs Python here, nor makes them wait. */
-#ifndef PESCADOR_WATCH_H
-#define PESCADOR_WATCH_H
+#pragma once
 
 #include <stdint.h>
 
@@ -73,5 +72,4 @@ pescador_watch(long long sentinel, long long parent, int milliseconds)
     return error == 0;
 }
 
-#endif
 #endif
