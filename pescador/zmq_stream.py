@@ -1,18 +1,4 @@
-"""Streams that run in a background process.
-
-A `ZMQStreamer` starts one worker process per iteration.
-
-* Items travel through memory that both processes map and nobody else can, or, where the system has
-  none to give and for an item that does not fit, over a pipe that only the two hold. No port is
-  taken.
-* Less than `max_bytes` are on their way at a time.
-* The worker's last word is that the stream has ended, and the exception if there was one. A worker
-  that is gone without it has been killed, which is an error: a short stream never looks like a
-  whole one.
-* A consumer that wants no more says so. One that is gone takes its worker with it.
-
-The channel between the two is in `pescador._channel`.
-"""
+"""Streams that run in a background process; the channel to it is in `pescador._channel`."""
 
 from collections.abc import Generator
 from typing import Any, TypeVar
