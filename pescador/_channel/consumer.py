@@ -48,13 +48,6 @@ _SUSPICIOUS = 60
 class _WorkerTraceback(PescadorError):
     """Where in the worker an exception came from; the cause of the one raised here."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f"\n\n{self.text}"
-
 
 class Channel:
     """What a consumer holds of its worker, between `begin` and `end`.
@@ -384,7 +377,7 @@ def raise_from_worker(error: Report, name: str) -> NoReturn:
     """Raise what a worker has raised, of the stream with this name."""
     pickled, summary, text = error
     original = None
-    cause = _WorkerTraceback(f"in the worker of {name}:\n{text}")
+    cause = _WorkerTraceback(f"\n\nin the worker of {name}:\n{text}")
     if pickled is not None:
         # Its class may not be importable here.
         with suppress(Exception):
