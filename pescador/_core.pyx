@@ -17,7 +17,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.function cimport PyFunction_Check
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from cpython.object cimport PyObject
+from cpython.object cimport Py_TYPE, PyObject, PyObject_GenericGetDict, PyTypeObject
 from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport INT64_MAX, int64_t
 
@@ -30,16 +30,8 @@ from pescador._isolation cimport (
 )
 from pescador._native.dicts cimport pescador_field
 from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
+from pescador._native.python cimport Py_EnterRecursiveCall, Py_LeaveRecursiveCall
 from pescador._snapshots cimport Snapshots
-
-cdef extern from "Python.h":
-    int Py_EnterRecursiveCall(const char* where) except -1
-    void Py_LeaveRecursiveCall()
-
-    ctypedef struct PyTypeObject:
-        unsigned int tp_version_tag
-    dict PyObject_GenericGetDict(object, void* context)
-    PyTypeObject* Py_TYPE(PyObject* value)
 
 cdef extern from *:
     """
@@ -265,13 +257,13 @@ cpdef Scope around(streamer):
 
 cdef object opened(object streamer, Scope scope):
     """The compiled iterator of one activation of a streamer, or None if it has none."""
-    cdef PyTypeObject* kind = Py_TYPE(<PyObject*>streamer)
+    cdef PyTypeObject* kind = Py_TYPE(streamer)
     cdef unsigned int tag = kind.tp_version_tag
     cdef dict fields
     cdef Opener kept = None
     cdef Family family
     if tag != 0:
-        fields = PyObject_GenericGetDict(streamer, NULL)
+        fields = <dict>PyObject_GenericGetDict(streamer, NULL)
         kept = opener_of(fields)
         # It goes when an attribute is set: what was seen of the hooks holds while it is there.
         if kept is not None and kept.tag == tag and kept.n_fields == len(fields):
@@ -281,7 +273,7 @@ cdef object opened(object streamer, Scope scope):
         return None
     stream = family.opener(streamer, scope)
     if stream is not None and tag != 0 and kind.tp_version_tag == tag:
-        fields = PyObject_GenericGetDict(streamer, NULL)
+        fields = <dict>PyObject_GenericGetDict(streamer, NULL)
         kept = opener_of(fields)
         if kept is not None:
             kept.tag = tag
