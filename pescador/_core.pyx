@@ -355,6 +355,9 @@ cdef class Compiled:
     def __cinit__(self, *args, **kwargs):
         self.left = UNBOUNDED
 
+    def __iter__(self):
+        return self
+
     def bounded(self, max_iter):
         """Return the iterator, which ends after `max_iter` samples from now on."""
         self.left = as_bound(max_iter)

@@ -35,9 +35,6 @@ cdef object raised_stop_iteration(Py_ssize_t position):
 cdef class StreamMap(Compiled):
     """What is made of the items of a source."""
 
-    def __iter__(self):
-        return self
-
     cpdef object replay_cost(self):
         return self.source.replay_cost()
 

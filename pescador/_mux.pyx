@@ -203,9 +203,6 @@ cdef class Engine(Compiled):
     def __dealloc__(self):
         PyMem_Free(self.endings)
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
         cdef PyObject* item
         cdef bint failed = True

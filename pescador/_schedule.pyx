@@ -848,9 +848,6 @@ cdef class Remote(Compiled):
 
     is_elsewhere = True
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
         cdef PyObject* item = NULL
         if self.left > 0:
@@ -934,9 +931,6 @@ cdef class Begun(Compiled):
     cdef public Compiled node          # what it reads from; None before
     cdef public tuple path             # which visit this is
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
         cdef PyObject* item
         if self.node is None:
@@ -967,9 +961,6 @@ cdef class Ahead(Compiled):
     cdef Compiled engine
     cdef Schedule schedule
     cdef int64_t n                     # items so far
-
-    def __iter__(self):
-        return self
 
     def __next__(self):
         cdef PyObject* item
@@ -1046,9 +1037,6 @@ cdef class Planned(Compiled):
     cdef readonly tuple path
     cdef int64_t count                 # items so far
     cdef int64_t length                # how many it is thought to have
-
-    def __iter__(self):
-        return self
 
     def __next__(self):
         cdef int64_t length = self.length

@@ -396,9 +396,6 @@ cdef inline void fetch_row(const Field* fields, Py_ssize_t n, int64_t row) noexc
 cdef class Visit(Compiled):
     """One activation of a source."""
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
         if self.looks_ahead and self.left > 0:
             self.left -= 1

@@ -189,9 +189,6 @@ cdef class Leaf(Compiled):
     cdef object drawn                  # what its states were when it was closed
     cdef bint is_past                  # its last step gave no item, and may have drawn for that
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
         cdef PyObject* item
         if self.left > 0:
@@ -599,9 +596,6 @@ cdef class Inner(Compiled):
         self.node = node
         self.run = run
         self.path = path_of_visit(scope)
-
-    def __iter__(self):
-        return self
 
     def __next__(self):
         cdef PyObject* item

@@ -118,9 +118,6 @@ class RemoteStream(_core.Compiled):
         self.since = 0
         self.given = 0
 
-    def __iter__(self) -> "RemoteStream":
-        return self
-
     def __next__(self) -> Any:
         if self.items is None:
             bound = self.left + self.work.skip if self.is_bounded else None

@@ -63,9 +63,6 @@ class HookedStream(_core.Compiled):
     def _call(self, function: Any, *args: Any) -> Any:
         return function(*args) if self.states is None else self.states.call(function, args)
 
-    def __iter__(self) -> "HookedStream":
-        return self
-
     def __next__(self) -> Any:
         if self.loop is None:
             self.loop = hook_loop(self.active, self.scope, self.left, self.due)
