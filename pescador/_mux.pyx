@@ -731,12 +731,8 @@ cdef class StochasticEngine(WeightedEngine):
     cdef int replace(self, Py_ssize_t slot) except -1:
         """Retire the stream of a slot and bring another in, if any is left."""
         cdef Py_ssize_t i = self.which[slot]
+        # What is raised before the end leaves it so.
         self.torn = True
-        self.bring_in(slot, i)
-        self.torn = False
-        return 0
-
-    cdef int bring_in(self, Py_ssize_t slot, Py_ssize_t i) except -1:
         if self.prune and self.slots[slot].count == 0:
             self.available.set(i, False)
             self.n_valid -= self.is_valid[AT(i, self.n)]
@@ -749,6 +745,7 @@ cdef class StochasticEngine(WeightedEngine):
         else:
             self.set_weight(slot, 0.0)
             self.vacate(slot)
+        self.torn = False
         return 0
 
     cdef int new_stream(self, Py_ssize_t slot) except -1:
