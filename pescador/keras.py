@@ -55,6 +55,9 @@ class Dataset(keras.utils.PyDataset):
     make them in the background, use `ParallelStreamer` or `ZMQStreamer`; the workers of Keras would
     ask one stream for several batches at a time.
 
+    **Leave** ``steps_per_epoch`` of ``fit`` **alone** where this has one: on TensorFlow, Keras reads
+    ahead of epochs that are shorter, and drops what it has read.
+
     **Before it trains**, Keras looks at a batch or two to build a model. They come again in the
     first epoch, unless they are all of it.
 
@@ -86,9 +89,14 @@ class Dataset(keras.utils.PyDataset):
         self._first = self._tree.epoch
         self._passes = 0
         self._stream: Any = None
-        # How many batches this epoch has given, and the first of them; those to be given again.
+        # Whether an epoch is under way, how many batches it has given, and the first of them.
+        self._is_within = False
         self._given = 0
         self._begun: list[Any] = []
+        # Whether the next batch is the first of an iterator; batches that were given before, which
+        # Keras has only looked at if it is; and batches to be given again.
+        self._is_first = False
+        self._looked_at: list[Any] = []
         self._again: list[Any] = []
 
     def __len__(self) -> int:
@@ -99,6 +107,8 @@ class Dataset(keras.utils.PyDataset):
     @property
     def num_batches(self) -> int | None:
         """How many batches Keras makes an epoch of, or None."""
+        # Keras asks whenever it begins an iterator.
+        self._is_first = True
         return self.steps_per_epoch
 
     def _open(self, state: Any = None) -> None:
@@ -112,6 +122,9 @@ class Dataset(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         """Return the next batch."""
+        if self._is_first:
+            self._again = self._looked_at + self._again
+        self._is_first, self._looked_at = False, []
         batch = self._again.pop(0) if self._again else self._next()
         self._given += 1
         if self._given <= _LOOKED_AT:
@@ -144,16 +157,21 @@ class Dataset(keras.utils.PyDataset):
         """Begin an epoch; called by Keras."""
         # On TensorFlow, Keras has looked at batches before it begins one.
         self._end(only_looked=True)
+        self._is_within = True
         if self.restart:
             self._close()
 
     def on_epoch_end(self) -> None:
         """End an epoch, or a look at its first batch; called by Keras."""
+        if not self._is_within and not self._given:
+            # Of a model that is built, there is no look before the first epoch.
+            self._looked_at = []
         self._end(only_looked=self._given != self.steps_per_epoch)
+        self._is_within = False
 
     def _end(self, only_looked: bool) -> None:
         if only_looked and not self.restart:
-            self._again = self._begun + self._again
+            self._looked_at += self._begun
         self._given, self._begun = 0, []
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,7 +191,7 @@ class Dataset(keras.utils.PyDataset):
             If the stream cannot be restored exactly; or between the look at the first batch, to
             build a model, and the first epoch.
         """
-        if self._again:
+        if self._again or self._looked_at:
             raise StateError(
                 "Keras has looked at a batch and not trained on it: take the state after an epoch"
             )
@@ -203,6 +221,6 @@ class Dataset(keras.utils.PyDataset):
         if not (is_number(passes, int) and passes >= 0):
             raise StateError(f"the state has counted {passes!r} passes, which is no count")
         self._close()
-        self._passes, self._again = passes, []
+        self._passes, self._again, self._looked_at = passes, [], []
         if state["stream"] is not None:
             self._open(state["stream"])

@@ -81,6 +81,29 @@ def test_without_steps_per_epoch_fit_says_how_long_an_epoch_is():
         len(dataset)
 
 
+reads_ahead = pytest.mark.skipif(
+    os.environ.get("KERAS_BACKEND") == "tensorflow", reason="TensorFlow reads ahead of such epochs"
+)
+
+
+@reads_ahead
+@pytest.mark.parametrize("n", [None, 6])
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+@pytest.mark.parametrize("is_built", [True, False])
+def test_epochs_that_fit_makes_shorter_follow_each_other_too(is_built, n_steps, n):
+    epochs = fitted(Dataset(counted(100), n), 3, is_built, shuffle=False, steps_per_epoch=n_steps)
+    assert epochs.epochs == [list(range(i, i + n_steps)) for i in range(0, 3 * n_steps, n_steps)]
+
+
+@reads_ahead
+def test_short_fits_of_one_model_follow_each_other_too():
+    dataset, batches = Dataset(counted(100), 4), Batches()
+    model = silent(is_built=True)
+    for _ in range(3):
+        model.fit(dataset, callbacks=[batches], steps_per_epoch=1, verbose=0)
+    assert batches.epochs == [[0], [1], [2]]
+
+
 def test_a_stream_that_ends_begins_again():
     streamer = pescador.Streamer(counted, 5)
     assert fitted(Dataset(streamer, 3), 3).epochs == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
