@@ -124,7 +124,7 @@ class Saver:
             return value
         if isinstance(value, np.random.RandomState | np.random.Generator):
             return {"__generator__": state_of_generator(value)}
-        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        if type(value) in (np.ndarray, np.memmap) and not value.dtype.hasobject:
             return np.array(value, order="K")
         if type(value) in (list, tuple):
             return type(value)(self.plain(item, name) for item in value)

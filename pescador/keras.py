@@ -55,8 +55,8 @@ class Dataset(keras.utils.PyDataset):
     make them in the background, use `ParallelStreamer` or `ZMQStreamer`; the workers of Keras would
     ask one stream for several batches at a time.
 
-    **Leave** ``steps_per_epoch`` of ``fit`` **alone** where this has one: on TensorFlow, Keras reads
-    ahead of epochs that are shorter, and drops what it has read.
+    **Leave** ``steps_per_epoch`` **of** ``fit`` **alone** where this has one: on TensorFlow, Keras
+    reads ahead of epochs that are shorter, and drops what it has read.
 
     **Before it trains**, Keras looks at a batch or two to build a model. They come again in the
     first epoch, unless they are all of it.

@@ -219,3 +219,13 @@ def test_a_restored_stream_has_the_state_that_it_was_restored_from(description, 
     assume(failure is None)
     state = stream.state_dict()
     assert plain(built(description).open(state=state).state_dict()) == plain(state)
+
+
+@pytest.mark.parametrize("kind", [np.ma.masked_array, lambda a: a.view(np.recarray)])
+def test_arrays_of_a_kind_that_a_state_would_change_are_refused_by_name(kind):
+    items = [kind(np.array([(i,)], "i4")) for i in range(8)]
+    name = type(items[0]).__name__
+    stream = pescador.Streamer(pescador.cache, items, 4, random_state=0).open()
+    next(stream)
+    with pytest.raises(pescador.StateError, match=f"an object of type .*{name}"):
+        stream.state_dict()
