@@ -28,6 +28,9 @@ _FORMAT = 1
 # What a data set has room for: the ranks on one machine, and the workers of each.
 _RANKS, _WORKERS = 32, 256
 
+# The bits of a key, by which the workers of one pass know each other.
+_KEY = (1 << 32) - 1
+
 # ------------------------------------------------------------------------------------- tensors
 
 # Types of ml_dtypes, which torch has under the same names, and the types that their bits are
@@ -222,13 +225,18 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 class _Epochs:
-    """The epoch of the next pass of each worker, where all copies of a data set see it.
+    """Which epoch the next pass is of, where all copies of a data set see it.
 
     A loader starts its workers anew for each pass, or keeps them and the copies that they have.
+    Those of one pass agree on its epoch, though any of them may begin late, or not at all.
     """
 
     def __init__(self, epoch: int) -> None:
-        self.next = torch.full((_RANKS, _WORKERS), epoch, dtype=torch.int64).share_memory_()
+        # Of each rank: the epoch of the first pass that is counted.
+        self.first = torch.full((_RANKS,), epoch, dtype=torch.int64).share_memory_()
+        # Of each worker: which pass it has begun last. Above the bits of `_KEY`, the number of that
+        # pass, from 1; in them, its key (see `Dataset.__iter__`). They change as one.
+        self.begun = torch.zeros((_RANKS, _WORKERS), dtype=torch.int64).share_memory_()
         # Whether the last pass of a rank was made by workers.
         self.elsewhere = torch.zeros(_RANKS, dtype=torch.bool).share_memory_()
 
@@ -236,43 +244,73 @@ class _Epochs:
         # Other processes than the workers of a loader get a copy.
         self.__dict__.update({name: tensor.share_memory_() for name, tensor in state.items()})
 
-    def of(self, part: Part) -> int:
-        """Return the epoch of the next pass."""
-        return int(self.next[part.rank % _RANKS, part.worker])
-
     def is_elsewhere(self, part: Part) -> bool:
         """Tell whether the last pass of a rank was made by workers."""
         return bool(self.elsewhere[part.rank % _RANKS])
 
-    def set_all(self, rank: int, epoch: int) -> None:
-        """Note the epoch of the next pass of all workers of a rank."""
-        self.next[rank % _RANKS] = epoch
+    def set(self, rank: int, epoch: int) -> None:
+        """Note the epoch of the next pass of a rank."""
+        self.first[rank % _RANKS] = epoch
+        self.begun[rank % _RANKS] = 0
 
     def restore(self, part: Part, epoch: int) -> None:
-        """Note the epoch of the next pass of one part, which is restored."""
+        """Note the epoch of the next pass of a rank, of which this part is restored."""
         self.elsewhere[part.rank % _RANKS] = part.num_workers > 0
-        self.next[part.rank % _RANKS, part.worker] = epoch
+        self.set(part.rank, epoch)
 
-    def begin(self, part: Part, epoch: int) -> None:
+    def _number(self, part: Part, key: int) -> int:
+        """Return the number of the pass that has a key; 0 is the key of none that is shared."""
+        begun = self.begun[part.rank % _RANKS].tolist()
+        if key:
+            if begun[part.worker] & _KEY == key:
+                # The loader was given the seed of the pass before.
+                return int(begun[part.worker] // (_KEY + 1)) + 1
+            same = [value for value in begun if value & _KEY == key]
+            if same:
+                return int(max(same) // (_KEY + 1))
+        return int(max(begun) // (_KEY + 1)) + 1
+
+    def of(self, part: Part, key: int = 0) -> int:
+        """Return the epoch of the next pass, or of the pass that has a key."""
+        return int(self.first[part.rank % _RANKS]) + self._number(part, key) - 1
+
+    def begin(self, part: Part, key: int, epoch: int) -> None:
         """Note that a pass has begun: the next one is of another epoch, unless one was set."""
-        self.restore(part, epoch + 1 if self.of(part) == epoch else self.of(part))
+        number = self._number(part, key)
+        self.elsewhere[part.rank % _RANKS] = part.num_workers > 0
+        if epoch == int(self.first[part.rank % _RANKS]) + number - 1:
+            self.begun[part.rank % _RANKS, part.worker] = number * (_KEY + 1) + key
 
 
 # ------------------------------------------------------------------------------------- data sets
 
 
 class _Pass:
-    """One pass of one part over a data set: begun, or where it is to begin."""
+    """One pass of one part over a data set: begun, or where it is to begin.
 
-    def __init__(self, tree: Tree, part: Part, epoch: int, epochs: _Epochs, state: Any) -> None:
-        self.tree, self.part, self.epoch, self.epochs, self.state = tree, part, epoch, epochs, state
+    Its epoch is that of its state; without a state, which one it is shows when it begins.
+    """
+
+    def __init__(self, tree: Tree, part: Part, epochs: _Epochs, key: int) -> None:
+        self.tree, self.part, self.epochs, self.key = tree, part, epochs, key
+        self.restored: int | None = None
+        self.state: Any = None
         self.stream: Any = None
+
+    @property
+    def epoch(self) -> int:
+        """Which epoch it is of."""
+        return self.epochs.of(self.part, self.key) if self.restored is None else self.restored
+
+    def restore(self, epoch: int, state: Any) -> None:
+        """Have it begin where another pass was."""
+        self.restored, self.state = epoch, state
 
     def begin(self) -> Any:
         """Open the stream."""
-        self.tree.epoch = self.epoch
+        self.restored = self.tree.epoch = self.epoch
         stream = self.tree.top.open(state=self.state)
-        self.epochs.begin(self.part, self.epoch)
+        self.epochs.begin(self.part, self.key, self.restored)
         self.stream = stream
         return stream
 
@@ -317,7 +355,7 @@ class _Items(Iterator[Any]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["ended"]:
-            self.run.epoch, self.run.state = state["epoch"], {"ended": True}
+            self.run.restore(state["epoch"], {"ended": True})
 
 
 class Dataset(torch.utils.data.IterableDataset):
@@ -407,6 +445,7 @@ class Dataset(torch.utils.data.IterableDataset):
         self._tree: tuple[Part, Tree] | None = None
         self._run: _Pass | None = None
         self._loaded: dict[str, Any] | None = None
+        self._n_passes = 0
         self._ranks = (0, 1)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -435,15 +474,21 @@ class Dataset(torch.utils.data.IterableDataset):
         return self._tree[1]
 
     def __iter__(self) -> Iterator[Any]:
-        part = self._part()
-        epoch, state = self._epochs.of(part), None
+        part, worker = self._part(), torch.utils.data.get_worker_info()
+        self._n_passes += 1
+        key = 0
+        if worker is not None:
+            # What the workers of one pass have in common, and those of another have not: the seed
+            # of the loader, and how many passes they have made with it.
+            key = hash((worker.seed - worker.id, self._n_passes)) % _KEY + 1
+        run = _Pass(self._tree_of(part), part, self._epochs, key)
         if self._loaded is not None:
             self._check_part(self._loaded, part)
             if not _has_ended(self._loaded):
-                epoch, state = self._loaded["epoch"], _restored(self._loaded["stream"])
+                run.restore(self._loaded["epoch"], _restored(self._loaded["stream"]))
             self._loaded = None
-        self._run = _Pass(self._tree_of(part), part, epoch, self._epochs, state)
-        return _Items(self._run, self.transform)
+        self._run = run
+        return _Items(run, self.transform)
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next pass is, in this process and in the workers of its loader.
@@ -454,7 +499,7 @@ class Dataset(torch.utils.data.IterableDataset):
         """
         if not (is_number(epoch, int, np.integer) and 0 <= epoch < 1 << 63):
             raise ArgumentError(f"epoch={epoch!r} must be a whole number, 0 or more")
-        self._epochs.set_all(self._part().rank, int(epoch))
+        self._epochs.set(self._part().rank, int(epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the pass is that began last: as of the last item that it has given.

@@ -1,5 +1,6 @@
 """Streams in the training loops of PyTorch, and of what is built on it."""
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -410,6 +411,43 @@ def test_a_pass_that_was_not_begun_counts_for_nothing():
     dataset = Dataset(runs.endless_tree())
     iter(dataset)
     assert rows([next(iter(dataset))]) == rows(runs.endless_tree()(max_iter=1))
+
+
+def refuse(number, worker):
+    """Have one worker not begin."""
+    if worker == number:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+def test_a_worker_that_has_not_begun_a_pass_is_not_an_epoch_behind_in_the_next(context):
+    """A loop that is left early leaves it to chance which workers have begun."""
+    dataset = Dataset(runs.endless_tree())
+    options = {"batch_size": None, "num_workers": 3, "multiprocessing_context": context}
+    for late in (2, 0, None):
+        first = DataLoader(dataset, **options, worker_init_fn=functools.partial(refuse, late))
+        batches = []
+        with contextlib.suppress(RuntimeError):
+            batches += itertools.islice(first, 2)
+    for worker, batch in enumerate(batches):
+        expected = runs.endless_tree().at(rank=worker, epoch=2)(max_iter=1)
+        assert rows([batch]) == rows(expected)
+
+
+def test_two_passes_at_once_are_of_two_epochs():
+    dataset = Dataset(runs.endless_tree())
+    pairs = list(itertools.islice(zip(dataset, dataset, strict=True), 3))
+    for epoch, batches in enumerate(zip(*pairs, strict=True)):
+        assert rows(batches) == rows(runs.endless_tree().at(epoch=epoch)(max_iter=3))
+
+
+def test_a_pass_by_workers_after_one_that_was_made_here_is_one_epoch():
+    dataset = Dataset(runs.endless_tree())
+    next(iter(dataset))
+    loader = DataLoader(dataset, batch_size=None, num_workers=2)
+    for worker, batch in enumerate(itertools.islice(loader, 2)):
+        expected = runs.endless_tree().at(rank=worker, epoch=1)(max_iter=1)
+        assert rows([batch]) == rows(expected)
 
 
 def test_a_copy_in_another_process_counts_by_itself():
