@@ -3,6 +3,7 @@
 ``import pescador.torch`` imports torch; ``import pescador`` does not.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -62,16 +63,18 @@ def _to_tensor(array: npt.NDArray[Any]) -> Any:
     bits = _BITS.get(array.dtype.name)
     if bits is not None:
         return _to_tensor(array.view(bits)).view(getattr(torch, array.dtype.name))
-    if not array.flags.writeable:
+    readable = array
+    if not array.flags.writeable and array.dtype.kind in "biufc":
         # torch would warn. It has no tensors that are read-only.
-        array = np.asarray(_Writable(array)) if array.dtype.kind in "biufc" else array
+        readable = np.asarray(_Writable(array))
     try:
-        return torch.from_numpy(array)
+        try:
+            return torch.from_numpy(readable)
+        except ValueError:
+            # Its strides are negative or odd, or its bytes swapped.
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
     except TypeError:
         return array
-    except ValueError:
-        # Its strides are negative or odd, or its bytes swapped.
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def to_tensors(item: Any) -> Any:
@@ -118,8 +121,9 @@ def to_tensors(item: Any) -> Any:
 def _value_to_tensor(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _to_tensor(value)
-    if isinstance(value, np.generic):
-        return _to_tensor(np.array(value)) if value.dtype.kind in "biufcV" else value
+    if isinstance(value, np.generic) and value.dtype.kind in "biufcV":
+        tensor = _to_tensor(np.array(value))
+        return tensor if isinstance(tensor, torch.Tensor) else value
     return value
 
 
@@ -148,7 +152,7 @@ def to_arrays(item: Any) -> Any:
 def _value_to_array(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    value = value.detach()
+    value = value.detach().resolve_conj().resolve_neg()
     name = str(value.dtype).removeprefix("torch.")
     if name in _BITS:
         import ml_dtypes
@@ -158,25 +162,49 @@ def _value_to_array(value: Any) -> Any:
     return value.numpy()
 
 
-# What a state is saved as. `torch.load` refuses empty bytes, unless it may load anything, and
-# `pickle.load` tensors of unsigned numbers.
+# What a state is saved as. `torch.load` refuses empty bytes and NumPy's arrays, unless it may load
+# anything, and `pickle.load` tensors of unsigned numbers.
 
 
 def _saved(value: Any) -> Any:
     if isinstance(value, bytes):
-        return {"__bytes__": torch.from_numpy(np.array(bytearray(value), np.uint8))}
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "u":
-        signed = np.asarray(value).view(f"i{value.itemsize}")
-        return {"__unsigned__": torch.from_numpy(signed)}
-    return _nested(value, _saved, _value_to_tensor)
+        return {"__bytes__": _bytes_to_tensor(value)}
+    if isinstance(value, np.generic):
+        return {"__scalar__": _saved(np.asarray(value))}
+    if not isinstance(value, np.ndarray):
+        return _nested(value, _saved, _value_to_tensor)
+    if value.dtype.kind == "u":
+        return {"__unsigned__": torch.from_numpy(value.view(f"i{value.itemsize}"))}
+    tensor = _to_tensor(value)
+    if isinstance(tensor, torch.Tensor):
+        return tensor
+    # Text, times and records.
+    if np.dtype(value.dtype.descr if value.dtype.names else value.dtype.str) != value.dtype:
+        raise StateError(
+            f"the state has an array of dtype {value.dtype}, which torch has no type for and NumPy "
+            "no format"
+        )
+    file = io.BytesIO()
+    np.save(file, value, allow_pickle=False)
+    return {"__npy__": _bytes_to_tensor(file.getvalue())}
+
+
+def _bytes_to_tensor(value: bytes) -> Any:
+    return torch.from_numpy(np.array(bytearray(value), np.uint8))
 
 
 def _restored(value: Any) -> Any:
-    if isinstance(value, dict) and value.keys() == {"__bytes__"}:
-        return value["__bytes__"].numpy().tobytes()
-    if isinstance(value, dict) and value.keys() == {"__unsigned__"}:
-        signed = value["__unsigned__"].numpy()
-        return signed.view(f"u{signed.itemsize}")
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, saved),) = value.items()
+        if kind == "__bytes__":
+            return saved.numpy().tobytes()
+        if kind == "__scalar__":
+            return _restored(saved)[()]
+        if kind == "__unsigned__":
+            signed = saved.numpy()
+            return signed.view(f"u{signed.itemsize}")
+        if kind == "__npy__":
+            return np.load(io.BytesIO(saved.numpy().tobytes()), allow_pickle=False)
     return _nested(value, _restored, _value_to_array)
 
 
@@ -556,6 +584,16 @@ class Dataset(torch.utils.data.IterableDataset):
             raise StateError(
                 f"the state has format {state_dict['pescador.torch']!r}; "
                 f"this version reads {_FORMAT}"
+            )
+        numbers: list[Any] = [state_dict.get(name) for name in (*Part._fields, "epoch")]
+        stream = state_dict.get("stream", "nothing")
+        if not (
+            all(is_number(number, int) and 0 <= number < 1 << 63 for number in numbers)
+            and (stream is None or (isinstance(stream, dict) and "ended" in stream))
+        ):
+            raise StateError(
+                f"the state is damaged: it has the part and the epoch {numbers}, and of the "
+                f"stream {stream!r:.100}"
             )
         part = self._part()
         self._check_part(state_dict, part)

@@ -151,6 +151,10 @@ def test_arrays_come_back_from_tensors_with_the_same_values(array, is_flipped, i
         np.array([None, {}]),
         np.array(["2020-01-01"], "datetime64[s]"),
         np.ma.masked_array([1, 2], [True, False]),
+        np.broadcast_to(np.longdouble(1), 3),
+        np.array([(1, 2.0)], "i4,f8"),
+        np.array([(1, 2.0)], "i4,f8")[0],
+        np.longdouble(1),
         np.str_("a"),
         "a",
         1.5,
@@ -159,6 +163,12 @@ def test_arrays_come_back_from_tensors_with_the_same_values(array, is_flipped, i
 )
 def test_what_torch_has_no_type_for_stays_as_it_is(value):
     assert to_tensors([value])[0] is value
+
+
+def test_tensors_that_are_views_of_conjugates_become_arrays():
+    tensor = torch.tensor([1 + 2j]).conj()
+    assert to_arrays(tensor).tolist() == [1 - 2j]
+    assert to_arrays(tensor.imag).tolist() == [-2]
 
 
 def test_scalars_of_numpy_become_tensors_without_axes():
@@ -496,6 +506,49 @@ def needs(loop):
         pytest.importorskip(name, reason=f"{name} is not installed")
 
 
+VALUES = {
+    "text": lambda i: np.array([f"row {i}", ""]),
+    "a string": lambda i: np.str_(i),
+    "times": lambda i: np.array([f"2020-01-{i + 1:02}"], "datetime64[D]"),
+    "records": lambda i: np.array([(i, f"{i}")], [("number", "i4"), ("name", "U3")]),
+    "long numbers": lambda i: np.full(2, i, np.longdouble),
+    "unsigned numbers": lambda i: np.full(2, i, np.uint64),
+    "a number": lambda i: np.uint8(i),
+    "bytes": lambda i: b"\0" * i,
+}
+
+
+def valued(name):
+    for i in range(28):
+        yield {"x": VALUES[name](i)}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_state_with_items_of_any_plain_type_is_loaded_by_torch(name, tmp_path):
+    values = pescador.Streamer(valued, name)
+    tree = pescador.Seeded(pescador.Streamer(pescador.cache, values, 4), 1)
+    dataset = Dataset(tree)
+    items = iter(dataset)
+    for _ in range(5):
+        next(items)
+    torch.save(dataset.state_dict(), tmp_path / "state")
+    resumed = Dataset(tree)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    for ours, theirs in itertools.islice(zip(resumed, items, strict=True), 10):
+        assert type(ours["x"]) is type(theirs["x"])
+        assert getattr(ours["x"], "dtype", None) == getattr(theirs["x"], "dtype", None)
+        assert str(ours["x"]) == str(theirs["x"])
+
+
+def test_an_array_that_no_file_can_hold_is_refused():
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    items = [np.arange(2).astype(ml_dtypes.int4)] * 9
+    dataset = Dataset(pescador.Seeded(pescador.Streamer(pescador.cache, items, 4), 1))
+    next(iter(dataset))
+    with pytest.raises(pescador.StateError, match="dtype int4"):
+        dataset.state_dict()
+
+
 def test_a_state_goes_through_pickle_as_between_ranks():
     """Not all types of torch do."""
     dataset = Dataset(pescador.Seeded(pescador.Streamer(pescador.cache, runs.endless_tree(), 4), 1))
@@ -633,6 +686,24 @@ def test_a_state_of_another_tree_is_refused_when_the_pass_begins():
     other.load_state_dict(dataset.state_dict())
     with pytest.raises(pescador.StateError, match="does not fit"):
         next(iter(other))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"rank": None},
+        {"epoch": -1},
+        {"epoch": 1 << 70},
+        {"num_workers": "0"},
+        {"stream": 3},
+        {"stream": {}},
+    ],
+    ids=str,
+)
+def test_a_damaged_state_is_refused(damage):
+    dataset = Dataset(runs.endless_tree())
+    with pytest.raises(pescador.StateError, match="the state is damaged"):
+        dataset.load_state_dict({**dataset.state_dict(), **damage})
 
 
 @pytest.mark.parametrize("state", [None, {}, {"pescador": 1}])
