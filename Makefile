@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Tests beside each other.
 BESIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
+# In the loops of frameworks, which take long to import, in each process of a test again.
+IN_LOOPS := $(BESIDE) -p no:cacheprovider --timeout 300
 # Tests of compiled modules, in this process.
 COMPILED := $(foreach room,activation batches channel_* choice core global_rng maps mux rng \
 	rng_scopes seeded seeds snapshots sources stream,tests/test_$(room).py)
@@ -109,20 +111,20 @@ docs: $(DOCS)/done
 # In the loops of frameworks, as far as they can be installed, and the pages about them. What is of
 # JAX runs by itself: it has threads, and warns of workers that are forked. So does TensorFlow's.
 test-frameworks: $(VENV)/dev $(FRAMEWORKS)/done
-	KERAS_BACKEND=torch $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
+	KERAS_BACKEND=torch $(FRAMEWORKS)/bin/python -m pytest $(IN_LOOPS) \
 		tests/frameworks docs/how-to pescador/torch.py pescador/keras.py \
 		--ignore tests/frameworks/test_jax.py --ignore docs/how-to/jax.rst \
 		--ignore tests/frameworks/test_tensorflow.py --ignore docs/how-to/tensorflow.rst
-	KERAS_BACKEND=jax $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
+	KERAS_BACKEND=jax $(FRAMEWORKS)/bin/python -m pytest $(IN_LOOPS) \
 		tests/frameworks/test_jax.py tests/frameworks/test_keras.py \
 		docs/how-to/jax.rst docs/how-to/keras.rst pescador/jax.py pescador/keras.py
-	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 $(FRAMEWORKS)/bin/python -m pytest $(BESIDE) \
-		-p no:cacheprovider tests/frameworks/test_tensorflow.py tests/frameworks/test_keras.py \
+	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 $(FRAMEWORKS)/bin/python -m pytest $(IN_LOOPS) \
+		tests/frameworks/test_tensorflow.py tests/frameworks/test_keras.py \
 		docs/how-to/tensorflow.rst docs/how-to/keras.rst pescador/keras.py
 
 # Of these, what is about torch alone: skipped, and named, where torch cannot be installed.
 test-torch: $(VENV)/dev $(FRAMEWORKS)/torch
-	$(FRAMEWORKS)/bin/python -m pytest $(BESIDE) -p no:cacheprovider \
+	$(FRAMEWORKS)/bin/python -m pytest $(IN_LOOPS) \
 		tests/frameworks/test_torch.py docs/how-to/pytorch.rst pescador/torch.py
 
 # On a real Ray: a local cluster, and several nodes on this machine. Under four minutes.

@@ -9,6 +9,7 @@ import collections
 import itertools
 import json
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +17,24 @@ import torch
 
 import pescador
 import pescador.torch
+
+
+def printed_by_all(commands):
+    """What each of several processes, which wait for each other, has printed as JSON."""
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    try:
+        outputs = [process.communicate() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            with process:
+                pass
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return [json.loads(out) for out, _ in outputs]
+
 
 Pair = collections.namedtuple("Pair", ["x", "y"])
 
@@ -66,11 +85,20 @@ def save(state, path):
         torch.save(state, path)
 
 
+def passes(loader, first=0):
+    """The batches of one pass after the other, each of which is told its epoch if that is asked."""
+    for epoch in itertools.count(first):
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        yield from loader
+
+
 def plain(dataset, num_workers, steps, load, save_to):
     """The data set by itself."""
     if load is not None:
         dataset.load_state_dict(load)
-    yield from itertools.islice(dataset, steps)
+    first = 0 if load is None else load["epoch"]
+    yield from itertools.islice(passes(dataset, first), steps)
     save(dataset.state_dict(), save_to)
 
 
@@ -81,7 +109,7 @@ def stateful(dataset, num_workers, steps, load, save_to):
     loader = StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
     if load is not None:
         loader.load_state_dict(load)
-    yield from itertools.islice(loader, steps)
+    yield from itertools.islice(passes(loader), steps)
     save(loader.state_dict(), save_to)
 
 
@@ -118,7 +146,7 @@ def lightning_loader(dataset, num_workers, steps, load, save_to):
 
 
 def fit(loader, steps, load, save_to):
-    """Train in one epoch, which is 25 batches long, until so many steps are made."""
+    """Train in epochs of 25 batches, until so many steps are made."""
     import lightning
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -166,14 +194,17 @@ def accelerated(dataset, num_workers, steps, load, save_to):
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), 1e-9)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    first = 0
     if load is not None:
         accelerator.load_state(load["path"])
-    for batch in itertools.islice(loader, steps):
+        first = int(pathlib.Path(load["path"], "epoch").read_text())
+    for batch in itertools.islice(passes(loader, first), steps):
         accelerator.backward(model(batch["x"].float()).square().mean())
         optimizer.step()
         yield batch
     if save_to != "-":
         accelerator.save_state(save_to)
+        pathlib.Path(save_to, "epoch").write_text(str(loader.iteration))
 
 
 def trainer(dataset, num_workers, steps, load, save_to):

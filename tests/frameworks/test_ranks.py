@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import json
 import os
 import pathlib
 import subprocess
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader  # noqa: E402
 import pescador  # noqa: E402
 import pescador.torch  # noqa: E402
 import ranks  # noqa: E402
+import runs  # noqa: E402
 from pescador import ArgumentError, Seeded, Sharded, StateError, Streamer  # noqa: E402
 from pescador._parts import Part, Tree  # noqa: E402
 from pescador.torch import Dataset  # noqa: E402
@@ -46,18 +46,7 @@ def train(world_size, steps, folder, load, save):
     """What all ranks of a group of processes were given, step by step."""
     command = [sys.executable, HERE / "ranks.py"]
     shared = [str(world_size), folder / f"store-{world_size}", str(steps), load, save]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), *shared],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size, outputs
-    parts = [json.loads(out) for out, _ in outputs]
+    parts = runs.printed_by_all([*command, str(rank), *shared] for rank in range(world_size))
     return [sorted(itertools.chain(*step)) for step in zip(*parts, strict=True)]
 
 

@@ -293,21 +293,13 @@ def test_ranks_of_an_endless_tree_have_a_seed_each(tmp_path):
 
 def run_ranks(tree, num_workers, context, steps, folder, load="-", save="-"):
     """What each of two processes of a group is given."""
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, HERE / "runs.py", "distributed", tree, str(num_workers)),
-                *(str(steps), load, save, str(rank), str(folder / "store"), context),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    return runs.printed_by_all(
+        [
+            *(sys.executable, HERE / "runs.py", "distributed", tree, str(num_workers)),
+            *(str(steps), load, save, str(rank), str(folder / "store"), context),
+        ]
         for rank in range(2)
-    ]
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    return [json.loads(out) for out, _ in outputs]
+    )
 
 
 def noise_pool(**options):
@@ -586,6 +578,29 @@ def test_a_pass_that_is_resumed_in_a_new_process_goes_on_as_an_unbroken_one(
     path = str(tmp_path / "state")
     first = run(loop, tree, num_workers, 9, save=path)
     assert first + run(loop, tree, num_workers, 11, load=path) == unbroken(tree, num_workers)
+
+
+@pytest.mark.parametrize(
+    ("loop", "length"),
+    [
+        ("plain", 30),
+        ("stateful", 30),
+        ("lightning_itself", 25),
+        ("lightning_loader", 25),
+        ("accelerated", 30),
+        ("trainer_stateful", 30),
+    ],
+)
+@pytest.mark.timeout(300)
+def test_a_run_that_is_resumed_in_its_second_pass_goes_on_to_the_third(loop, length, tmp_path):
+    needs(loop)
+    path = str(tmp_path / "state")
+    first = run(loop, "finite", 0, length + 4, save=path)
+    rest = run(loop, "finite", 0, length, load=path)
+    tree = runs.finite_tree()
+    whole = [tree.at(epoch=epoch)(max_iter=length) for epoch in range(3)]
+    expected = [batch["x"].tolist() for batch in itertools.chain(*whole)]
+    assert first + rest == expected[: 2 * length + 4]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
