@@ -86,6 +86,8 @@ def prefetch(
         chosen = list(devices) if isinstance(devices, Iterable) else []
         if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
             raise ArgumentError(f"devices={devices!r} must be None or a list of jax.Device")
+        if len(set(chosen)) < len(chosen):
+            raise ArgumentError(f"devices={devices!r} must be different ones")
         mesh = jax.sharding.Mesh(np.array(chosen), ("batch",))
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     elif not (sharding is None or isinstance(sharding, jax.sharding.Sharding)):
@@ -179,4 +181,7 @@ def _is_array(leaf: Any) -> bool:
         return True
     if not isinstance(leaf, np.ndarray | np.generic) or is_masked(leaf):
         return False
-    return leaf.dtype.kind in "biufc" or bool(jax.dtypes.issubdtype(leaf.dtype, np.number))
+    if leaf.dtype.kind in "biufc":
+        # Except the long numbers of C.
+        return leaf.dtype.itemsize <= (16 if leaf.dtype.kind == "c" else 8)
+    return bool(jax.dtypes.issubdtype(leaf.dtype, np.number))

@@ -138,7 +138,11 @@ def test_a_compiled_step_runs_on_all_devices():
 
 def test_nested_batches_stay_what_they_are_and_so_does_what_jax_has_no_type_for():
     masked, names = np.ma.masked_array([1, 2], [True, False]), np.array(["a", "b"])
-    item = {"deep": [(np.zeros(8), None), Pair(np.int16(3), 4)], "rest": (masked, names, "text")}
+    long = np.ones(8, np.longdouble)
+    item = {
+        "deep": [(np.zeros(8), None), Pair(np.int16(3), 4)],
+        "rest": (masked, names, "text", long, np.ones(8, np.clongdouble)),
+    }
     (batch,) = prefetch([item], devices=eight())
     (zeros, none), pair = batch["deep"]
     assert isinstance(zeros, jax.Array)
@@ -149,6 +153,8 @@ def test_nested_batches_stay_what_they_are_and_so_does_what_jax_has_no_type_for(
     assert batch["rest"][0] is masked
     assert batch["rest"][1] is names
     assert batch["rest"][2] == "text"
+    assert batch["rest"][3] is long
+    assert type(batch["rest"][4]) is np.ndarray
 
 
 @given(
@@ -276,6 +282,7 @@ def test_a_batch_that_devices_cannot_share_is_named(options, shape):
         ({"devices": []}, "devices="),
         ({"devices": 8}, "devices=8"),
         ({"devices": ["cpu"]}, "devices="),
+        ({"devices": [jax.devices()[0]] * 2}, "must be different ones"),
         ({"sharding": "batch"}, "sharding='batch'"),
         ({"devices": [], "sharding": []}, "both"),
     ],
