@@ -5,6 +5,7 @@ import functools
 import gc
 import itertools
 import json
+import multiprocessing
 import pathlib
 import pickle
 import signal
@@ -41,6 +42,9 @@ def ended_workers():
     """The traceback of an error keeps the iterator of a loader, and so its workers."""
     yield
     gc.collect()
+    # A loader waits for each of them for five seconds, and then leaves it to its end.
+    for child in multiprocessing.active_children():
+        child.join(30)
 
 
 def shares_memory(tensor, array):
