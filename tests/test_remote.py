@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import platform
 import re
 import signal
 import socket
@@ -790,6 +791,30 @@ def test_a_script_needs_no_guard_and_a_forked_process_takes_nothing(method):
     assert lines[0] == "5 6 7", done.stderr
     assert lines[1].startswith("forked: a stream from a worker or a server belongs to the process")
     assert lines[2:5] == ["6 7", "2", "1"], done.stderr
+
+
+FAULTS = """
+    import resource
+    def samples():
+        x = np.ones(2**20, np.uint8)
+        while True:
+            yield {"x": x}
+    source = pescador.Streamer(samples)
+    with pescador.Server(source, "tcp://127.0.0.1:*", insecure=True) as server:
+        stream = pescador.RemoteStreamer(server.address, insecure=True).iterate()
+        for n in (100, 300):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(n):
+                next(stream)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / n)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators know other ways")
+def test_large_items_come_in_memory_that_served_before():
+    # One has 256 pages at each end.
+    done = run(FAULTS)
+    assert float(done.stdout) < 30, done.stderr
 
 
 def test_the_two_scripts_of_the_how_to_run_as_they_stand(tmp_path):

@@ -21,7 +21,7 @@ from .._channel.reporting import STATE_KEY, RemoteStream
 from .._state import Loader, Saver
 from ..exceptions import PescadorError
 from . import protocol
-from .protocol import ALIVE, ASK, CLOSE, END, GONE, ITEMS, OPEN, REFUSED, question
+from .protocol import ALIVE, ASK, CLOSE, END, GONE, ITEMS, OPEN, REFUSED, keep_memory, question
 from .values import Schemas, value_of
 
 __all__ = ["Connection", "Position", "RemoteVisit"]
@@ -102,6 +102,7 @@ class Connection:
         self.error: Report | None = None
         self.tick = protocol.tick(remote.timeout)
         self.schemas = Schemas()
+        self.keeps_memory = False
         self.is_connected = False
         self.was_connected = False
         # How often in a row a handshake was broken off.
@@ -223,6 +224,7 @@ class Connection:
         elif word == ITEMS and head["at"] == self.next:
             self.next += head["n"]
             self.untold += head["size"]
+            self.keeps_memory = self.keeps_memory or keep_memory(head["size"], self.window)
             if self.untold >= self.window / 4:
                 self._ask()
             columns = [frame.buffer for frame in frames[3:]]

@@ -28,7 +28,10 @@ of the stream's state.
 """
 
 import json
+from contextlib import suppress
 from typing import Any
+
+import numpy as np
 
 __all__ = [
     "ALIVE",
@@ -41,6 +44,7 @@ __all__ = [
     "OPEN",
     "PROTOCOL",
     "REFUSED",
+    "keep_memory",
     "message",
     "question",
     "read_question",
@@ -67,6 +71,9 @@ _LARGEST_HEAD = 2**16
 
 # In seconds; what ZeroMQ counts to.
 _LONGEST = 6000
+# Messages of so many bytes come in memory of their own; and almost the most that glibc learns from.
+_LARGE = 2**17
+_KEPT = 31 * 2**20
 
 
 def message(word: bytes, stream: str, *frames: Any, **head: Any) -> list[Any]:
@@ -85,6 +92,19 @@ def read_question(frame: bytes) -> tuple[bytes, Any, bytes]:
     if len(head) > _LARGEST_HEAD:
         raise ValueError(f"a head of {len(head)} bytes")
     return word, json.loads(head), rest
+
+
+def keep_memory(size: int, max_bytes: int) -> bool:
+    """Have the C library keep the memory of large messages for the next ones; tell whether it does.
+
+    To fault in fresh pages costs several times as much as to copy what is in them. glibc gives free
+    memory back to the system above twice the size of the largest block that it has ever unmapped.
+    """
+    if size < _LARGE:
+        return False
+    with suppress(MemoryError):
+        np.empty(min(max_bytes, _KEPT), np.uint8)
+    return True
 
 
 def tick(timeout: float) -> float:

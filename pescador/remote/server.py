@@ -41,6 +41,7 @@ from .protocol import (
     LARGEST,
     OPEN,
     REFUSED,
+    keep_memory,
     message,
     read_question,
 )
@@ -413,6 +414,7 @@ class Session:
         self.at = 0
         self.batch = Batch()
         self.has_ended = False
+        self.keeps_memory = False
         # Whether there is more to read than there was time for.
         self.is_behind = False
 
@@ -479,9 +481,10 @@ class Session:
         n = len(self.batch.items)
         if not n:
             return
+        size = self.batch.size
+        self.keeps_memory = self.keeps_memory or keep_memory(size, self.max_bytes)
         # Copies: the memory of the worker serves again.
         columns = [zmq.Frame(column, copy=True) for column in self.batch.frames()]
-        size = self.batch.size
         self._append(message(ITEMS, self.key[1], *columns, at=self.at, n=n, size=size), n, size)
         self.batch = Batch()
 
