@@ -793,6 +793,30 @@ def test_a_script_needs_no_guard_and_a_forked_process_takes_nothing(method):
     assert lines[2:5] == ["6 7", "2", "1"], done.stderr
 
 
+WAITING = """
+    import threading
+    with pescador.Server("abc", "tcp://127.0.0.1:*", insecure=True) as server:
+        remote = pescador.RemoteStreamer(server.address, insecure=True)
+        def read():
+            time.sleep(0.3)
+            print(*remote, flush=True)
+        threading.Thread(target=read, daemon=True).start()
+        input()
+"""
+
+
+def test_a_server_may_wait_for_input():
+    body = "import time, pescador\n" + textwrap.dedent(WAITING)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", body], **pipes) as process:
+        killing = threading.Timer(20, process.kill)
+        killing.start()
+        assert process.stdout.readline() == "a b c\n"
+        process.communicate("\n")
+        killing.cancel()
+        assert process.returncode == 0
+
+
 FAULTS = """
     import resource
     def samples():

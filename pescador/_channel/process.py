@@ -162,6 +162,15 @@ if "fork" in METHODS:
     class Forked(multiprocessing.context.ForkProcess):
         """A worker that begins as a copy of this process."""
 
+        def _bootstrap(self, *args: Any, **named: Any) -> int:
+            # multiprocessing closes the standard input. A thread that reads it, in `input` say, had
+            # its lock at the fork, for which this process would wait for ever.
+            self._stdin = sys.stdin
+            if sys.stdin is not None:
+                sys.stdin = open(os.devnull, encoding="utf-8")
+            code: int = super()._bootstrap(*args, **named)  # type: ignore[misc]
+            return code
+
         @staticmethod
         def _Popen(process_obj: BaseProcess) -> Any:
             return _PopenFork(process_obj)
