@@ -391,9 +391,40 @@ def test_consumers_above_the_limit_are_refused():
         one.close()
 
 
+def test_one_client_does_not_take_the_streams_of_all():
+    lock = {"key": SERVER, "clients": [CLIENT[0], STRANGER[0]]}
+    with served(Streamer(numbers), lock=lock, max_per_client=1) as remote:
+        one = iter(remote(**KEY, insecure=False))
+        next(one)
+        with pytest.raises(PescadorError, match="max_per_client=1"):
+            next(iter(remote(**KEY, insecure=False)))
+        other = iter(remote(server_key=SERVER[0], key=STRANGER, insecure=False))
+        assert first_of([next(other)]) == [0]
+        one.close()
+        other.close()
+
+
+def never_ending():
+    yield from numbers(1)
+    time.sleep(1000)
+
+
+def test_a_consumer_that_opens_and_closes_has_few_workers_at_a_time():
+    with served(Streamer(never_ending), max_consumers=2) as remote:
+        for _ in range(8):
+            stream = iter(remote())
+            next(stream)
+            stream.close()
+            wait_until(lambda: remote.server.consumers == 0)
+            # Each of them would have a few seconds.
+            assert len(remote.server._loop.ending) <= 3
+
+
 @pytest.mark.parametrize(
     ("make", "what"),
     [
+        (lambda: Server("ab", HERE, insecure=True, max_per_client=2), "max_per_client needs"),
+        (lambda: Server("ab", HERE, **LOCK, max_per_client=0), "max_per_client=0"),
         (lambda: Server("ab", HERE), "insecure=True"),
         (lambda: Server("ab", HERE, key=SERVER), "clients"),
         (lambda: Server("ab", HERE, clients=[CLIENT[0]], insecure=True), "key"),

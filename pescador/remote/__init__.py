@@ -63,6 +63,8 @@ class Server:
         How much may be on its way to each consumer; one item always may.
     max_consumers : int > 0
         How many streams may be open. Further consumers are refused.
+    max_per_client : int > 0 or None
+        How many of them may belong to one key; None is as many as there are.
     start_method : {"fork", "spawn", "forkserver"} or None
         How to start workers; see `ZMQStreamer`.
     start_timeout : float > 0 or None
@@ -102,6 +104,7 @@ class Server:
         timeout: float = 30,
         max_bytes: int = 64 * 2**20,
         max_consumers: int = 64,
+        max_per_client: int | None = None,
         start_method: str | None = None,
         start_timeout: float | None = None,
     ) -> None:
@@ -114,6 +117,11 @@ class Server:
         self.timeout = timeout
         self.max_bytes = as_count("max_bytes", max_bytes)
         self.max_consumers = as_count("max_consumers", max_consumers)
+        if max_per_client is not None:
+            max_per_client = as_count("max_per_client", max_per_client)
+            if key is None:
+                raise ArgumentError("max_per_client needs a key: clients are told apart by theirs")
+        self.max_per_client = max_per_client
         check_seconds("start_timeout", start_timeout, "above 0")
         if start_method is not None:
             as_choice("start_method", start_method, process.METHODS)

@@ -209,8 +209,10 @@ class Loop:
             self._answer_door()
         if self.socket in ready:
             self._hear()
+        now = time.monotonic()
         for session in list(self.sessions.values()):
-            self._advance(session)
+            if session.due <= now or session.descriptor() in ready:
+                self._advance(session)
         self._end_workers()
         return True
 
@@ -226,8 +228,11 @@ class Loop:
         self.door.send_multipart([b"1.0", request, *status, known, b""])
 
     def _hear(self) -> None:
-        """Read what consumers have sent."""
+        """Read what consumers have sent, up to one that begins: others do not wait for many."""
+        n_open = len(self.sessions)
         for _ in range(_AT_ONCE):
+            if len(self.sessions) > n_open:
+                return
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -259,6 +264,7 @@ class Loop:
             return
         session.heard = time.monotonic()
         session.offline_since = None
+        session.due = 0.0
         if route != session.route:
             # Another connection: what was on its way on the one before is sent again. Not to one
             # that only asks again.
@@ -281,6 +287,9 @@ class Loop:
             )
         if len(self.sessions) >= server.max_consumers:
             raise PescadorError(f"max_consumers={server.max_consumers} streams are open")
+        limit = server.max_per_client
+        if limit is not None and sum(user == key[0] for user, _ in self.sessions) >= limit:
+            raise PescadorError(f"max_per_client={limit} streams with this key are open")
         sequence = None
         if head["seed"] is not None:
             entropy, spawn_key = head["seed"]
@@ -313,6 +322,7 @@ class Loop:
         now = time.monotonic()
         session.read()
         session.send()
+        session.due = 0.0 if session.is_behind else now + _PAUSE / 1000
         if now >= session.probe_at:
             # More seldom in a long pause: these words wait at the consumer.
             session.probe_at = now + max(self.tick, (now - session.heard) / 8)
@@ -340,6 +350,9 @@ class Loop:
         del self.sessions[session.key]
         session.channel.stop()
         self.ending.append((session.channel, time.monotonic() + _GRACE))
+        # Who opens and closes streams all the time is not to have more workers than that.
+        for i in range(len(self.ending) - self.server.max_consumers):
+            self.ending[i] = self.ending[i][0], 0.0
 
     def _end_workers(self) -> None:
         """Let go of workers that have ended, and kill those that have had their time."""
@@ -403,6 +416,8 @@ class Session:
         self.route = b""
         self.heard = time.monotonic()
         self.probe_at = self.heard
+        # When there is something to do or to look at, but for what the worker says before.
+        self.due = 0.0
         # When its connection was found to be gone; None where there is one.
         self.offline_since: float | None = None
         # Messages that the consumer has not confirmed: the number after the last record, bytes,
