@@ -393,12 +393,12 @@ def test_consumers_above_the_limit_are_refused():
 
 def test_one_client_does_not_take_the_streams_of_all():
     lock = {"key": SERVER, "clients": [CLIENT[0], STRANGER[0]]}
-    with served(Streamer(numbers), lock=lock, max_per_client=1) as remote:
-        one = iter(remote(**KEY, insecure=False))
+    with served(Streamer(numbers), clear=False, lock=lock, max_per_client=1) as remote:
+        one = iter(remote())
         next(one)
         with pytest.raises(PescadorError, match="max_per_client=1"):
-            next(iter(remote(**KEY, insecure=False)))
-        other = iter(remote(server_key=SERVER[0], key=STRANGER, insecure=False))
+            next(iter(remote()))
+        other = iter(remote(key=STRANGER))
         assert first_of([next(other)]) == [0]
         one.close()
         other.close()
@@ -487,13 +487,27 @@ def test_a_secret_key_that_is_passed_as_a_str_is_not_shown():
         assert secret not in str(caught.value)
 
 
-def test_a_secret_key_that_everybody_may_read_is_warned_of(tmp_path):
-    public, secret = certificate(tmp_path, "server")
-    os.chmod(secret, 0o644)
-    with pytest.warns(pescador.PescadorWarning, match="chmod go="):
-        Server("ab", HERE, key=secret, clients=public)
+@pytest.mark.parametrize(
+    ("name", "mode", "what"),
+    [
+        ("server.key_secret", 0o644, r"chmod go= "),
+        ("server.key_secret", 0o602, r"chmod go= "),
+        ("clients/trainer.key", 0o666, r"chmod go-w"),
+        ("clients", 0o777, r"chmod go-w"),
+    ],
+)
+def test_keys_that_everybody_may_read_or_write_are_warned_of(tmp_path, name, mode, what):
+    (tmp_path / "clients").mkdir()
+    _, secret = certificate(tmp_path, "server")
+    certificate(tmp_path / "clients", "trainer")
+    lock = {"key": secret, "clients": tmp_path / "clients"}
+    for open_one in tmp_path.rglob("*"):
+        os.chmod(open_one, 0o755 if open_one.is_dir() else 0o644)
     os.chmod(secret, 0o600)
-    Server("ab", HERE, key=secret, clients=public)
+    Server("ab", HERE, **lock)
+    os.chmod(tmp_path / name, mode)
+    with pytest.warns(pescador.PescadorWarning, match=what):
+        Server("ab", HERE, **lock)
 
 
 def test_a_host_that_nobody_knows_is_named():
@@ -538,6 +552,17 @@ def test_a_state_resumes_against_a_server_that_was_started_again(make, clear):
     for found in (before + after, before + again):
         for a, b in zip(found, expected, strict=True):
             same(a, b)
+
+
+def test_a_state_goes_on_for_another_client():
+    lock = {"key": SERVER, "clients": [CLIENT[0], STRANGER[0]]}
+    with served(seeded_mux(), clear=False, lock=lock) as remote:
+        with remote().open() as stream:
+            next(stream)
+            state = stream.state_dict()
+            expected = next(stream)
+        with remote(key=STRANGER).open(state=state) as stream:
+            same(next(stream), expected)
 
 
 def test_a_state_that_the_server_has_not_written_is_refused():

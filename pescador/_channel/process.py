@@ -164,10 +164,10 @@ if "fork" in METHODS:
 
         def _bootstrap(self, *args: Any, **named: Any) -> int:
             # multiprocessing closes the standard input. A thread that reads it, in `input` say, had
-            # its lock at the fork, for which this process would wait for ever.
+            # its lock at the fork, for which this process would wait for ever. It closes this one.
             self._stdin = sys.stdin
             if sys.stdin is not None:
-                sys.stdin = open(os.devnull, encoding="utf-8")
+                sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
             code: int = super()._bootstrap(*args, **named)  # type: ignore[misc]
             return code
 

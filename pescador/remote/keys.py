@@ -38,13 +38,28 @@ def _is_key(value: Any) -> TypeGuard[bytes]:
         return False
 
 
+def _warn_if_open(name: str, path: Any, has_secret: bool = False) -> None:
+    """Warn of what every user of this machine may write, or read if that is a secret."""
+    bits = stat.S_IWOTH | (stat.S_IROTH if has_secret else 0)
+    if os.name == "posix" and os.stat(path).st_mode & bits:
+        what = "read or write a secret key" if has_secret else "write the keys that are trusted"
+        warnings.warn(
+            f"{name}={os.fspath(path)!r}: every user of this machine may {what}; "
+            f"chmod {'go=' if has_secret else 'go-w'} takes that from them",
+            PescadorWarning,
+            stacklevel=6,
+        )
+
+
 def _load(name: str, path: Any) -> tuple[bytes, bytes | None]:
     if isinstance(path, str) and _is_key(path.encode()):
         raise ArgumentError(f"{name} is a key as a str, which names a file; pass bytes")
     try:
-        return zmq.auth.load_certificate(os.fspath(path))
+        public, secret = zmq.auth.load_certificate(os.fspath(path))
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{name}={path!r} is no file of a key ({error}); {_FILES}") from error
+    _warn_if_open(name, path, secret is not None)
+    return public, secret
 
 
 def public_of(name: str, value: Any) -> bytes:
@@ -57,18 +72,11 @@ def public_of(name: str, value: Any) -> bytes:
 def pair_of(name: str, value: Any) -> tuple[bytes, bytes]:
     """Return a public key and its secret one, or raise an ArgumentError."""
     if isinstance(value, str | os.PathLike):
-        path, value = value, _load(name, value)
+        value = _load(name, value)
         if value[1] is None:
             raise ArgumentError(
                 f"{name} names a file without a secret key; it is in the one that ends in "
                 ".key_secret"
-            )
-        if os.name == "posix" and os.stat(path).st_mode & (stat.S_IROTH | stat.S_IWOTH):
-            warnings.warn(
-                f"{name}={path!r} holds a secret key, and every user of this machine may read or "
-                "write it; chmod go= takes that from them",
-                PescadorWarning,
-                stacklevel=4,
             )
     if not isinstance(value, tuple) or len(value) != 2:
         raise ArgumentError(
@@ -85,7 +93,11 @@ def clients_of(name: str, value: Any) -> frozenset[bytes]:
     """Return the public keys that may connect, or raise an ArgumentError."""
     if isinstance(value, str | os.PathLike):
         path = pathlib.Path(value)
-        value = sorted(path.glob("*.key")) if path.is_dir() else [value]
+        if path.is_dir():
+            _warn_if_open(name, path)
+            value = sorted(path.glob("*.key"))
+        else:
+            value = [value]
     if not isinstance(value, Iterable) or isinstance(value, bytes):
         raise ArgumentError(f"{name} must be public keys, files of them, or a folder of such files")
     found = frozenset(public_of(name, each) for each in value)
