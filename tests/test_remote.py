@@ -145,7 +145,7 @@ def test_damaged_messages_are_errors(schema, n, frames):
 
 def test_a_dtype_of_objects_is_never_read():
     with pytest.raises(DataError, match="objects"):
-        values.Column(["|O", [2], "C"])
+        schema.Column(["|O", [2], "C"])
 
 
 ITEMS = [

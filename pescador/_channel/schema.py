@@ -1,7 +1,8 @@
 """What an item may be that goes to another process, and how it is written down.
 
 An item is ``{key: ndarray}``. Its keys and dtypes, the schema, are written as JSON, its arrays as
-their bytes: in the frames of a message here, in shared memory by `ring`.
+their bytes: in the frames of a message here, many items to a message by `remote.values`, and in
+shared memory by `ring`.
 """
 
 import importlib
@@ -163,38 +164,103 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any], order: Any) -> npt.NDArr
     return np.empty(shape, dtype, order)
 
 
+def layout_of(array: npt.NDArray[Any]) -> list[Any]:
+    """Return dtype, shape and order of an array, for JSON."""
+    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    return [encode_dtype(array.dtype), array.shape, order]
+
+
+def raw(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array whose copies are all of its bytes, also those between fields."""
+    dtype = array.dtype
+    if dtype.kind != "V" or not array.nbytes:
+        return array
+    return array.view(np.dtype((np.void, dtype.itemsize)))
+
+
+def _flat(array: npt.NDArray[Any]) -> Any:
+    """Return the bytes of an array in memory order: those that are there, if it is contiguous."""
+    if not array.nbytes:
+        return b""
+    return raw(np.asarray(array)).ravel("A").view(np.uint8)
+
+
+class Column:
+    """Arrays of one layout, one after the other.
+
+    Parameters
+    ----------
+    layout : list
+        Of `layout_of`. It may come from anybody.
+    """
+
+    def __init__(self, layout: Any) -> None:
+        code, shape, order = layout
+        self.dtype = decode_dtype(code)
+        if self.dtype.hasobject:
+            raise DataError(f"dtype {self.dtype} refers to Python objects")
+        self.shape = tuple(int(n) for n in shape)
+        if min(self.shape, default=0) < 0 or order not in ("C", "F"):
+            raise DataError(f"no array has the shape {self.shape} and order {order!r}")
+        self.order: Any = order
+        #: Bytes of one array.
+        self.size = self.dtype.itemsize
+        for n in self.shape:
+            self.size *= n
+
+    def array(self, written: Any, copy: bool = False) -> npt.NDArray[Any]:
+        """Return the only array that is in a buffer: a view of it, if it is aligned and ours."""
+        if len(written) != self.size:
+            raise DataError(f"an array of {self.size} bytes has come in {len(written)}")
+        if not self.size:
+            return empty(self.shape, self.dtype, self.order)
+        array = np.frombuffer(written, self.dtype).reshape(self.shape, order=self.order)
+        if not copy and array.flags.aligned and array.flags.writeable:
+            return array
+        return raw(array).copy(self.order).view(self.dtype)
+
+    def rows(self, written: Any, n: int) -> list[npt.NDArray[Any]]:
+        """Return the `n` arrays that are in a buffer, each with memory of its own."""
+        if len(written) != n * self.size:
+            raise DataError(f"{n} arrays of {self.size} bytes have come in {len(written)}")
+        if not self.size:
+            return [empty(self.shape, self.dtype, self.order) for _ in range(n)]
+        every = raw(np.frombuffer(written, self.dtype))
+        if not self.shape:
+            rows = [every[i, ...].copy() for i in range(n)]
+        elif self.order == "F":
+            rows = [row.T.copy("F") for row in every.reshape(n, *self.shape[::-1])]
+        else:
+            rows = [row.copy() for row in every.reshape(n, *self.shape)]
+        return rows if every.dtype == self.dtype else [row.view(self.dtype) for row in rows]
+
+
 def encode(data: Any) -> list[Any]:
-    """Return the frames of a message that carries a data object: two headers, then the arrays."""
+    """Return the frames of a message that carries a data object: a header, then the arrays."""
     if isinstance(data, Mapping):
         # Read once: some make their values anew for each look.
         data = dict(data.items())
-    code, *_ = schema_of(data)
-    layout, payload = [], []
-    for array in data.values():
-        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-        layout.append((array.shape, order))
-        if array.dtype.kind == "V" and array.itemsize:
-            # All of each element: a copy of fields would leave out what is between them.
-            array = array.view(np.dtype((np.void, array.itemsize)))
-        # The bytes in memory order. Not ascontiguousarray: it gives scalars a dimension.
-        flat = np.asarray(array, order="C").reshape(-1) if order == "C" else array.T.reshape(-1)
-        payload.append(flat.view(np.uint8) if flat.itemsize and flat.size else b"")
-    return [code, json.dumps(layout).encode(), *payload]
+    schema_of(data)
+    return frames_of(data)
+
+
+def frames_of(data: Mapping[Any, npt.NDArray[Any]]) -> list[Any]:
+    """Return the frames of a data object that can be sent."""
+    code = [(encode_key(key), *layout_of(array)) for key, array in data.items()]
+    return [json.dumps(code).encode(), *map(_flat, data.values())]
+
+
+def columns_of(code: bytes) -> tuple[list[Any], list[Column]]:
+    """Return keys and columns of the header that `frames_of` wrote."""
+    schema = json.loads(code)
+    return [decode_key(key) for key, *_ in schema], [Column(layout) for _, *layout in schema]
 
 
 def decode(frames: list[Any]) -> dict[Any, npt.NDArray[Any]]:
     """Return the data object of a message, in writable arrays of their own."""
-    keys, dtypes, _ = schema_from(bytes(frames[0]))
-    layout = json.loads(bytes(frames[1]))
-    data = {}
-    for key, dtype, (shape, order), frame in zip(keys, dtypes, layout, frames[2:], strict=True):
-        array = empty(shape, dtype, order)
-        if array.nbytes:
-            # A message may start anywhere, so it is copied to where its type is aligned.
-            flat = array.reshape(-1, order="A").view(np.uint8)
-            flat[:] = np.frombuffer(frame, np.uint8)
-        data[key] = array
-    return data
+    keys, columns = columns_of(bytes(frames[0]))
+    arrays = [c.array(frame, copy=True) for c, frame in zip(columns, frames[1:], strict=True)]
+    return dict(zip(keys, arrays, strict=True))
 
 
 def receive(

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from .._channel.reporting import STATE_KEY
 from .._channel.schema import (
-    decode_dtype,
-    decode_key,
-    empty,
+    Column,
+    columns_of,
     encode_dtype,
-    encode_key,
+    frames_of,
+    layout_of,
+    raw,
     schema_of,
 )
 from .._checks import is_masked
@@ -93,9 +94,9 @@ def dumps(value: Any) -> bytes:
     """Return a plain value as bytes."""
     arrays: list[npt.NDArray[Any]] = []
     code = _split(value, arrays)
-    layout = [_layout(array) for array in arrays]
+    layout = [layout_of(array) for array in arrays]
     head = json.dumps([code, layout]).encode()
-    parts = [len(head).to_bytes(8, "little"), head, *(_raw(array).tobytes("A") for array in arrays)]
+    parts = [len(head).to_bytes(8, "little"), head, *(raw(array).tobytes("A") for array in arrays)]
     return b"".join(parts)
 
 
@@ -161,70 +162,6 @@ def value_of(item: dict[Any, npt.NDArray[Any]], may_unpickle: bool) -> Any:
 # ------------------------------------------------------------------------------------- messages
 
 
-def _layout(array: npt.NDArray[Any]) -> list[Any]:
-    """Return dtype, shape and order of an array, for JSON."""
-    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    return [encode_dtype(array.dtype), array.shape, order]
-
-
-def _raw(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array whose copies are all of its bytes, also those between fields."""
-    dtype = array.dtype
-    if dtype.kind != "V" or not array.nbytes:
-        return array
-    return array.view(np.dtype((np.void, dtype.itemsize)))
-
-
-class Column:
-    """Arrays of one layout, one after the other.
-
-    Parameters
-    ----------
-    layout : list
-        Of `_layout`. It may come from anybody.
-    """
-
-    def __init__(self, layout: Any) -> None:
-        code, shape, order = layout
-        self.dtype = decode_dtype(code)
-        if self.dtype.hasobject:
-            raise DataError(f"dtype {self.dtype} refers to Python objects")
-        self.shape = tuple(int(n) for n in shape)
-        if min(self.shape, default=0) < 0 or order not in ("C", "F"):
-            raise DataError(f"no array has the shape {self.shape} and order {order!r}")
-        self.order: Any = order
-        #: Bytes of one array.
-        self.size = self.dtype.itemsize
-        for n in self.shape:
-            self.size *= n
-
-    def array(self, written: Any) -> npt.NDArray[Any]:
-        """Return the only array that is in a buffer: a view of it, if it is aligned and ours."""
-        if len(written) != self.size:
-            raise DataError(f"an array of {self.size} bytes has come in {len(written)}")
-        if not self.size:
-            return empty(self.shape, self.dtype, self.order)
-        array = np.frombuffer(written, self.dtype).reshape(self.shape, order=self.order)
-        if array.flags.aligned and array.flags.writeable:
-            return array
-        return _raw(array).copy(self.order).view(self.dtype)
-
-    def rows(self, written: Any, n: int) -> list[npt.NDArray[Any]]:
-        """Return the `n` arrays that are in a buffer, each with memory of its own."""
-        if len(written) != n * self.size:
-            raise DataError(f"{n} arrays of {self.size} bytes have come in {len(written)}")
-        if not self.size:
-            return [empty(self.shape, self.dtype, self.order) for _ in range(n)]
-        flat = _raw(np.frombuffer(written, self.dtype))
-        if not self.shape:
-            rows = [flat[i, ...].copy() for i in range(n)]
-        elif self.order == "F":
-            rows = [row.T.copy("F") for row in flat.reshape(n, *self.shape[::-1])]
-        else:
-            rows = [row.copy() for row in flat.reshape(n, *self.shape)]
-        return rows if flat.dtype == self.dtype else [row.view(self.dtype) for row in rows]
-
-
 class Batch:
     """Records that are alike, on their way into a message.
 
@@ -254,16 +191,11 @@ class Batch:
 
     def frames(self) -> list[Any]:
         """Return schema and columns; the arrays are not needed any more."""
-        schema = [(encode_key(key), *_layout(array)) for key, array in self.items[0].items()]
-        frames: list[Any] = [json.dumps(schema).encode()]
-        if len(self.items) == 1:
-            for array in self.items[0].values():
-                flat = _raw(array).reshape(-1, order="A")
-                frames.append(flat.view(np.uint8) if array.nbytes else b"")
-        else:
-            for column in zip(*(item.values() for item in self.items), strict=True):
-                frames.append(b"".join([_raw(array).tobytes("A") for array in column]))
-        return frames
+        code, *columns = frames_of(self.items[0])
+        if len(self.items) > 1:
+            pairs = zip(*(item.values() for item in self.items), strict=True)
+            columns = [b"".join([raw(array).tobytes("A") for array in column]) for column in pairs]
+        return [code, *columns]
 
 
 class Schemas:
@@ -279,9 +211,7 @@ class Schemas:
         if not 0 < n <= _MOST:
             raise DataError(f"a message of {n} records")
         if code != self.code:
-            schema = json.loads(code)
-            self.keys = [decode_key(key) for key, *_ in schema]
-            self.columns = [Column(layout) for _, *layout in schema]
+            self.keys, self.columns = columns_of(code)
             self.code = code
         if len(frames) != len(self.columns):
             raise DataError(f"{len(frames)} columns have come for {len(self.columns)} keys")
