@@ -788,6 +788,29 @@ def test_ctrl_c_ends_a_server_and_leaves_nothing():
         stream.close()
 
 
+INTERRUPTED = """
+    import multiprocessing, threading
+    pescador.remote.server._GRACE = 0.5
+    def sleeping():
+        yield 1
+        time.sleep(1000)
+    source = pescador.Streamer(sleeping)
+    try:
+        with pescador.Server(source, "tcp://127.0.0.1:*", insecure=True) as server:
+            stream = pescador.RemoteStreamer(server.address, insecure=True).iterate()
+            next(stream)
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            server.wait()
+    except KeyboardInterrupt:
+        print(len(multiprocessing.active_children()))
+"""
+
+
+def test_ctrl_c_waits_for_the_workers_to_end():
+    done = run(INTERRUPTED)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_nothing_is_left_behind():
     def left():
         gc.collect()

@@ -91,6 +91,8 @@ class Loop:
         self.sockets: list[Any] = []
         self.bell: Any = None
         self.thread: threading.Thread | None = None
+        # Not `join`: Python before 3.13 takes a thread for ended if Ctrl-C interrupts that.
+        self.has_finished = threading.Event()
         self.error: BaseException | None = None
         self.address = address
 
@@ -150,12 +152,11 @@ class Loop:
         if os.getpid() == self.owner and self.thread is not None:
             with suppress(zmq.Again):
                 self.bell.send(b"", zmq.NOBLOCK)
-            self.thread.join()
+            self.has_finished.wait()
 
     def wait(self) -> None:
         """Wait until the thread ends."""
-        assert self.thread is not None
-        self.thread.join()
+        self.has_finished.wait()
         self.raise_error()
 
     def raise_error(self) -> None:
@@ -167,6 +168,8 @@ class Loop:
         """Let go of everything."""
         if os.getpid() == self.owner:
             self.stop()
+            if self.thread is not None:
+                self.thread.join()
             _listening.discard(self.address)
             self._let_go()
 
@@ -180,10 +183,16 @@ class Loop:
 
     def _run(self) -> None:
         try:
-            while self._turn():
-                pass
+            self._serve()
         except BaseException as error:
             self.error = error
+        finally:
+            self.has_finished.set()
+
+    def _serve(self) -> None:
+        try:
+            while self._turn():
+                pass
         finally:
             for socket in reversed(self.sockets):
                 socket.close()
