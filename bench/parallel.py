@@ -7,6 +7,8 @@ are as far ahead of the consumer as they will be.
 
 import functools
 import itertools
+import mmap
+import multiprocessing
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -212,6 +214,46 @@ def parallel_images(pescador, shape=IMAGE):
         round=20,
         clock=time.process_time,
     )
+
+
+def write_part(pipe, batches, i):
+    """Write every second image of each batch that is asked for, and say so."""
+    image = np.full(batches.shape[2:], i, np.float32)
+    while True:
+        (number,) = asked = pipe.recv_bytes()
+        for row in range(i, BATCH, 2):
+            batches[number][row] = image
+        pipe.send_bytes(asked)
+
+
+def written_by_two(shape, n_ahead=6):
+    """Batches that two processes write, by one message each: nobody chooses what is in them."""
+    memory = mmap.mmap(-1, 4 * n_ahead * BATCH * int(np.prod(shape)))
+    batches = np.frombuffer(memory, np.float32).reshape(n_ahead, BATCH, *shape)
+    fork = multiprocessing.get_context("fork")
+    with ExitStack() as cleanup:
+        pipes = []
+        for i in range(2):
+            pipe, other = fork.Pipe()
+            process = fork.Process(target=write_part, args=(other, batches, i), daemon=True)
+            process.start()
+            cleanup.callback(process.join)
+            cleanup.callback(process.kill)
+            pipes.append(pipe)
+        for number in range(n_ahead - 1):
+            for pipe in pipes:
+                pipe.send_bytes(bytes([number]))
+        for number in itertools.cycle(range(n_ahead)):
+            for pipe in pipes:
+                pipe.recv_bytes()
+            yield {"x": batches[number]}
+            for pipe in pipes:
+                pipe.send_bytes(bytes([(number - 1) % n_ahead]))
+
+
+@parallel_images.by("hand", way="no samples: two processes write half of each batch, and say so")
+def _(shape=IMAGE):
+    return Fresh(lambda: written_by_two(shape), first=10, round=20, clock=time.process_time)
 
 
 PLANNED = 50_000
