@@ -5,7 +5,7 @@ by `unpack`. What it consists of are lists, numbers, bytes and arrays, of which 
 nearly all of the bytes: what pickles it with protocol 5 copies none of them.
 
 Dicts of arrays that are alike, as those of a stream are, become columns: an array of all small ones
-under a key, or a list of the large ones.
+under a key, or a few arrays of large ones. For what pickles and reads a packet, each array costs.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from .._channel.protocol import PICKLED
 
 __all__ = ["Packing", "pickled", "unpack"]
 
-# Arrays of so many bytes are not copied to the others once more.
+# Arrays of so many bytes are copied once, to where they stay.
 _LARGE = 1 << 16
 # Buffers of fewer bytes stay within the pickle that they are part of.
 _LEAST_BUFFER = 1 << 12
@@ -41,9 +41,9 @@ class Packing:
         self.numbers: list[int] = []
         self.words: list[int | str] = []
         self.told: list[Any] = []
-        # Keys, dtypes, shapes and layouts -> the number of the group; and the items of each.
+        # Keys, dtypes, shapes and layouts -> the number of the group; and the columns of each.
         self.groups: dict[tuple[Any, ...], int] = {}
-        self.rows: list[list[list[Any]]] = []
+        self.columns: list[list[Any]] = []
 
     def add(self, number: int, item: dict[Any, Any]) -> None:
         """Add an item of a visit, or what is told of it (see `protocol.news`)."""
@@ -57,37 +57,63 @@ class Packing:
             self.told.append(value if word == PICKLED else value.tobytes())
             return
         spec: list[Any] = []
-        row: list[Any] = []
         for key, value in item.items():
             if type(value) is np.ndarray:
-                is_fortran = value.flags.fnc
-                spec += key, value.dtype, value.shape, is_fortran
-                # The source may write to it again.
-                row.append(np.array(value, order="F" if is_fortran else "C"))
+                spec += key, value.dtype, value.shape, value.flags.fnc
                 self.size += value.nbytes
             else:
                 spec += key, None, None, None
-                row.append(value)
-        group = self.groups.setdefault(tuple(spec), len(self.rows))
-        if group == len(self.rows):
-            self.rows.append([])
-        self.rows[group].append(row)
+        group = self.groups.setdefault(tuple(spec), len(self.columns))
+        if group == len(self.columns):
+            self.columns.append([_new_column(value) for value in item.values()])
+        for column, value in zip(self.columns[group], item.values(), strict=True):
+            if type(column) is list and type(value) is np.ndarray:
+                # The source may write to it again.
+                value = np.array(value, order="F" if value.flags.fnc else "C")
+            column.append(value)
         self.words.append(group)
 
     def write(self) -> tuple[Any, ...]:
         """Return the packet."""
         groups = []
-        for spec, rows in zip(self.groups, self.rows, strict=True):
-            columns: Iterable[Any] = zip(*rows, strict=True)
+        for spec, columns in zip(self.groups, self.columns, strict=True):
             parts = zip(spec[1::4], spec[3::4], columns, strict=True)
-            groups.append((spec[::4], [_column(*part) for part in parts]))
+            groups.append((spec[::4], [_written(*part) for part in parts]))
         return self.numbers, self.words, groups, self.told
 
 
-def _column(dtype: Any, is_fortran: bool | None, values: tuple[Any, ...]) -> Any:
-    if dtype is None or is_fortran or values[0].nbytes >= _LARGE:
-        return list(values)
-    return np.array(values, dtype)
+class _Blocks:
+    """A column of large arrays: each block has room for as many as all blocks before it.
+
+    So none is copied twice, and there are few blocks.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[Any] = []
+        self.n = self.room = 0
+
+    def append(self, value: Any) -> None:
+        if self.n == self.room:
+            self.blocks.append(np.empty((max(self.n, 1), *value.shape), value.dtype))
+            self.room += len(self.blocks[-1])
+        self.blocks[-1][self.n - self.room] = value
+        self.n += 1
+
+    def written(self) -> tuple[Any, ...]:
+        last = self.blocks[-1]
+        return (*self.blocks[:-1], last[: len(last) + self.n - self.room])
+
+
+def _new_column(value: Any) -> Any:
+    is_large = type(value) is np.ndarray and value.nbytes >= _LARGE and not value.flags.fnc
+    return _Blocks() if is_large else []
+
+
+def _written(dtype: Any, is_fortran: bool | None, column: Any) -> Any:
+    """Return a column as it is sent: a list of values, an array of rows, or a tuple of those."""
+    if type(column) is _Blocks:
+        return column.written()
+    return column if dtype is None or is_fortran else np.array(column, dtype)
 
 
 def pickled(item: Any, dumps: Any = pickle.dumps) -> dict[Any, Any]:
@@ -144,7 +170,7 @@ def unpack(
 
 def _size_of(columns: list[Any]) -> int:
     """Return how many bytes the arrays of each item have."""
-    firsts = (column[0] for column in columns)
+    firsts = (column[0][0] if isinstance(column, tuple) else column[0] for column in columns)
     return sum(value.nbytes for value in firsts if hasattr(value, "nbytes"))
 
 
@@ -156,13 +182,16 @@ def _items(keys: tuple[str, ...], columns: list[Any], copy: bool) -> Iterator[di
 
 def _values(column: Any, copy: bool) -> list[Any]:
     """Return what is in a column."""
+    if isinstance(column, tuple):
+        return [value for block in column for value in _values(block, copy)]
     if isinstance(column, list):
-        if copy and isinstance(column[0], np.ndarray):
-            return [value.copy("K") for value in column]
-        return column
-    if copy:
-        column = column.copy()
-    if column.ndim == 1:
+        values = column
+    elif column.ndim == 1:
         # As arrays without a dimension, not as numbers.
-        return [column[i, ...] for i in range(len(column))]
-    return list(column)
+        values = [column[i, ...] for i in range(len(column))]
+    else:
+        values = list(column)
+    if copy and isinstance(values[0], np.ndarray):
+        # Each by itself: one that is held holds no other.
+        return [value.copy("K") for value in values]
+    return values

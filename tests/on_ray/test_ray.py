@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import pickle
 import random
@@ -18,6 +19,7 @@ from scripts import run as run_script
 
 import pescador
 from pescador import ArgumentError, ParallelStreamer, PescadorError, Seeded, Streamer
+from pescador.parallel import packets
 from pescador.sources import Rows
 from streams import Failure
 
@@ -171,6 +173,28 @@ def test_large_arrays_are_views_of_the_store_unless_copies_are_asked_for():
         in_dict, in_tuple = found["large array"]["x"], found["a tuple of a large array"][0]
         for array in (in_dict, in_tuple, found["arrays"]["x"], found["arrays"]["y"]):
             assert array.flags.writeable == copy
+
+
+def test_a_copy_that_is_held_holds_no_other_item():
+    item = next(in_actors(mixed(noise), 1, copy=True).iterate())
+    assert item["x"].base is None
+
+
+@given(st.integers(1, 70), st.sampled_from([2, 2**13, 2**14]), st.booleans())
+def test_arrays_that_are_alike_are_sent_as_few_arrays(n, length, copy):
+    packing, buffers = packets.Packing(), []
+    for i in range(n):
+        packing.add(7, {"x": np.full(length, i, np.float64), "y": np.array(i)})
+    head = pickle.dumps(packing.write(), protocol=5, buffer_callback=buffers.append)
+    assert len(buffers) <= math.log2(n) + 3
+    assert sum(buffer.raw().nbytes for buffer in buffers) == packing.size
+    numbers, sizes, items = packets.unpack(pickle.loads(head, buffers=buffers), copy)
+    assert numbers == [7] * n
+    assert list(itertools.islice(sizes, n)) == [8 * length + 8] * n
+    for i, item in enumerate(items):
+        assert item["x"].tolist() == [i] * length
+        assert item["y"].shape == ()
+        assert item["y"] == i
 
 
 def test_an_object_that_a_stream_changes_after_it_was_given_comes_as_it_was_then():
