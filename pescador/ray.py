@@ -50,6 +50,21 @@ _ATTEMPTS = 3
 # How long (in seconds) handlers of signals wait for a call of Ray, which may make a SystemError of
 # what they raise.
 _HEARTBEAT = 0.1
+# What Ray takes for actors, and would have ours called, named or begun anew by somebody else.
+_OURS = frozenset(
+    [
+        "allow_out_of_order_execution",
+        "concurrency_groups",
+        "get_if_exists",
+        "lifetime",
+        "max_concurrency",
+        "max_pending_calls",
+        "max_restarts",
+        "max_task_retries",
+        "name",
+        "namespace",
+    ]
+)
 
 
 def _import_ray() -> Any:
@@ -60,6 +75,24 @@ def _import_ray() -> Any:
             "pescador.ray.Executor needs Ray: pip install 'pescador[ray]'", name="ray"
         ) from error
     return ray
+
+
+def _session(ray: Any) -> Any:
+    """Return what tells this session of Ray from others; None without one."""
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return context.get_job_id(), context.get_node_id()
+
+
+def _check_session(owner: int, session: Any) -> None:
+    """Raise where actors of a session cannot be called: Ray would start another session."""
+    process.check_owner(owner)
+    if _session(_import_ray()) != session:
+        raise PescadorError(
+            "Ray was shut down while its actors were read from; begin another iteration, or "
+            "open the state that the stream had before"
+        )
 
 
 def _last_line(error: BaseException) -> str:
@@ -135,10 +168,16 @@ class Executor(Kind):
     ) -> None:
         if not is_number(num_cpus) or not 0 <= num_cpus < float("inf"):
             raise ArgumentError(f"num_cpus={num_cpus!r} must be a number, 0 or more")
-        self.num_cpus = num_cpus
+        # Ray takes no numbers of NumPy.
+        self.num_cpus = int(num_cpus) if num_cpus == int(num_cpus) else float(num_cpus)
         self.max_visits = None if max_visits is None else as_count("max_visits", max_visits)
         self.batch = as_count("batch", batch)
         self.copy = as_bool("copy", copy)
+        for name in sorted(_OURS & options.keys()):
+            raise ArgumentError(
+                f"{name}={options[name]!r} cannot be chosen: the executor begins its actors, "
+                "replaces them and calls them one call at a time"
+            )
         self.options = options
 
     def __repr__(self) -> str:
@@ -210,6 +249,7 @@ class _Actors(Pool):
         self.executor = executor
         self.ray = _import_ray()
         self.owner = os.getpid()
+        self.session = _session(self.ray)
         self.seconds = max(_CALL, _CALL_PER_WORKER * workers)
         self.tree_object: Any = None
         self.run = b""
@@ -230,12 +270,15 @@ class _Actors(Pool):
 
     def _start(self) -> None:
         options = {"num_cpus": self.executor.num_cpus, "max_restarts": 0, **self.executor.options}
-        actor = self.ray.remote(RemoteWorker).options(**options)
-        handle = actor.remote(self.tree_object, self.executor.batch)
+        try:
+            actor = self.ray.remote(RemoteWorker).options(**options)
+            handle = actor.remote(self.tree_object, self.executor.batch)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"Ray refuses {self.executor!r}: {error}") from error
         self.starting.append(_Actor(handle, self.seconds))
 
     def _handles(self) -> list[Any]:
-        if self.owner != os.getpid() or not self.ray.is_initialized():
+        if self.owner != os.getpid() or self.session != _session(self.ray):
             return []
         return [actor.handle for actor in self.starting] + [m.owner.handle for m in self.makers]
 
@@ -279,7 +322,7 @@ class _Actors(Pool):
         fields, others = self.parallel.__dict__, parallel.__dict__
         return (
             self.owner == os.getpid()
-            and self.ray.is_initialized()
+            and self.session == _session(self.ray)
             and self.tree is tree
             and all(fields[name] == others[name] for name in self.started_with)
             and bool(self.makers or self.starting)
@@ -300,7 +343,7 @@ class _Actors(Pool):
         """Wait until a worker has started, and then a moment for the others."""
         suspicious, until = time.monotonic() + _SUSPICIOUS, None
         while self.starting and (until is None or time.monotonic() < until):
-            self._look()
+            whole(self._look)
             now = time.monotonic()
             if self.makers and until is None:
                 until = now + _PATIENCE
@@ -330,7 +373,7 @@ class _Actors(Pool):
         # They call the actor as a whole, and have no reference to us.
         maker = _schedule.Orders(
             actor,
-            functools.partial(process.check_owner, self.owner),
+            functools.partial(_check_session, self.owner, self.session),
             None,
             lambda: None,
             functools.partial(whole, actor.send),
@@ -374,13 +417,17 @@ class _Actors(Pool):
 
     def wait(self, visit: Any) -> None:
         while not visit.is_ready:
-            process.check_owner(self.owner)
+            _check_session(self.owner, self.session)
             if self.lost:
                 self._wait_for_workers()
                 whole(self._begin_again)
-            for maker in self.makers:
-                whole(self._call, maker)
-            self._look()
+            whole(self._work)
+
+    def _work(self) -> None:
+        """Have workers make what they were asked for, and take what arrives first."""
+        for maker in self.makers:
+            self._call(maker)
+        self._look()
 
     def _call(self, maker: Any) -> None:
         """Have a worker make what it was asked for."""
@@ -395,10 +442,10 @@ class _Actors(Pool):
         waiting: dict[Any, Any] = {maker.owner.calls[0]: maker for maker in self._calling()}
         waiting.update((actor.loaded, actor) for actor in self.starting)
         # Objects on other nodes are fetched meanwhile.
-        ready, _ = whole(self.ray.wait, list(waiting), timeout=_HEARTBEAT)
+        ready, _ = self.ray.wait(list(waiting), timeout=_HEARTBEAT)
         for reference in ready:
             arrived = waiting[reference]
-            whole(self._admit if isinstance(arrived, _Actor) else self._take, arrived)
+            (self._admit if isinstance(arrived, _Actor) else self._take)(arrived)
 
     def _calling(self) -> list[Any]:
         return [maker for maker in self.makers if maker.owner.calls]

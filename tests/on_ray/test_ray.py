@@ -20,6 +20,7 @@ from scripts import run as run_script
 import pescador
 from pescador import ArgumentError, ParallelStreamer, PescadorError, Seeded, Streamer
 from pescador.parallel import packets
+from pescador.ray import Executor
 from pescador.sources import Rows
 from streams import Failure
 
@@ -311,6 +312,25 @@ def test_a_tree_that_cannot_be_loaded_is_an_error_that_says_why():
         list(parallel)
 
 
+def test_how_actors_are_begun_and_called_cannot_be_chosen():
+    for name, value in (("max_concurrency", 4), ("lifetime", "detached"), ("name", "x")):
+        with pytest.raises(ArgumentError, match=f"{name}={value!r} cannot be chosen"):
+            Executor(**{name: value})
+
+
+@pytest.mark.parametrize("options", [{"max_visit": 3}, {"resources": 3}, {"memory": "1 GB"}])
+def test_an_option_that_ray_refuses_is_an_error_that_names_the_executor(options):
+    kind = Executor(**options)
+    with pytest.raises(ArgumentError, match=rf"Ray refuses Executor\({next(iter(options))}="):
+        list(ParallelStreamer(mixed(), 1, kind=kind)(max_iter=1))
+
+
+def test_processors_may_be_a_number_of_numpy():
+    run = mixed(counted)
+    for n in (np.float32(0.5), np.int64(1)):
+        assert list(in_actors(run, 1, num_cpus=n)(max_iter=50)) == list(run(max_iter=50))
+
+
 # ---------------------------------------------------------------------------------- begin and end
 
 
@@ -430,6 +450,43 @@ def test_ctrl_c_ends_a_script_and_its_actors():
     )
     assert done.stdout.split("\n") == ["1", "interrupted", ""], done.stderr
     assert soon(lambda: not actors())
+
+
+def test_actors_are_those_of_the_session_of_ray_in_which_an_iteration_begins():
+    done = run_script(
+        f"""
+        import pescador.ray, ray
+        def start():
+            ray.init("local", num_cpus=1, **{HOW})
+        def numbers():
+            yield from range(10**9)
+        mux = pescador.ChainMux([pescador.Streamer(numbers)])
+        parallel = pescador.ParallelStreamer(
+            mux, 1, kind=pescador.ray.Executor(), keep_workers=True
+        )
+        start()
+        print(list(parallel(max_iter=3)))
+        items = parallel.iterate()
+        print(next(items))
+        ray.shutdown()
+        for begin in (lambda: None, start):
+            begin()
+            try:
+                for item in items:
+                    pass
+            except pescador.PescadorError as error:
+                print(error)
+            print(ray.is_initialized())
+        print(list(parallel(max_iter=3)))
+        """,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    )
+    shut_down = (
+        "Ray was shut down while its actors were read from; begin another iteration, or open the "
+        "state that the stream had before"
+    )
+    expected = ["[0, 1, 2]", "0", shut_down, "False", "True", "[0, 1, 2]", ""]
+    assert done.stdout.split("\n") == expected, done.stderr
 
 
 def test_a_script_that_does_not_start_ray_has_it_started(tmp_path):
