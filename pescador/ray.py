@@ -28,10 +28,10 @@ from .parallel.remote import RemoteWorker
 __all__ = ["Executor"]
 
 # How many bytes an object has.
-_BATCH = 16 * 2**20
+_BATCH = 64 * 2**20
 # How long (in seconds) a call makes items, at least; and for each worker: so the consumer takes
 # some hundred packets a second at most.
-_CALL = 0.02
+_CALL = 0.04
 _CALL_PER_WORKER = 0.004
 # More items than that in an object save the consumer nothing.
 _MOST_IN_PACKET = 512
@@ -208,9 +208,8 @@ class _Actor:
         # What the next call takes, and the objects that calls are to give, in order.
         self.messages: list[bytes] = []
         self.calls: deque[Any] = deque()
-        # Whether it has given an item; whether nothing was left to be made after the last packet.
+        # Whether it has given an item.
         self.gave = False
-        self.is_done = True
         # How many items make a packet.
         self.lump = 1
 
@@ -432,9 +431,10 @@ class _Actors(Pool):
     def _call(self, maker: Any) -> None:
         """Have a worker make what it was asked for."""
         actor = maker.owner
+        # What it has left of one call is part of the next one.
         if not actor.calls:
             maker.flush()
-        if maker.outstanding and len(actor.calls) < (1 if actor.is_done else 2):
+        if maker.outstanding and not actor.calls:
             actor.call()
 
     def _look(self) -> None:
@@ -454,7 +454,7 @@ class _Actors(Pool):
         """Take what a worker has made."""
         actor = maker.owner
         try:
-            packet, size, actor.is_done, cost = self.ray.get(actor.calls[0])
+            packet, size, cost = self.ray.get(actor.calls[0])
         except self.ray.exceptions.RayTaskError:
             raise
         except self.ray.exceptions.RayError as error:
@@ -476,7 +476,7 @@ class _Actors(Pool):
                 _MOST_IN_PACKET,
                 self.executor.batch // item_size,
                 int(1e9 * self.seconds) // maker.cost,
-                self.parallel.max_bytes // item_size // parts,
+                self.parallel.max_bytes // item_size // (parts - len(self.makers)),
                 _MOST_AHEAD // parts,
             ),
             1,

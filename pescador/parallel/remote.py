@@ -70,7 +70,7 @@ class RemoteWorker(Beginner):
         """Load the tree: the first call. What fails here would fail in any worker."""
         [self.tree] = self.parcel.open()
 
-    def work(self, messages: list[bytes], seconds: float) -> tuple[tuple[Any, ...], int, bool, int]:
+    def work(self, messages: list[bytes], seconds: float) -> tuple[tuple[Any, ...], int, int]:
         """Make what was ordered, until there are enough bytes, or it has taken so long.
 
         Parameters
@@ -86,21 +86,17 @@ class RemoteWorker(Beginner):
             What `packets.unpack` reads.
         size : int
             How many bytes are in it.
-        is_done : bool
-            Whether nothing is left to be made.
         cost : int
             How many nanoseconds an item takes.
         """
         self.messages.extend(messages)
         packing = packets.Packing()
         until = time.perf_counter() + seconds
-        is_done = True
         for item in self.production:
             packing.add(self.production.tag, item)
             if packing.size >= self.batch or time.perf_counter() > until:
-                is_done = False
                 break
-        return packing.write(), packing.size, is_done, self.cost
+        return packing.write(), packing.size, self.cost
 
     def close(self) -> None:
         """Close all visits."""
