@@ -118,19 +118,19 @@ class Executor(Kind):
         but how far items are made early.
     batch : int > 0
         How many bytes an object has. Many small items share one; an item that is larger has one of
-        its own. An actor also ends an object after it has made items for a while (20 ms, or 4 ms
+        its own. An actor also ends an object after it has made items for a while (40 ms, or 4 ms
         times the number of actors).
     copy : bool
-        Whether arrays are copied out of Ray's object store. Otherwise they are views of it, and
+        Whether each array is copied out of Ray's object store. Otherwise they are views of it, and
         read-only, as all that Ray gives; and an array that is held holds its whole object.
     **options : object
         What else ``ray.remote`` takes for an actor: ``resources``, ``memory``, ``num_gpus``,
-        ``runtime_env``, ``scheduling_strategy``.
+        ``runtime_env``, ``scheduling_strategy``. Not how actors are named, replaced or called.
 
     Raises
     ------
     ArgumentError
-        If an argument is invalid.
+        If an argument is invalid; while iterating, if it is one that Ray refuses.
     ImportError
         While iterating, if there is no Ray.
 
@@ -263,7 +263,8 @@ class _Actors(Pool):
     # ---------------------------------------------------------------------------------- begin, end
 
     def begin(self) -> None:
-        self.tree_object = self.ray.put(process.Parcel(self.sent))
+        # As bytes: what cannot be pickled is our error, not one of `put`.
+        self.tree_object = self.ray.put(pickle.dumps(process.Parcel(self.sent)))
         for _ in range(self.workers):
             self._start()
 

@@ -5,12 +5,13 @@ item costs here. So a call takes many orders, and returns a packet of what it ha
 """
 
 import os
+import pickle
 import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from .._channel import process, worker
+from .._channel import worker
 from ..exceptions import PescadorError
 from . import packets
 from .production import Production
@@ -37,8 +38,8 @@ class RemoteWorker(Beginner):
 
     Parameters
     ----------
-    parcel : Parcel
-        Of the tree.
+    parcel : bytes
+        A `Parcel` of the tree, pickled.
     batch : int
         How many bytes a packet has, as soon as it has one item.
     """
@@ -47,7 +48,7 @@ class RemoteWorker(Beginner):
     tag = cost = worth = 0
     running = _Running
 
-    def __init__(self, parcel: process.Parcel, batch: int) -> None:
+    def __init__(self, parcel: bytes, batch: int) -> None:
         super().__init__(None)
         self.parcel = parcel
         self.batch = batch
@@ -68,7 +69,7 @@ class RemoteWorker(Beginner):
 
     def load(self) -> None:
         """Load the tree: the first call. What fails here would fail in any worker."""
-        [self.tree] = self.parcel.open()
+        [self.tree] = pickle.loads(self.parcel).open()
 
     def work(self, messages: list[bytes], seconds: float) -> tuple[tuple[Any, ...], int, int]:
         """Make what was ordered, until there are enough bytes, or it has taken so long.

@@ -69,7 +69,9 @@ def test_visits_run_on_all_nodes_and_a_killed_node_changes_no_item(cluster, add_
     first, second = add_node(), add_node()
     run = mixed(slow_noise)
     expected = plain(list(run(max_iter=2000)))
-    assert len(nodes_of(in_actors(places(), num_cpus=1)(max_iter=500))) == 2
+    with contextlib.closing(in_actors(places(), num_cpus=1).iterate()) as places_of_items:
+        found = []
+        assert soon(lambda: found.append(next(places_of_items)) or len(nodes_of(found)) == 2)
     parallel = in_actors(run, num_cpus=1)
     items = []
     with contextlib.closing(parallel.iterate(2000)) as stream:

@@ -306,6 +306,12 @@ def test_a_stream_that_ends_each_actor_is_an_error():
         list(parallel)
 
 
+def test_a_tree_that_cannot_be_pickled_is_the_error_that_it_is_with_processes():
+    tree = pescador.ChainMux([Streamer(counted, threading.Lock())])
+    with pytest.raises(TypeError, match=r"^cannot pickle '_thread.lock' object$"):
+        list(in_actors(tree, 1))
+
+
 def test_a_tree_that_cannot_be_loaded_is_an_error_that_says_why():
     parallel = in_actors(pescador.ChainMux([Streamer(range(3), Unloadable())]), 1)
     with pytest.raises(PescadorError, match=r"could not be loaded in an actor: ValueError: no"):
