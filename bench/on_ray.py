@@ -28,13 +28,17 @@ def started(nodes=None):
     """Start Ray with a node of two processors, or with so many of one; return what ends it."""
     import ray
 
-    # Where actors find the streams.
-    os.environ["PYTHONPATH"] = os.path.dirname(__file__)
+    # Where actors find the streams; and not, as they look in the current folder first, a package
+    # that is not the installed one.
+    folder = os.path.dirname(os.path.abspath(__file__))
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = folder
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     how = {"object_store_memory": STORE, "include_dashboard": False}
     if nodes is None:
-        ray.init(num_cpus=2, **how, **SILENT)
+        # Not in a cluster that runs here already.
+        ray.init("local", num_cpus=2, **how, **SILENT)
         return ray.shutdown
     from ray.cluster_utils import Cluster
 
