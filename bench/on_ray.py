@@ -67,7 +67,7 @@ def streams_of(pescador, size):
 
 def read(parallel, size, **options):
     """Time the consumer, after so many items as make workers run as far ahead as they will."""
-    n = max(min(20 * 2**20 // size, 10_000), 100)
+    n = min(2**28 // size, 10_000)
     return Fresh(parallel.iterate, first=2 * n, round=5 * n, clock=time.process_time, **options)
 
 
