@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import textwrap
+import tomllib
 
 import pytest
 
@@ -32,6 +34,16 @@ def test_the_installed_version_is_that_of_the_package():
     assert importlib.metadata.version("pescador") == pescador.__version__
     assert pescador.version.version == pescador.__version__
     assert pescador.__version__.startswith("3.0.0+")
+
+
+def test_it_is_built_for_the_oldest_numpy_that_it_runs_with():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = project["build-system"]["requires"] + project["project"]["dependencies"]
+    oldest = {name for name in needed if name.startswith("numpy")}
+    target = re.findall(
+        r"NPY_TARGET_VERSION=NPY_(\d+)_(\d+)_API", (ROOT / "CMakeLists.txt").read_text()
+    )
+    assert oldest == {"numpy>={}.{}".format(*version) for version in target}
 
 
 def test_an_sdist_holds_what_git_holds(tmp_path):
