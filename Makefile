@@ -127,7 +127,7 @@ test-torch: $(VENV)/dev $(FRAMEWORKS)/torch
 	$(FRAMEWORKS)/bin/python -m pytest $(IN_LOOPS) \
 		tests/frameworks/test_torch.py docs/how-to/pytorch.rst pescador/torch.py
 
-# On a real Ray: a local cluster, and several nodes on this machine. Under four minutes.
+# On a real Ray: a local cluster, several nodes on this machine, and Ray Train. Under six minutes.
 test-ray: $(VENV)/dev $(RAY)/done
 	$(RAY)/bin/python -m pytest -p no:cacheprovider tests/on_ray docs/how-to/ray.rst pescador/ray.py
 
@@ -196,7 +196,7 @@ $(RAY)/done: | $(VENV)/dev
 	$(BIN)/python -c "import sysconfig; \
 		print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> "$$($(RAY)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/tools.pth"
-	$(RAY)/bin/python $(PIP) "ray>=2.40" grpcio
+	$(RAY)/bin/python $(PIP) "ray[train]>=2.40" grpcio $(filter torch~=%,$(TORCH_PACKAGES))
 	@touch $@
 
 # The releases that ours is compared with, in folders of their own.
