@@ -50,9 +50,9 @@ def style(name):
 def series(summary, name, x, fixed):
     """Points (x, low, middle, high) by contestant: nanoseconds, or GB a second if bytes count."""
     lines = {}
-    for found in summary["cases"].values():
+    for identifier, found in summary["cases"].items():
         params = found["params"]
-        if found["name"] == name and x in params and set(params) == {x, *fixed}:
+        if identifier.split("/")[0] == name and x in params and set(params) == {x, *fixed}:
             for contestant, entry in found["by"].items():
                 y = [
                     found["bytes"] / seconds / 1e9 if found["bytes"] else seconds * 1e9

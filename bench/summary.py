@@ -16,9 +16,15 @@ MEMORY = (
 )
 
 
-def short(value):
+def short(value, digits=4):
     """Four digits: more than are shown, or repeat from one run to the next."""
-    return float(f"{value:.4g}")
+    return float(f"{value:.{digits}g}")
+
+
+def spread(seconds):
+    """The quartiles; of the first and the third, fewer digits are shown."""
+    first, median, third = quartiles(seconds)
+    return [short(first, 3), short(median), short(third, 3)]
 
 
 def seconds_per_unit(result):
@@ -57,9 +63,9 @@ def compared(goal):
 def summary_of(data):
     """Return the summary of a run; of a summary, itself.
 
-    cases: by case, its section, unit, parameters and bytes, and by contestant the seconds per unit
-    (first quartile, median, third), the ratio to ours, the size of what it makes, and the processor
-    time per unit of jobs of several processes. goals: the ratio that each has reached.
+    cases: by identifier, its section, unit, parameters and bytes, and by contestant the seconds per
+    unit (first quartile, median, third), the ratio to ours, the size of what it makes, and the
+    processor time per unit of jobs of several processes. goals: the ratio that each has reached.
     """
     if "cases" in data:
         return data
@@ -67,7 +73,6 @@ def summary_of(data):
     for identifier, found in results.items():
         case, params = find(identifier)
         cases[identifier] = {
-            "name": case.name,
             "params": params,
             "section": case.section,
             "unit": case.unit,
@@ -76,7 +81,7 @@ def summary_of(data):
         }
         for name, result in found.items():
             entry = cases[identifier]["by"][name] = {
-                "seconds": [short(x) for x in quartiles(seconds_per_unit(result))],
+                "seconds": spread(seconds_per_unit(result)),
                 "ratio": ratio(results, (identifier, name), (identifier, "ours")),
             }
             extra = {"size": result["size"], "way": case.ways.get(name)}
@@ -92,7 +97,11 @@ def summary_of(data):
             if name in data["versions"]
         },
         "cases": cases,
-        "goals": {compared(goal): ratio(results, goal.slow, goal.fast) for goal in GOALS},
+        "goals": {
+            compared(goal): reached
+            for goal in GOALS
+            if (reached := ratio(results, goal.slow, goal.fast)) is not None
+        },
         "memory": {
             case: {name: it["memory"] for name, it in results[case].items() if name != "limit"}
             for case in MEMORY
@@ -107,7 +116,7 @@ def as_text(summary):
 
     def text(value, depth):
         if depth == 2 or not isinstance(value, dict) or not value:
-            return json.dumps(value, ensure_ascii=False)
+            return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         lines = [
             f"{' ' * depth}{json.dumps(key)}: {text(it, depth + 1)}" for key, it in value.items()
         ]
