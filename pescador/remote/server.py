@@ -64,6 +64,8 @@ _PAUSE = int((NAP if sys.platform == "win32" else HEARTBEAT) * 1000)
 _MOMENT = 0.01
 # Seconds that a worker has to end whose stream nobody wants.
 _GRACE = 5.0
+# Seconds that the main thread waits at a time.
+_LOOK = 0.25
 
 # The addresses of the servers of this process.
 _listening: set[str] = set()
@@ -152,12 +154,18 @@ class Loop:
         if os.getpid() == self.owner and self.thread is not None:
             with suppress(zmq.Again):
                 self.bell.send(b"", zmq.NOBLOCK)
-            self.has_finished.wait()
+            self._wait_for_thread()
 
     def wait(self) -> None:
         """Wait until the thread ends."""
-        self.has_finished.wait()
+        self._wait_for_thread()
         self.raise_error()
+
+    def _wait_for_thread(self) -> None:
+        # Not once for all: a signal that comes just before Python begins to wait interrupts
+        # nothing, and its handler runs when the wait is over.
+        while not self.has_finished.wait(_LOOK):
+            pass
 
     def raise_error(self) -> None:
         """Raise what has ended the thread, if anything has."""
