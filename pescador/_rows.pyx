@@ -22,9 +22,11 @@ cnp.import_array()
 # What arrives in the place of an item that was written to its row.
 IN_PLACE = object()
 
-# So many batches in a row are made elsewhere before that is no exception.
 cdef enum:
+    # So many batches in a row are made elsewhere before that is no exception.
     MOST_UNUSED = 2
+    # In bytes, what a block may take besides.
+    LINE = 64
 
 
 @cython.final
@@ -138,6 +140,14 @@ cdef class BatchRows:
     def layout(self):
         """The schema of the items, the shape of each value, and what stands for an item."""
         return self.code, self.shapes, IN_PLACE
+
+    cdef bint has_room_for(self, int64_t n) except -1:
+        """Whether the memory has room for so many batches, if nothing else is there."""
+        cdef Py_ssize_t i
+        cdef int64_t n_bytes = 0
+        for i in range(self.n_columns):
+            n_bytes += self.row_bytes[i] * self.size + LINE
+        return n * n_bytes <= self.arena.size
 
     cdef int64_t row_of(self, int64_t number) noexcept:
         """The row that an item belongs to, in its batch."""

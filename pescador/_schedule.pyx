@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from pescador import _mux
-from pescador._channel.protocol import STATE
+from pescador._channel.protocol import CLOSED, STATE, news
 from pescador._rows import IN_PLACE as IN_PLACE_
 
 cimport cython
@@ -25,6 +25,7 @@ from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.time cimport perf_counter
 from libc.stdint cimport INT64_MAX, int64_t
 
 from pescador._core cimport (
@@ -56,13 +57,13 @@ cdef enum:
     BUSY = 10_000_000
     # For that, such a part of the memory is used.
     SPARE = 16
-    # So many items are ordered at a time, as a part of those that are made early.
-    PORTION = 4
     # An item takes this at least, in bytes, wherever it waits.
     LEAST_SIZE = 512
 
 
 cdef object IN_PLACE = IN_PLACE_
+# What tells that a visit was closed.
+cdef tuple CLOSED_KEY = next(iter(news(CLOSED)))
 
 
 cdef struct Wanted:
@@ -72,6 +73,7 @@ cdef struct Wanted:
     int64_t turn
 
 
+cdef class Schedule
 cdef class Visit
 cdef class Remote
 cdef class Ahead
@@ -112,6 +114,10 @@ cdef class Maker:
 
     cpdef object flush(self):
         """Have all that was asked for be done now."""
+
+    cdef int take_in(self, Schedule schedule) except -1:
+        """Take what has arrived, where that is cheap to see."""
+        return 0
 
 
 @cython.final
@@ -317,6 +323,7 @@ cdef class Schedule(Elsewhere):
     cdef BatchRows rows                # or None
     cdef int64_t batches_begin         # the number of the first item that goes into batches
     cdef int64_t batch_size            # of this size; 0 where nobody makes batches
+    cdef bint is_batch_ahead           # there is memory to make a whole batch early
     cdef list due                      # makers that are to be flushed when all is ordered
     cdef int64_t waiting               # bytes of items that wait to be taken
     cdef int64_t outstanding           # items that are being made
@@ -329,7 +336,7 @@ cdef class Schedule(Elsewhere):
     cdef dict usual                    # places of a mux -> the last of these, how often in a row
     cdef bint is_mixed                 # some visits run here
     cdef public int64_t n_restarts
-    cdef readonly int64_t n_taken, n_opened, n_in_vain, n_wrong, n_waits
+    cdef readonly int64_t n_arrived, n_taken, n_opened, n_in_vain, n_wrong, n_waits
     cdef readonly double seconds_waited
 
     def __init__(self, Run run, pool, stays, length_of, read_ahead, open_ahead, max_bytes):
@@ -483,12 +490,15 @@ cdef class Schedule(Elsewhere):
 
     cdef inline int64_t wanted(self) noexcept:
         """How many items are to be made early, in all."""
-        cdef int64_t wanted = self.n_attached * self.read_ahead, right
+        cdef int64_t wanted = self.n_attached * self.read_ahead, right, most
         if self.adapts and self.reach > wanted:
             # Little in vain, and in little memory: no farther than the plan has been right.
             right = self.n_taken - (0 if self.plan is None else self.plan.wrong_at)
-            wanted = max(wanted, min(self.reach, right,
-                                     self.max_bytes // (self.spare * self.item_size)))
+            most = self.max_bytes // (self.spare * self.item_size)
+            if self.is_batch_ahead:
+                # Whoever waits for a batch finds the workers busy with the next one.
+                most = max(most, self.left_in_batch(self.plan.reader.n) + self.batch_size)
+            wanted = max(wanted, min(self.reach, right, most))
         return wanted
 
     cdef int look(self) except -1:
@@ -585,6 +595,7 @@ cdef class Schedule(Elsewhere):
                 (<Placed>wanted.placed).items[wanted.row] = visit.arrived
         visit.items.append(item)
         visit.arrived += 1
+        self.n_arrived += 1
         visit.maker.outstanding -= 1
         self.outstanding -= 1
         visit.size += size
@@ -662,6 +673,8 @@ cdef class Schedule(Elsewhere):
         cdef Py_ssize_t left
         if visit.is_over:
             return NULL
+        if visit.at == len(visit.items) and visit.maker is not None:
+            visit.maker.take_in(self)
         while visit.at == len(visit.items):
             if visit.error is not None:
                 try:
@@ -751,22 +764,24 @@ cdef class Schedule(Elsewhere):
         visit.items[i] = copied(placed.item(row) if item is IN_PLACE else item)
         return 0
 
-    def left_in_batch(self):
+    cdef int64_t left_in_batch(self, int64_t number) noexcept:
+        """How many items its batch lacks before the item of this number."""
+        return self.batch_size - (number - self.batches_begin) % self.batch_size
+
+    def patience(self):
         """Return how many items the reader takes before it does anything with them."""
-        if self.batch_size == 0:
-            return 0
-        return self.batch_size - (self.plan.reader.n - 1 - self.batches_begin) % self.batch_size
+        return self.left_in_batch(self.plan.reader.n - 1) if self.batch_size else 0
 
     cdef int wait_for(self, Visit visit) except -1:
         """Wait for the next item of a visit."""
         cdef double before
         self.order(visit, visit.given + 1)
         self.n_waits += 1
-        before = time.perf_counter()
+        before = perf_counter()
         try:
             self.pool.wait(visit)
         finally:
-            self.seconds_waited += time.perf_counter() - before
+            self.seconds_waited += perf_counter() - before
         return 0
 
     # ---- the plan
@@ -827,6 +842,8 @@ cdef class Schedule(Elsewhere):
         rows = self.rows = self.pool.new_rows(number, size, columns)
         if rows is None:
             return None
+        # And one that is filled, and one that the reader has.
+        self.is_batch_ahead = self.rows.has_room_for(3)
         cdef Ahead ahead = self.plan.reader
         return [functools.partial(allocated, rows, i, ahead) for i in range(len(columns))]
 
@@ -907,9 +924,11 @@ cdef int forget_rows(list missing) except -1:
     return 0
 
 
-def close_rows(list missing):
-    """Note that a worker has closed the visit that it was to write these rows of."""
-    forget_rows(missing)
+def close_rows(dict written_until_closed not None, number):
+    """Note that a worker has closed a visit, and writes no row of it any more."""
+    found = written_until_closed.pop(number, None)
+    if found is not None:
+        forget_rows(found[1])
 
 
 cdef object copied(object item):
@@ -1163,11 +1182,14 @@ cdef class Plan(Elsewhere):
     cdef int order_next(self, int64_t wanted) except -1:
         """Order the items that are taken next, until so many in all are made or wait."""
         cdef Visit visit
+        # The first items of visits that began early are in flight besides.
+        cdef int64_t first = min(self.n_ahead, self.schedule.open_ahead)
+        cdef int64_t few = self.schedule.n_attached * READ_AHEAD
         if self.schedule.read_ahead > 0:
-            # The first items of visits that began early are in flight besides.
-            wanted += min(self.n_ahead, self.schedule.open_ahead)
-        if self.schedule.in_flight > wanted - wanted // PORTION:
-            # Many at a time: a worker that sleeps is woken once for all of its own.
+            wanted += first
+            few += first
+        # Many at a time, half of them at most: a worker that sleeps is woken once for all its own.
+        if self.schedule.in_flight > max(wanted // 2, min(few, wanted - wanted // 4)):
             return 0
         while self.first < len(self.queue) and self.schedule.in_flight < wanted:
             visit = <Visit>PyList_GET_ITEM(self.queue, self.first)
@@ -1282,8 +1304,6 @@ cdef class Orders(Maker):
         Raises in a process that is not to give orders.
     writer : OrderWriter or None
         Writes words where there is memory for that.
-    wake : function
-        Has the worker look there.
     send : function
         Sends words, as bytes, that there is no room for.
     send_visit : function
@@ -1291,23 +1311,27 @@ cdef class Orders(Maker):
 
     Attributes
     ----------
+    reader : Reader or None
+        Gives what has arrived, where there is memory for that.
+    tell : function
+        ``tell(number, item, size)`` takes those items that are news.
     cost : int
         About how many nanoseconds an item takes the worker; 0 where that is not known.
     worth : int
         How many nanoseconds of work are worth a message.
     """
 
-    cdef object check_owner, writer, wake, send, send_visit
+    cdef object check_owner, writer, send, send_visit
+    cdef public object reader, tell
     cdef public int64_t cost, worth
     cdef int64_t* words
     cdef Py_ssize_t n, room
     cdef int64_t unsent                # work in them, in items
 
-    def __init__(self, owner, check_owner, writer, wake, send, send_visit):
+    def __init__(self, owner, check_owner, writer, send, send_visit):
         self.owner = owner
         self.check_owner = check_owner
         self.writer = writer
-        self.wake = wake
         self.send = send
         self.send_visit = send_visit
         self.worth = WORTH
@@ -1376,8 +1400,11 @@ cdef class Orders(Maker):
         self.n = self.unsent = 0
         if not written:
             self.send(words)
-        elif self.writer.finds_idle():
-            self.wake()
+
+    cdef int take_in(self, Schedule schedule) except -1:
+        if self.reader is not None:
+            receive_all(schedule, self.reader, self.tell)
+        return 0
 
 
 def least_busy(list makers):
@@ -1405,6 +1432,11 @@ def reach_of(list makers):
     return n
 
 
+def take_in(Schedule schedule, Maker maker):
+    """Take what has arrived from a maker."""
+    maker.take_in(schedule)
+
+
 def flush_all(list makers):
     """Have all makers do now what they were asked for."""
     for maker in makers:
@@ -1412,22 +1444,24 @@ def flush_all(list makers):
             (<Orders>maker).flush()
 
 
-def receive_all(Schedule schedule, reader, tell):
-    """Take all items that a reader has; ``tell(number, item)`` takes those that are news."""
+cdef int receive_all(Schedule schedule, reader, tell) except -1:
+    """Take all items that a reader has; ``tell(number, item, size)`` takes those that are news."""
     cdef PyObject* item
-    cdef int64_t n = 0
     while True:
         item = next_item(reader)
         if item is NULL:
-            return n
+            return 0
         value = steal(item)
         if value is IN_PLACE:
             schedule.receive(reader.tag, value, reader.size)
-        elif len(<dict?>value) == 1 and is_news(<dict>value):
-            tell(reader.tag, value, reader.size)
-        else:
+            continue
+        key = next(iter(<dict?>value)) if len(<dict?>value) == 1 else None
+        if type(key) is not tuple:
             schedule.receive(reader.tag, value, reader.size)
-        n += 1
+        elif key == CLOSED_KEY:
+            close_rows(schedule.pool.written_until_closed, reader.tag)
+        else:
+            tell(reader.tag, value, reader.size)
 
 
 def receive_packet(Schedule schedule, calls, numbers, words, values):
@@ -1451,9 +1485,3 @@ def receive_packet(Schedule schedule, calls, numbers, words, values):
             schedule.receive_state(number, value)
         else:
             schedule.receive_end(number, value)
-
-
-cdef bint is_news(dict item) except -1:
-    """Whether an item may be what a worker tells of a visit."""
-    for key in item:
-        return type(key) is tuple

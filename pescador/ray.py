@@ -375,7 +375,6 @@ class _Actors(Pool):
             actor,
             functools.partial(_check_session, self.owner, self.session),
             None,
-            lambda: None,
             functools.partial(whole, actor.send),
             functools.partial(whole, actor.send_visit),
         )

@@ -35,7 +35,7 @@ actions = st.lists(
 def test_orders_are_read_in_the_order_in_which_they_were_written_or_sent(actions):
     """What the ring has no room for is sent, as the consumer does."""
     memory = SharedMemory(1)
-    writer, reader = OrderWriter(memory), OrderReader(memory)
+    writer, reader = OrderWriter(memory, lambda: None), OrderReader(memory)
     pipe: list[tuple[int, bytes]] = []
     written, read = 0, b""
 
@@ -61,7 +61,7 @@ def test_orders_are_read_in_the_order_in_which_they_were_written_or_sent(actions
 
 def test_words_that_follow_a_message_wait_for_it():
     memory = SharedMemory(1)
-    writer, reader = OrderWriter(memory), OrderReader(memory)
+    writer, reader = OrderWriter(memory, lambda: None), OrderReader(memory)
     assert writer.put(words(0, 2))
     position = writer.before_message()
     assert writer.put(words(2, 1))
@@ -74,11 +74,16 @@ def test_words_that_follow_a_message_wait_for_it():
 
 def test_a_reader_that_finds_nothing_is_woken_once():
     memory = SharedMemory(1)
-    writer, reader = OrderWriter(memory), OrderReader(memory)
-    assert not writer.finds_idle()
-    assert reader.is_empty()
+    wakes: list[str] = []
+    writer, reader = OrderWriter(memory, lambda: wakes.append("now")), OrderReader(memory)
     writer.put(words(0, 1))
-    assert writer.finds_idle()
-    assert not writer.finds_idle()
+    assert not wakes
     assert not reader.is_empty()
-    assert not writer.finds_idle()
+    reader.take()
+    assert reader.is_empty()
+    writer.put(words(1, 1))
+    writer.put(words(2, 1))
+    assert wakes == ["now"]
+    assert not reader.is_empty()
+    writer.put(words(3, 1))
+    assert wakes == ["now"]

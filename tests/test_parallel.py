@@ -676,7 +676,7 @@ def test_a_worker_that_always_has_orders_forgets_those_that_it_has_carried_out()
             pass
 
     memory = SharedMemory(1)
-    writer = OrderWriter(memory)
+    writer = OrderWriter(memory, lambda: None)
     production = Production(Consumer(), lambda *_: Endless(), None, None, lambda: False)
     production.orders = OrderReader(memory)
     begin, more = struct.pack("<5q", 5, 10**9, 0, 1, 0), struct.pack("<q", 4)

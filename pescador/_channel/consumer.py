@@ -20,7 +20,6 @@ from .protocol import (
     HEARTBEAT,
     ITEM,
     STOP,
-    WAKE,
     Report,
     item_from,
     read_end,
@@ -31,6 +30,7 @@ from .worker import work
 if sys.platform == "linux":
     import resource
 
+    from .bell import Bell
     from .memory import SharedMemory
     from .orders import OrderWriter
     from .ring import Reader
@@ -73,6 +73,7 @@ class Channel:
         self.max_bytes = streamer.max_bytes if max_bytes is None else max_bytes
         self.owner = os.getpid()
         self.pipe: Connection | None = None
+        self.bell: Bell | None = None
         self.worker: BaseProcess | None = None
         self.memory: SharedMemory | None = None
         self.reader: Reader | None = None
@@ -126,7 +127,8 @@ class Channel:
                 self.memory.close_descriptor()
         # After the start: what is forked from now on leaves the memory to this process.
         if self.memory is not None:
-            self.reader = Reader(self.memory, self.wake, streamer.copy)
+            self.bell = Bell(self.pipe)
+            self.reader = Reader(self.memory, self.bell.ring, streamer.copy)
         self.started = time.monotonic()
         self.warn_at = self.started + _SUSPICIOUS
 
@@ -164,7 +166,8 @@ class Channel:
         finally:
             if self.pipe is not None:
                 self.pipe.close()
-            self.pipe = self.worker = self.reader = self.orders = self.memory = self.incoming = None
+            self.pipe = self.bell = self.worker = self.incoming = None
+            self.memory = self.reader = self.orders = None
 
     # ------------------------------------------------------------------------------------ items
 
@@ -272,7 +275,8 @@ class Channel:
 
     def wake(self) -> None:
         """Have the worker look at the memory."""
-        self.say(WAKE)
+        if self.bell is not None:
+            self.bell.ring()
 
     def say(self, word: bytes) -> None:
         with suppress(OSError):
@@ -296,7 +300,16 @@ class Channel:
         Tell whether there was one.
         """
         assert self.worker is not None
-        if self.is_ready(timeout):
+        # What is missing of an item may look like a word.
+        if self.bell is not None and not self.missing:
+            heard = self.bell.listen(timeout)
+            if heard == "woken":
+                return True
+            is_ready = heard == "message"
+            self.check_owner()
+        else:
+            is_ready = self.is_ready(timeout)
+        if is_ready:
             self._read_message()
             return True
         if process.is_gone(self.worker) and not self.is_ready(0):

@@ -407,6 +407,11 @@ cdef class Arena:
         self.heap = Heap(memory.size - HEAP_AT)
         self.blocks = {}
 
+    @property
+    def size(self):
+        """How many bytes all blocks may take together."""
+        return self.heap.size
+
     def allocate(self, uint64_t size):
         """Return a new block of so many bytes, with pages behind it; None if there is no room."""
         cdef uint64_t returned = load(&self.memory.control.returned), stop

@@ -24,7 +24,7 @@ cdef class Orders:
     cdef char* words
     cdef uint64_t n                    # words that this end has written, or read
 
-    def __cinit__(self, SharedMemory memory not None):
+    def __cinit__(self, SharedMemory memory not None, *args):
         self.memory = memory
         self.control = memory.control
         self.words = memory.base + ORDERS_AT
@@ -37,10 +37,17 @@ cdef class OrderWriter(Orders):
     Parameters
     ----------
     memory : SharedMemory
+    wake : function
+        Wake the worker.
     """
 
+    cdef object wake
+
+    def __init__(self, memory, wake):
+        self.wake = wake
+
     def put(self, bytes words not None):
-        """Write words; tell whether there was room for them."""
+        """Write words, and wake a worker that waits for them; tell whether there was room."""
         cdef uint64_t length = PyBytes_GET_SIZE(words) // 8, at = self.n % ORDERS, first
         if self.n - load(&self.control.noted) + length > ORDERS:
             return False
@@ -49,17 +56,15 @@ cdef class OrderWriter(Orders):
         memcpy(self.words, PyBytes_AS_STRING(words) + 8 * first, 8 * (length - first))
         self.n += length
         store(&self.control.ordered, self.n)
+        # After the store to ordered: either we see that it waits, or it sees the words.
+        if load(&self.control.idle) != 0 and exchange(&self.control.idle, 0) != 0:
+            self.wake()
         return True
 
     def before_message(self):
         """Return how many words were written; those after them are read after the next message."""
         store(&self.control.told, load(&self.control.told) + 1)
         return self.n
-
-    def finds_idle(self):
-        """Tell whether the worker waits for orders, and is to be woken; so it is told once."""
-        # After the store to ordered: either we see that it waits, or it sees the words.
-        return load(&self.control.idle) != 0 and exchange(&self.control.idle, 0) != 0
 
 
 @cython.final

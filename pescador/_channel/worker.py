@@ -16,9 +16,10 @@ from typing import Any
 import cloudpickle
 
 from . import process
-from .protocol import HEARTBEAT, NAP, STOP, WAKE, Report, send_end, send_item, write_item
+from .protocol import HEARTBEAT, NAP, STOP, Report, send_end, send_item, write_item
 
 if sys.platform == "linux":
+    from .bell import Bell
     from .ring import Writer
 
 
@@ -41,6 +42,7 @@ class _Consumer:
         if sys.platform != "win32":
             # Another program that the source runs is not to hold it open.
             os.set_inheritable(pipe.fileno(), False)
+        self.bell = Bell(pipe) if sys.platform == "linux" else None
         self.stopped = False
         # What it has said, apart from words that say nothing else.
         self.messages: deque[bytes] = deque()
@@ -55,17 +57,23 @@ class _Consumer:
     def wait(self, timeout: float | None = NAP) -> bool:
         """Wait until it wakes us, or for some seconds; tell whether it still wants something."""
         try:
-            while not self.stopped and process.is_ready(self.pipe, timeout):
+            while not self.stopped and self._is_to_read(timeout):
                 self._read()
                 timeout = 0
         except (OSError, EOFError):
             self.stopped = True
         return not self.stopped
 
+    def _is_to_read(self, timeout: float | None) -> bool:
+        if self.bell is not None:
+            return self.bell.listen(timeout) == "message"
+        return process.is_ready(self.pipe, timeout)
+
     def _read(self) -> None:
         message = self.pipe.recv_bytes()
-        self.stopped = message == STOP
-        if message not in (STOP, WAKE):
+        if message == STOP:
+            self.stopped = True
+        else:
             self.messages.append(message)
 
     def _wait_for_room(self) -> None:
@@ -80,9 +88,8 @@ class _Consumer:
         raise BrokenPipeError
 
     def wake(self) -> None:
-        # A consumer that has gone will not read it.
-        with suppress(OSError):
-            self.pipe.send_bytes(WAKE)
+        if self.bell is not None:
+            self.bell.ring()
 
     def send(self, item: Any, tag: int = 0) -> bool:
         """Send an item over the pipe; tell whether it still wants something."""

@@ -73,8 +73,8 @@ class Processes(Pool):
         self.max_bytes = max(parallel.max_bytes // 2 // workers, 1)
         self.makers: list[Any] = []
         self.run = b""
-        # Workers that were lost since the last item.
-        self.n_lost = 0
+        # Workers that were lost since the last item, and how many there were by then.
+        self.n_lost = self.n_before = 0
         # What all workers can write to: batches.
         self.arena: Any = None
         # Of the items that are written to rows: see `ring.Reader`.
@@ -111,17 +111,18 @@ class Processes(Pool):
             channel.reader.layout = self.layout
             from .._channel.orders import OrderWriter
 
-            channel.orders = OrderWriter(channel.memory)
+            assert channel.bell is not None
+            channel.orders = OrderWriter(channel.memory, channel.bell.ring)
         # Not by methods: a maker would hold us, and nobody would end the workers.
         pool = weakref.proxy(self)
         maker = _schedule.Orders(
             channel,
             channel.check_owner,
             channel.orders,
-            channel.wake,
             lambda words: pool.send(channel, protocol.ORDERS, words),
             lambda visit: pool.send_visit(channel, visit),
         )
+        maker.reader, maker.tell = channel.reader, lambda *news: pool.note(*news)
         if self.run:
             self.send(channel, protocol.RUN, self.run)
         return maker
@@ -137,7 +138,7 @@ class Processes(Pool):
     def end(self) -> None:
         # All but their arrays.
         while self.makers:
-            self.makers.pop().owner.end()
+            _end(self.makers.pop())
         self.written_until_closed.clear()
         arena, self.arena = self.arena, None
         if arena is not None:
@@ -156,7 +157,7 @@ class Processes(Pool):
 
     def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
         super().join(schedule, run)
-        self.n_lost = 0
+        self.n_lost = self.n_before = 0
         if self.arena is not None:
             self._lay_out(None)
         self.run = pickle.dumps(run)
@@ -208,7 +209,7 @@ class Processes(Pool):
 
     def _patience(self) -> int:
         """Return after how many items of one worker it is worth while to look again."""
-        return int(self.schedule.left_in_batch()) // len(self.makers)
+        return int(self.schedule.patience()) // len(self.makers)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         self.is_torn = True
@@ -230,21 +231,21 @@ class Processes(Pool):
     def _receive(self, maker: Any) -> None:
         """Take what a worker has sent."""
         channel = maker.owner
-        n = 0
         if channel.incoming is not None and not channel.missing:
             tag, items = channel.tag, channel.items()
             for item in items:
-                size = sum(array.nbytes for array in item.values())
-                self._note(tag, item, size)
-                n += 1
-        if channel.reader is not None:
-            n += _schedule.receive_all(self.schedule, channel.reader, self._note)
+                self.note(tag, item, sum(array.nbytes for array in item.values()))
+        _schedule.take_in(self.schedule, maker)
+        if channel.memory is not None:
             maker.cost = channel.memory.cost
-        if n:
-            self.n_lost = 0
+
+    def note(self, number: int, item: dict[Any, Any], size: int) -> None:
+        """Take an item, or note what a worker tells of a visit."""
+        before, self.is_torn = self.is_torn, True
+        self._note(number, item, size)
+        self.is_torn = before
 
     def _note(self, number: int, item: dict[Any, Any], size: int) -> None:
-        """Take an item, or note what a worker tells of a visit."""
         news = read_news(item)
         if news is None:
             self.schedule.receive(number, item, size)
@@ -253,21 +254,18 @@ class Processes(Pool):
         if what == protocol.PICKLED:
             self.schedule.receive(number, value, size)
         elif what == protocol.CLOSED:
-            self._close_rows(number)
+            _schedule.close_rows(self.written_until_closed, number)
         elif what == protocol.STATE:
             self.schedule.receive_state(number, value)
         else:
             # Nor is anything written after its end; whoever closes it then is not answered.
-            self._close_rows(number)
+            _schedule.close_rows(self.written_until_closed, number)
             self.schedule.receive_end(number, value)
-
-    def _close_rows(self, number: int) -> None:
-        """Take note that nothing of a visit is written any more."""
-        _, missing = self.written_until_closed.pop(number, (None, []))
-        _schedule.close_rows(missing)
 
     def _replace(self, maker: Any) -> None:
         """Have another worker do what one was to do that is gone, or raise what became of it."""
+        if self.schedule.n_arrived > self.n_before:
+            self.n_lost, self.n_before = 0, self.schedule.n_arrived
         self.n_lost += 1
         if not self.parallel.restart or maker.owner.error is not None or self.n_lost > _ATTEMPTS:
             self._raise_loss(maker)
@@ -317,11 +315,17 @@ class Processes(Pool):
 
     def _put_another(self, maker: Any) -> None:
         """Have another worker in the place of one."""
-        maker.owner.end()
+        _end(maker)
         for number, (other, *_) in list(self.written_until_closed.items()):
             if other is maker:
-                self._close_rows(number)
+                _schedule.close_rows(self.written_until_closed, number)
         self.makers[self.makers.index(maker)] = self._new_maker()
 
     def raise_error(self, visit: Any) -> None:
         raise_from_worker(visit.error, visit.name)
+
+
+def _end(maker: Any) -> None:
+    """End a worker; visits that it has ended before may still know it."""
+    maker.reader = None
+    maker.owner.end()

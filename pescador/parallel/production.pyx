@@ -33,6 +33,7 @@ cdef enum:
     TELL_EVERY = 16
 
 cdef bytes ORDERS = protocol.ORDERS
+cdef dict CLOSED = protocol.news(protocol.CLOSED)
 cdef frozenset NUMBERS = frozenset(schema.NUMBERS)
 
 
@@ -260,7 +261,7 @@ cdef class Production:
                 self.close(number)
                 if number in self.into:
                     self.into.discard(number)
-                    self.telling.append((number, protocol.news(protocol.CLOSED)))
+                    self.telling.append((number, CLOSED))
         return 0
 
     cdef int close(self, object number) except -1:
