@@ -488,8 +488,8 @@ cdef class Schedule(Elsewhere):
         finally:
             self.wanted_at = -1
 
-    cdef inline int64_t wanted(self) noexcept:
-        """How many items are to be made early, in all."""
+    cdef inline int64_t wanted(self, int64_t number) noexcept:
+        """How many items are to be made early, in all, before the item of this number."""
         cdef int64_t wanted = self.n_attached * self.read_ahead, right, most
         if self.adapts and self.reach > wanted:
             # Little in vain, and in little memory: no farther than the plan has been right.
@@ -497,7 +497,7 @@ cdef class Schedule(Elsewhere):
             most = self.max_bytes // (self.spare * self.item_size)
             if self.is_batch_ahead:
                 # Whoever waits for a batch finds the workers busy with the next one.
-                most = max(most, self.left_in_batch(self.plan.reader.n) + self.batch_size)
+                most = max(most, self.left_in_batch(number) + self.batch_size - self.open_ahead)
             wanted = max(wanted, min(self.reach, right, most))
         return wanted
 
@@ -527,12 +527,13 @@ cdef class Schedule(Elsewhere):
         All together, it is as many items as `wanted` says: those that the plan takes next, or,
         without one, the part of this visit.
         """
+        cdef int64_t wanted = self.wanted(0 if self.plan is None else self.plan.reader.n - 1)
         if self.plan is not None and not self.plan.is_wrong:
-            self.plan.order_next(self.wanted() + 1)
+            self.plan.order_next(wanted + 1)
             return self.flush_due()
         if self.plan is None:
             self.look()
-        cdef int64_t limit = given + self.wanted() // max(self.n_attached, 1)
+        cdef int64_t limit = given + wanted // max(self.n_attached, 1)
         while visit.ordered < min(limit, visit.bound) and self.has_room(visit):
             if visit.length >= 0 or visit.error is not None or visit.is_over:
                 break
@@ -1147,7 +1148,7 @@ cdef class Plan(Elsewhere):
             self.begin_anew()
             self.schedule.give_up()
         self.schedule.look()
-        wanted = self.schedule.wanted()
+        wanted = self.schedule.wanted(self.reader.n)
         while self.lead < wanted + PLAN_EVERY or (
                 self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD):
             try:
