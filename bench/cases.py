@@ -12,10 +12,12 @@ import contextlib
 import ctypes
 import itertools
 import multiprocessing
+import os
 import pathlib
 import random
 import sys
 import tempfile
+from collections import deque
 
 import data
 import numpy as np
@@ -1353,6 +1355,58 @@ def _(rate, n=FILES):
 def _(rate, n=FILES):
     files = list(map(data.mapped, data.recordings(n)))
     return Items(batches_in_c(files, BATCH, min(OPEN, n), rate), per=BATCH)
+
+
+def never_seen(paths):
+    """Other names of the same files, which nobody can know anything about, at each call."""
+    for slashes in itertools.count(2):
+        yield [f"{os.path.dirname(path)}{'/' * slashes}{os.path.basename(path)}" for path in paths]
+
+
+def last_of(batches):
+    return deque(batches, maxlen=1).pop()
+
+
+@case(
+    "sample",
+    "Pipelines",
+    tiny={"rate": 64, "n": 2},
+    n_bytes=lambda **params: ROW,
+    files=lambda rate=16, n=FILES: data.recordings(n),
+)
+def job_once(pescador, rate=16, n=FILES):
+    """The same, of files that were never visited before, each once: 16 rows of each."""
+    names = never_seen(data.recordings(n))
+
+    def opened():
+        streams = pescador.sources.from_files(next(names), pescador.sources.Rows)
+        mux = pescador.StochasticMux(
+            streams, min(OPEN, n), rate, mode="exhaustive", dist="constant", random_state=0
+        )
+        return pescador.buffer_stream(mux, BATCH)
+
+    return Calls(last_of, setup=opened, per=n * rate)
+
+
+@job_once.by("peer", "ours-function", way=FUNCTION_WAY)
+def _(pescador, rate=16, n=FILES):
+    paths = data.recordings(n)
+
+    def opened():
+        streams = [pescador.Streamer(rows_of, path, seed) for seed, path in enumerate(paths)]
+        mux = pescador.StochasticMux(
+            streams, min(OPEN, n), rate, mode="exhaustive", dist="constant", random_state=0
+        )
+        return pescador.buffer_stream(mux, BATCH)
+
+    return Calls(last_of, setup=opened, per=n * rate)
+
+
+@job_once.by("hand", way=FUNCTION_WAY)
+def _(rate=16, n=FILES):
+    paths = data.recordings(n)
+    stream = mixed_by_hand(lambda i, seed: rows_of(paths[i], seed), n, rate).iterator
+    return Calls(last_of, setup=lambda: itertools.islice(stream, n * rate // BATCH), per=n * rate)
 
 
 def in_memory_files(n):

@@ -180,6 +180,7 @@ MAIN = {
     "batches/size=64": "`buffer_stream`, 64 items of 64 B",
     "batches/size=602112": "`buffer_stream`, 64 items of 602 kB",
     "job/rate=16": "`pescador.batches`, rows of 1,000 `.npz` files",
+    "job_once": "the same, of files that were never visited before",
     "windows": "`pescador.batches`, windows of 64 KB of `.npy` files",
     "transport/size=64": "`ZMQStreamer`, items of 64 B",
     "transport/size=40000000": "`ZMQStreamer`, items of 40 MB",

@@ -11,13 +11,14 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .._stores import Stamp
 from ..exceptions import DataError
+from .archives import START, ZipMember, plain_members, read_at
 from .files import (
     MOST_LAYOUTS,
     File,
@@ -67,6 +68,8 @@ Layout = dict[str, Member | str]
 
 _layouts: Recent[tuple[Stamp, Layout]] = Recent(MOST_LAYOUTS)
 
+_MAGIC = np.lib.format.MAGIC_PREFIX
+
 # As NumPy has it, and for the same reason: literals of any size are not safe to evaluate.
 MOST_HEADER = 10_000
 
@@ -74,16 +77,13 @@ MOST_HEADER = 10_000
 MOST_DEFLATED = 1100
 
 
-def _read_header(content: Any) -> bytes:
-    """Read what precedes the values of an array."""
-    head: bytes = content.read(8)
-    size = 2 if head[6:7] == b"\x01" else 4
-    length: bytes = content.read(size)
-    n = int.from_bytes(length, "little")
+def _header_size(start: bytes) -> int:
+    """Return how many bytes precede the values of an array, from what these begin with."""
+    size = 10 if start[6:7] == b"\x01" else 12
+    n = int.from_bytes(start[8:size], "little")
     if n > MOST_HEADER:
         raise ValueError(f"a header of {n} bytes; at most {MOST_HEADER} were expected")
-    rest: bytes = content.read(n)
-    return head + length + rest
+    return size + n
 
 
 # Many files have the same few headers, which take longer to understand than to read.
@@ -107,11 +107,10 @@ def _parse(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[
     return shape, "F" if is_fortran else "C", dtype
 
 
-def _read_member(content: Any, size: int, offset: int, packed: Packed | None) -> Member | str:
-    """Read the header of an array, whose content has ``size`` bytes."""
-    header = _read_header(content)
-    shape, order, dtype = _parse(header)
-    begin = len(header)
+def _member(start: bytes, size: int, offset: int, packed: Packed | None) -> Member | str:
+    """Return an array whose content begins so, with all of its header, and has ``size`` bytes."""
+    begin = _header_size(start)
+    shape, order, dtype = _parse(start[:begin])
     member = Member(shape, dtype, order, offset + begin, packed)
     if dtype.hasobject:
         return f"holds Python objects (dtype {dtype}), which are never unpickled"
@@ -123,51 +122,76 @@ def _read_member(content: Any, size: int, offset: int, packed: Packed | None) ->
     return member
 
 
-def _read_zipped(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: BinaryIO, size: int
+def _zipped(member: ZipMember, size: int) -> Member | str | None:
+    """Return the array that is a member of a `.npz` of so many bytes; None if it is none."""
+    if not (member.start.startswith(_MAGIC) or member.name.endswith(".npy")):
+        return None
+    if member.offset + member.n_bytes > size:
+        return f"is truncated: it ends at byte {member.offset + member.n_bytes} of {size}"
+    if not member.is_packed:
+        return _member(member.start, member.n_bytes, member.offset, None)
+    if member.n_unpacked > MOST_DEFLATED * member.n_bytes:
+        return f"is damaged: {member.n_bytes} bytes cannot hold {member.n_unpacked}"
+    packed = Packed(member.offset, member.n_bytes, member.n_unpacked, member.crc)
+    return _member(member.start, member.n_unpacked, 0, packed)
+
+
+def _read_by_zipfile(
+    archive: zipfile.ZipFile, descriptor: int, size: int, info: zipfile.ZipInfo
 ) -> Member | str | None:
-    """Read the header of a member of a `.npz`; None if it is no array."""
+    """Read the header of a member of an archive of any kind; None if it is no array."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"is compressed by method {info.compress_type} of zip; deflate was expected"
     with archive.open(info) as content:
-        is_array = content.read(6) == np.lib.format.MAGIC_PREFIX
-        if not (is_array or info.filename.endswith(".npy")):
-            return None
-        content.seek(0)
-        # The local header, which `open` has compared with the directory: 30 bytes, a name, extras.
-        file.seek(info.header_offset + 26)
-        offset = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-        if offset + info.compress_size > size:
-            return f"is truncated: it ends at byte {offset + info.compress_size} of {size}"
-        if info.compress_type == zipfile.ZIP_STORED:
-            return _read_member(content, info.compress_size, offset, None)
-        if info.file_size > MOST_DEFLATED * info.compress_size:
-            return f"is damaged: {info.compress_size} bytes cannot hold {info.file_size}"
-        packed = Packed(offset, info.compress_size, info.file_size, info.CRC)
-        return _read_member(content, info.file_size, 0, packed)
+        start = content.read(START)
+        if start.startswith(_MAGIC):
+            start += content.read(max(0, _header_size(start) - len(start)))
+    # The local header, which `open` has compared with the directory: 30 bytes, a name, extras.
+    lengths = struct.unpack("<HH", read_at(descriptor, 4, info.header_offset + 26))
+    offset = info.header_offset + 30 + sum(lengths)
+    is_packed = info.compress_type == zipfile.ZIP_DEFLATED
+    sizes = info.compress_size, info.file_size, info.CRC
+    return _zipped(ZipMember(info.filename, offset, *sizes, is_packed, start), size)
 
 
 def _read_layout(path: str, descriptor: int, size: int) -> Layout:
     """Read what is in a file."""
-    layout: Layout = {}
-    with open(descriptor, "rb", closefd=False) as file, reading(path):
+    with reading(path):
         if path.lower().endswith(".npy"):
-            return {"data": _read_member(file, size, 0, None)}
-        with zipfile.ZipFile(file) as archive:
-            # Of members of one name the last one counts.
-            for info in {info.filename: info for info in archive.infolist()}.values():
-                key = sys.intern(info.filename.removesuffix(".npy"))
-                if info.is_dir() or (key in layout and key != info.filename):
-                    continue
-                try:
-                    member = _read_zipped(archive, info, file, size)
-                except (MemoryError, OSError):
-                    # These are of the moment, and not to be remembered.
-                    raise
-                except Exception as error:
-                    member = f"is damaged: {type(error).__name__}: {error}"
-                if member is not None:
-                    layout[key] = member
+            start = read_at(descriptor, START, 0)
+            start += read_at(descriptor, max(0, _header_size(start) - len(start)), len(start))
+            return {"data": _member(start, size, 0, None)}
+        plain = plain_members(descriptor, size)
+        if plain is not None and not any(map(_is_cut, plain)):
+            return _layout_of({it.name: it for it in plain}, lambda it: _zipped(it, size))
+        with open(descriptor, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
+            read = functools.partial(_read_by_zipfile, archive, descriptor, size)
+            return _layout_of({info.filename: info for info in archive.infolist()}, read)
+
+
+def _is_cut(member: ZipMember) -> bool:
+    """Tell whether the header of an array is longer than what was read of it."""
+    start = member.start
+    n = member.n_unpacked if member.is_packed else member.n_bytes
+    return len(start) < n and (len(start) < 12 or len(start) < _header_size(start))
+
+
+def _layout_of(members: dict[str, Any], read: Callable[[Any], Member | str | None]) -> Layout:
+    """Return what is in an archive; of members of one name, the last one counts."""
+    layout: Layout = {}
+    for name, found in members.items():
+        key = sys.intern(name.removesuffix(".npy"))
+        if name.endswith("/") or (key in layout and key != name):
+            continue
+        try:
+            member = read(found)
+        except (MemoryError, OSError):
+            # These are of the moment, and not to be remembered.
+            raise
+        except Exception as error:
+            member = f"is damaged: {type(error).__name__}: {error}"
+        if member is not None:
+            layout[key] = member
     return layout
 
 
