@@ -9,7 +9,7 @@ import itertools
 import os
 import struct
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["START", "ZipMember", "plain_members", "read_at"]
 
@@ -85,7 +85,7 @@ def plain_members(descriptor: int, size: int) -> list[ZipMember] | None:
     return members if apart and at == len(directory) else None
 
 
-def _member(descriptor: int, entry: tuple[int, ...], name: bytes) -> ZipMember | None:
+def _member(descriptor: int, entry: tuple[Any, ...], name: bytes) -> ZipMember | None:
     """Return the member of an entry of the directory, if all of it is as NumPy has it."""
     signature, _, version, flags, method, _, _, crc, n_bytes, n_unpacked, n_name = entry[:11]
     header = entry[-1]

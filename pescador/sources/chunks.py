@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from .._stores import Stamp
 from ..exceptions import DataError, PescadorError
 from .files import TICK, Recent, map_file, open_regular, read_from, reading, shows_changes
 from .formats import Opened, Rowwise, Sliced, check_dtype, opening, package, sliced
+from .inflate import inflater
 from .npy import select
 
 __all__ = ["Chunked", "Decoded", "open_hdf5", "open_zarr"]
@@ -268,8 +268,8 @@ class MappedChunks(Chunked):
             if mask >> i & 1:
                 continue
             if self._filters[i] == DEFLATE:
-                inflater = zlib.decompressobj()
-                content = inflater.decompress(content, self._chunk_bytes + 1)
+                inflating = inflater().decompressobj()
+                content = inflating.decompress(content, self._chunk_bytes + 1)
             else:
                 by_byte = np.frombuffer(content, np.uint8).reshape(self.dtype.itemsize, -1)
                 content = np.empty(by_byte.shape[::-1], np.uint8)

@@ -29,6 +29,7 @@ from .files import (
     reading,
     shows_changes,
 )
+from .inflate import inflater
 
 __all__ = ["FileArray", "open_npy", "select"]
 
@@ -269,8 +270,8 @@ def _read_whole(descriptor: int, what: str, member: Member) -> npt.NDArray[Any]:
     if member.packed is None:
         return np.ndarray(member.shape, member.dtype, values, order=member.order)
     with reading(what):
-        values = zlib.decompress(values, -zlib.MAX_WBITS, max(1, member.packed.n_unpacked))
-    if len(values) != member.packed.n_unpacked or zlib.crc32(values) != member.packed.crc:
+        values = inflater().decompress(values, -zlib.MAX_WBITS, max(1, member.packed.n_unpacked))
+    if len(values) != member.packed.n_unpacked or inflater().crc32(values) != member.packed.crc:
         raise DataError(f"{what} is damaged: its checksum is not that of its content")
     return _view(what, member, values)
 
