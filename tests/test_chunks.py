@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import zlib
 
 import numpy as np
 import pytest
@@ -359,6 +360,21 @@ def test_damaged_chunks_are_errors(tmp_path):
     with (
         open_store(tmp_path / "a.h5") as store,
         pytest.raises(DataError, match=r"a\.h5: key 'X' cannot be read; is it damaged\?"),
+    ):
+        store.arrays["X"].read(np.array([0]))
+
+
+def test_a_chunk_that_is_cut_before_its_checksum_is_an_error(tmp_path):
+    values = np.random.default_rng(0).standard_normal((100, 8))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        written = file.create_dataset(
+            "X", values.shape, values.dtype, chunks=(100, 8), compression=4
+        )
+        written.id.write_direct_chunk((0, 0), zlib.compress(values)[:-4])
+    aged(tmp_path)
+    with (
+        open_store(tmp_path / "a.h5") as store,
+        pytest.raises(DataError, match="is damaged: a chunk has no end"),
     ):
         store.arrays["X"].read(np.array([0]))
 

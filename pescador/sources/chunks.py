@@ -270,6 +270,9 @@ class MappedChunks(Chunked):
             if self._filters[i] == DEFLATE:
                 inflating = inflater().decompressobj()
                 content = inflating.decompress(content, self._chunk_bytes + 1)
+                if not inflating.eof:
+                    # Nor was its checksum looked at.
+                    raise DataError(f"{self.what} is damaged: a chunk has no end")
             else:
                 by_byte = np.frombuffer(content, np.uint8).reshape(self.dtype.itemsize, -1)
                 content = np.empty(by_byte.shape[::-1], np.uint8)
