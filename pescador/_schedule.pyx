@@ -45,7 +45,7 @@ cdef enum:
     MOST_AHEAD = 1 << 12
     # How many items are taken between two looks at the plan.
     PLAN_EVERY = 8
-    # And between two looks at how fast the workers are.
+    # And between two looks at how fast the workers are; more often at first.
     LOOK_EVERY = 256
     # A plan that was wrong begins anew after so many times as long as it took to do so.
     SHARE = 20
@@ -503,8 +503,8 @@ cdef class Schedule(Elsewhere):
 
     cdef int look(self) except -1:
         """Look now and then how fast the workers are."""
-        if self.adapts and self.n_taken >= self.look_at:
-            self.look_at = self.n_taken + LOOK_EVERY
+        if self.n_taken >= self.look_at:
+            self.look_at = self.n_taken + min(LOOK_EVERY, max(self.n_taken, PLAN_EVERY))
             self.reach = self.pool.reach()
         return 0
 
@@ -1142,12 +1142,12 @@ cdef class Plan(Elsewhere):
             self.note_wrong()
         if self.is_over and not self.is_wrong:
             return 0
+        self.schedule.look()
         if self.is_wrong:
             if self.schedule.n_taken < self.rests_until or time.monotonic() < self.not_before:
                 return 0
             self.begin_anew()
             self.schedule.give_up()
-        self.schedule.look()
         wanted = self.schedule.wanted(self.reader.n)
         while self.lead < wanted + PLAN_EVERY or (
                 self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD):
@@ -1416,8 +1416,10 @@ def least_busy(list makers):
     """
     cdef Orders maker, best = None
     cdef double work, least = 0.0
+    # One of which nothing is known yet is not a fast one.
+    cdef bint are_known = all([(<Orders>it).cost > 0 for it in makers])
     for maker in makers:
-        work = (maker.n_visits + 1) * <double>max(maker.cost, 1)
+        work = (maker.n_visits + 1) * (<double>maker.cost if are_known else 1.0)
         if best is None or work < least:
             best = maker
             least = work

@@ -24,7 +24,15 @@ from open_trees import Trouble, build, plain, to_open
 import pescador
 import pescador.ray
 from effort import explore
-from pescador import SPAWN, ArgumentError, ParallelStreamer, PescadorError, Seeded, Streamer
+from pescador import (
+    SPAWN,
+    ArgumentError,
+    ParallelStreamer,
+    PescadorError,
+    Seeded,
+    Streamer,
+    _schedule,
+)
 from pescador._channel import process
 from streams import count, data, letters
 
@@ -703,3 +711,11 @@ def test_rows_of_batches_that_nobody_makes_take_the_memory_of_a_few():
     assert placed is None
     assert rows.array(0, (4, 1024), np.dtype(float), 400).base is not None
     assert rows.place(401, 401) is not None
+
+
+def test_a_worker_of_which_nothing_is_known_is_not_taken_for_a_fast_one():
+    known, other = (_schedule.Orders(None, None, None, None, None) for _ in range(2))
+    known.cost = 15_000
+    assert _schedule.least_busy([known, other]) is known
+    other.cost = 10_000
+    assert _schedule.least_busy([known, other]) is other

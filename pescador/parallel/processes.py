@@ -184,6 +184,10 @@ class Processes(Pool):
         return _schedule.least_busy(self.makers)
 
     def reach(self) -> int:
+        for maker in self.makers:
+            # That of a worker which is given too little would never be known otherwise.
+            if maker.owner.memory is not None:
+                maker.cost = maker.owner.memory.cost
         return _schedule.reach_of(self.makers)
 
     # --------------------------------------------------------------------------------------- items
@@ -236,8 +240,6 @@ class Processes(Pool):
             for item in items:
                 self.note(tag, item, sum(array.nbytes for array in item.values()))
         _schedule.take_in(self.schedule, maker)
-        if channel.memory is not None:
-            maker.cost = channel.memory.cost
 
     def note(self, number: int, item: dict[Any, Any], size: int) -> None:
         """Take an item, or note what a worker tells of a visit."""
