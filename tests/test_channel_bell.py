@@ -5,6 +5,7 @@ import signal
 import sys
 from multiprocessing import Pipe
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 if sys.platform != "linux":
     pytest.skip("on Linux only", allow_module_level=True)
 
-from pescador._channel import protocol
+from pescador._channel import protocol, worker
 from pescador._channel.bell import Bell
 
 
@@ -44,6 +45,14 @@ def test_whoever_listens_gets_all_messages_but_those_that_wake(said):
                 heard.append(ours.recv_bytes())
         assert heard == [message for message in said if message != protocol.WAKE]
         assert woken or said[-1:] != [protocol.WAKE]
+
+
+def test_a_worker_that_waits_for_room_takes_them_for_no_orders(ends):
+    ours, other = ends
+    consumer = worker._Consumer(ours)
+    Bell(other).ring()
+    assert consumer.send({"x": np.zeros(3)})
+    assert not consumer.messages
 
 
 def test_an_end_that_is_closed_is_a_message(ends):

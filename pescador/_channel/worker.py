@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 
 from . import process
-from .protocol import HEARTBEAT, NAP, STOP, Report, send_end, send_item, write_item
+from .protocol import HEARTBEAT, NAP, STOP, WAKE, Report, send_end, send_item, write_item
 
 if sys.platform == "linux":
     from .bell import Bell
@@ -71,9 +71,9 @@ class _Consumer:
 
     def _read(self) -> None:
         message = self.pipe.recv_bytes()
-        if message == STOP:
-            self.stopped = True
-        else:
+        self.stopped = message == STOP
+        # Who waits for room reads words that wake as well.
+        if message not in (STOP, WAKE):
             self.messages.append(message)
 
     def _wait_for_room(self) -> None:
