@@ -1,6 +1,7 @@
 """What is shipped, and what a broken installation says."""
 
 import importlib.metadata
+import os
 import pathlib
 import re
 import shutil
@@ -89,6 +90,40 @@ def test_importing_the_package_in_a_subinterpreter_says_why_that_cannot_be():
     )
     assert "in the main interpreter only" in done.stdout, done
     assert "are missing" not in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker is to lack the rooms, too")
+def test_workers_run_without_the_rooms_that_are_built_on_linux_alone():
+    (built,) = re.findall(
+        r"STREQUAL \"Linux\"\)\s+list\(APPEND rooms ([^)]+)\)",
+        (ROOT / "CMakeLists.txt").read_text(),
+    )
+    rooms = ["pescador." + room.replace("/", ".") for room in built.split()]
+    script = f"""
+        import multiprocessing.popen_fork, sys
+        import numpy as np, zmq
+
+        sys.platform = "darwin"
+        sys.modules.update(dict.fromkeys({rooms}))
+        import pescador
+
+        def stream(i):
+            yield {{"x": np.arange(i)}}
+            yield {{"x": np.ones(i)}}
+
+        mux = pescador.RoundRobinMux([pescador.Streamer(stream, i) for i in range(3)], "exhaustive")
+        given = []
+        for background in (
+            pescador.ZMQStreamer(mux, start_method="fork"),
+            pescador.ParallelStreamer(pescador.Seeded(mux, 1), 2, start_method="fork"),
+        ):
+            given.append([item["x"].tolist() for item in background])
+        assert given == [[item["x"].tolist() for item in mux]] * 2
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_package_ships_its_types():

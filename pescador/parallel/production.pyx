@@ -16,7 +16,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport strchr
 
 from pescador._channel import protocol, schema
-from pescador._channel.memory cimport damaged
+from pescador.exceptions import PescadorError
 from pescador._native.iterators cimport next_item, steal
 from pescador.parallel.orders cimport (
     BEGIN, MORE, MORE_INTO, ORDER_BITS, WORTH, order_in,
@@ -239,7 +239,8 @@ cdef class Production:
                 self.due.append(number)
                 self.rows.append(None)
             elif order_in(word) == MORE_INTO:
-                length = order[at] if at < n else -1
+                check_words(1, n - at)
+                length = order[at]
                 at += 1
                 check_words(length, n - at)
                 self.due.append(number)
@@ -282,9 +283,10 @@ cdef class Production:
 
 
 cdef int check_words(Py_ssize_t length, Py_ssize_t room) except -1:
-    """Raise an error if an order says that it has more words than there are."""
+    """Raise an error if an order is to have more words than there are."""
     if not 0 <= length <= room:
-        raise damaged("the number of words of an order", length)
+        raise PescadorError(
+            f"an order of the consumer is damaged: {length} words should follow, and {room} do")
     return 0
 
 
