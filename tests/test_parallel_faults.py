@@ -1,5 +1,6 @@
 """What becomes of a ParallelStreamer when a stream, a worker or the consumer fails."""
 
+import collections
 import contextlib
 import gc
 import itertools
@@ -10,6 +11,7 @@ import pickle
 import random
 import re
 import signal
+import struct
 import sys
 import threading
 import time
@@ -17,13 +19,16 @@ import time
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from open_trees import Resumable, plain
 from scripts import run
 
 import effort
 import pescador
 from pescador import ParallelStreamer, PescadorError, Seeded, Streamer
-from pescador._channel import process
+from pescador._channel import process, protocol
+from pescador.parallel.production import Production
 from pescador.sources import Rows
 from streams import Failure, data, failing, forever
 
@@ -588,6 +593,46 @@ def test_threads_close_what_they_have_opened():
     list(parallel(max_iter=60))
     assert len(events) > 20
     assert sum(events) == 0
+
+
+# ------------------------------------------------------------------------------- damaged orders
+
+
+class Saying:
+    """A consumer that has said something, and says no more."""
+
+    def __init__(self, *messages):
+        self.messages = collections.deque(messages)
+
+    def wait(self, timeout):
+        return True
+
+
+# Whole orders, as words: an item, an item into places, a visit to begin, one to close.
+NUMBERS, WORDS = st.integers(0, 2**60), st.lists(st.integers(0, 2**60), max_size=4)
+WHOLE = st.one_of(
+    st.builds(lambda number: [4 * number], NUMBERS),
+    st.builds(lambda number, places: [4 * number + 3, len(places), *places], NUMBERS, WORDS),
+    st.builds(lambda number, path: [4 * number + 1, 9, 0, len(path), *path], NUMBERS, WORDS),
+    st.builds(lambda number: [4 * number + 2], NUMBERS),
+)
+
+
+@effort.examples(300)
+@given(st.lists(WHOLE, max_size=3), WHOLE.filter(lambda order: len(order) > 1), st.data())
+def test_an_order_that_says_that_it_has_other_words_than_there_are_is_refused(before, last, data):
+    if data.draw(st.booleans()):
+        # It ends before its last word.
+        last = last[: data.draw(st.integers(1, len(last) - 1))]
+    else:
+        # Or says that it has more of them, or fewer than none.
+        at = 1 if last[0] % 4 == 3 else 3
+        last[at] = data.draw(st.integers(-(2**63), -1) | st.integers(len(last) - at, 2**63 - 1))
+    words = [word for order in [*before, last] for word in order]
+    message = protocol.ORDERS + struct.pack(f"<{1 + len(words)}q", 0, *words)
+    worker = Production(Saying(message), None, None, None, None)
+    with pytest.raises(PescadorError, match="order of the consumer is damaged"):
+        next(worker)
 
 
 # -------------------------------------------------------------------------------------- leaks
