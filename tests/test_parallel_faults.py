@@ -47,6 +47,11 @@ def noise(scale, n=10**9):
         yield {"x": scale * np.random.rand(3)}
 
 
+def drawn(i):
+    for j in range(np.random.randint(1, 7)):
+        yield {"x": np.full(30, 100 * i + j)}
+
+
 def pids(i):
     while True:
         yield i, os.getpid()
@@ -522,6 +527,35 @@ def test_a_forked_child_of_the_consumer_gets_an_error_and_harms_nothing(kind):
         os._exit(verdict)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert found + plain(list(items)) == plain(list(run(max_iter=300)))
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_a_forked_child_that_goes_on_with_batches_gets_an_error(before):
+    mux = pescador.StochasticMux([Streamer(drawn, i) for i in range(3)], 1, rate=1)
+    parallel = ParallelStreamer(
+        Seeded(mux, 0), 2, start_method="fork", read_ahead=100, open_ahead=20
+    )
+    stream = Streamer(pescador.buffer_stream, parallel, 16).iterate(60)
+    for _ in range(before):
+        next(stream)
+    # Much has arrived that the child can take.
+    time.sleep(0.05)
+    child = os.fork()
+    if child == 0:
+        verdict = 1
+        with contextlib.suppress(BaseException):
+            # That of the tests' time limit would wait for compiled code.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            try:
+                # Of these, the memory of the first may be there.
+                for _ in stream:
+                    pass
+            except PescadorError as error:
+                verdict = int("belongs to the process" not in str(error))
+        os._exit(verdict)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(list(stream)) == 60 - before
 
 
 @pytest.mark.parametrize("keep_workers", [False, True])

@@ -416,6 +416,9 @@ cdef class Arena:
         """Return a new block of so many bytes, with pages behind it; None if there is no room."""
         cdef uint64_t returned = load(&self.memory.control.returned), stop
         cdef int32_t number
+        # The words of the memory, and its heap, are not those of a forked process.
+        if self.memory.in_child:
+            return None
         while self.returned != returned:
             self.heap.free(<int32_t>self.memory.returns[self.returned % BLOCKS])
             self.returned += 1

@@ -219,6 +219,8 @@ class Processes(Pool):
         self.is_torn = True
         _schedule.flush_all(self.makers)
         while True:
+            # A copy in a forked process takes nothing that arrives.
+            process.check_owner(self.owner)
             lost = [maker for maker in self.makers if maker.owner.is_over()]
             for maker in self.makers:
                 self._receive(maker)
