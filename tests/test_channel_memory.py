@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import run
 
 from channel import MEGA, Pair, memory
 from effort import examples
@@ -48,9 +49,31 @@ def test_blocks_never_overlap_and_room_is_found_where_there_is_any(size, steps):
             assert heap.free(number) == 0
             assert heap.free(number) == -1
         assert heap.used == sum(length for _, length in taken.values())
+    assert heap.free(len(steps)) == -1
     for number in taken:
         heap.free(number)
     assert heap.place(heap.allocate(heap.size)) == (0, heap.size)
+
+
+def test_a_heap_in_a_worker_that_was_forked_takes_pages_when_they_are_used():
+    done = run(
+        """
+        import resource
+        from pescador._channel.memory import Heap
+
+        # What the system's allocator keeps, and gives out again: it is not zeros any more.
+        for _ in range(2):
+            bytearray(b"x") * 2**23
+        if os.fork() == 0:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            Heap(2**28)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+            os._exit(0)
+        os.wait()
+        """
+    )
+    # It has 150 of them.
+    assert int(done.stdout) < 50, done.stderr
 
 
 def test_a_block_comes_back_when_the_last_view_of_it_dies(pair):

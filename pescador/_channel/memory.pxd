@@ -118,6 +118,7 @@ cdef class Heap:
 
     cpdef int32_t allocate(self, uint64_t size) noexcept
     cpdef int free(self, int32_t number) noexcept
+    cdef int32_t n_numbers(self) noexcept
     cdef void insert_gap(self, Py_ssize_t i, Extent gap) noexcept
     cdef void remove_gap(self, Py_ssize_t i) noexcept
 

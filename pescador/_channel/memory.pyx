@@ -29,7 +29,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free as libc_free
+from libc.stdlib cimport free as libc_free, malloc
 from libc.string cimport memcpy, memmove
 from posix.mman cimport munmap
 from posix.unistd cimport _SC_PAGESIZE, close, sysconf
@@ -312,10 +312,11 @@ cdef class Heap:
 
     def __cinit__(self, uint64_t size):
         self.size = size // LINE * LINE
-        # As many as there may be; pages come when they are used.
-        self.blocks = <Extent*>calloc(BLOCKS, sizeof(Extent))
-        self.gaps = <Extent*>calloc(BLOCKS + 1, sizeof(Extent))
-        self.unused = <int32_t*>calloc(BLOCKS, sizeof(int32_t))
+        # As many as there may be; pages come when they are used. Not cleared: that would take them
+        # all, one by one in a worker that was forked.
+        self.blocks = <Extent*>malloc(BLOCKS * sizeof(Extent))
+        self.gaps = <Extent*>malloc((BLOCKS + 1) * sizeof(Extent))
+        self.unused = <int32_t*>malloc(BLOCKS * sizeof(int32_t))
         if self.blocks is NULL or self.gaps is NULL or self.unused is NULL:
             raise MemoryError
         self.insert_gap(0, Extent(0, self.size))
@@ -337,8 +338,7 @@ cdef class Heap:
                 break
         else:
             return -1
-        # All numbers below these two together were in use at some time.
-        number = <int32_t>(self.n_blocks + self.n_unused)
+        number = self.n_numbers()
         if self.n_unused > 0:
             self.n_unused -= 1
             number = self.unused[self.n_unused]
@@ -353,7 +353,7 @@ cdef class Heap:
 
     cpdef int free(self, int32_t number) noexcept:
         """Free a block; return -1 if there is no such block."""
-        if number < 0 or number >= BLOCKS or self.blocks[number].size == 0:
+        if number < 0 or number >= self.n_numbers() or self.blocks[number].size == 0:
             return -1
         cdef Extent block = self.blocks[number]
         cdef Py_ssize_t i = 0, stop = self.n_gaps, middle
@@ -377,6 +377,10 @@ cdef class Heap:
         else:
             self.insert_gap(i, block)
         return 0
+
+    cdef int32_t n_numbers(self) noexcept:
+        """How many blocks there have been at a time: their numbers are those below that."""
+        return <int32_t>(self.n_blocks + self.n_unused)
 
     cdef void insert_gap(self, Py_ssize_t i, Extent gap) noexcept:
         memmove(self.gaps + i + 1, self.gaps + i, (self.n_gaps - i) * sizeof(Extent))
