@@ -5,13 +5,13 @@ import math
 import os
 import secrets
 import socket as sockets
+import struct
 import time
 from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from .. import _core
 from .._channel import process
@@ -311,8 +311,9 @@ class Connection:
 
     def _note_event(self) -> None:
         """Read what ZeroMQ tells of the connection."""
-        event = parse_monitor_message(self.monitor.recv_multipart())
-        kind, value = event["event"], int(event["value"])
+        # Not by `zmq.utils.monitor`, which imports asyncio: more to copy for each worker's fork.
+        event, _ = self.monitor.recv_multipart()
+        kind, value = struct.unpack("=Hi", event)
         now = time.monotonic()
         if kind == zmq.Event.HANDSHAKE_SUCCEEDED:
             self.is_connected = self.was_connected = True
