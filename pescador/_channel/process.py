@@ -95,6 +95,8 @@ _spawn = SimpleNamespace(**{**vars(spawn), "get_preparation_data": _preparation_
 # A worker starts while this is held, a plain lock would not do: other code of this thread (a
 # finalizer, what is called at a fork) may start another meanwhile.
 _starting = threading.RLock()
+# Found before there are workers: a new process is slow in whatever it does first.
+_SIGNALS = tuple(signal.valid_signals())
 # Workers of this process that have not ended.
 _workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
@@ -167,7 +169,7 @@ if "fork" in METHODS:
             # its lock at the fork, for which this process would wait for ever. It closes this one.
             self._stdin = sys.stdin
             if sys.stdin is not None:
-                sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+                sys.stdin = io.StringIO()
             code: int = super()._bootstrap(*args, **named)  # type: ignore[misc]
             return code
 
@@ -411,7 +413,7 @@ def become_worker(forked: bool) -> None:
     """Free a worker process of what it has from the process that started it."""
     # The script's handlers are for the process that it runs in. What it handles there is not to
     # end its workers, but for SIGTERM, by which they are ended.
-    for number in signal.valid_signals():
+    for number in _SIGNALS:
         if callable(signal.getsignal(number)):
             ends = number in (signal.SIGTERM, getattr(signal, "SIGCHLD", None))
             signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)

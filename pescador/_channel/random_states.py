@@ -91,7 +91,7 @@ def _for_numpy() -> tuple[Any, float | None]:
         # Any words will do that are as good as random; NumPy's way to them is slow.
         words = np.frombuffer(hashlib.shake_256(key).digest(4 * 624), "<u4")
         derived: Any = np.random.MT19937(0)
-        derived.state = {**derived.state, "state": {"key": words, "pos": 624}}
+        derived.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
         return derived, None
     seeds = np.random.SeedSequence(int.from_bytes(key, "little"))
     with suppress(Exception):
