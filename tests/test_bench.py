@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import sys
 
 import numpy as np
@@ -229,6 +230,8 @@ def test_a_worker_that_is_killed_or_late_says_so_and_is_asked_no_more(profile):
     killed.kill()
     killed.prepare()
     assert killed.failure.startswith("the worker ended with status -9")
+    # Or it might have its answer before we look.
+    os.kill(late.process.pid, signal.SIGSTOP)
     late.ask(patience=0)
     assert late.failure == "took more than 0 s"
     for it in (killed, late):
