@@ -26,6 +26,8 @@ cnp.import_array()
 
 # How often (in seconds) a worker that is busy looks for messages.
 cdef double LOOK = 0.005
+# For how long (in seconds) it counts what an item took.
+cdef double MEMORY = 0.25
 cdef enum:
     # So many orders that were carried out are forgotten at a time.
     FORGET = 1 << 10
@@ -85,7 +87,8 @@ cdef class Production:
     cdef Py_ssize_t first              # of these
     cdef set into                      # numbers of visits whose items are wanted somewhere
     cdef list telling                  # (number, item) that come before the next item
-    cdef double look_at, cost
+    cdef double look_at
+    cdef double seconds, items         # those that were made lately, and how long they took
     cdef int64_t n_made
 
     def __init__(self, consumer, begin, start_run, describe, is_forked):
@@ -118,12 +121,15 @@ cdef class Production:
         number = self.next_due()
         self.name(number)
         item = self.make(number, self.rows[self.first - 1], before)
-        # How long items take; the last 50 or so count.
+        # How long items take. Of a visit, it is often the first one that takes longest: so many are
+        # looked at that the number of visits among them hardly counts.
+        cdef double took = perf_counter() - before, kept = MEMORY / (MEMORY + took)
+        self.seconds = kept * self.seconds + took
+        self.items = kept * self.items + 1
         self.n_made += 1
-        self.cost += (perf_counter() - before - self.cost) / min(self.n_made, 50)
         if self.memory is not None and (self.n_made < TELL_EVERY or self.n_made % TELL_EVERY == 0):
-            self.memory.cost = <int64_t>(1e9 * self.cost)
-            self.writer.worth = <int64_t>(1e-9 * WORTH / max(self.cost, 1e-9))
+            self.memory.cost = <int64_t>(1e9 * self.seconds / self.items)
+            self.writer.worth = <int64_t>(1e-9 * WORTH * self.items / max(self.seconds, 1e-9))
         return item
 
     cdef object next_due(self):
