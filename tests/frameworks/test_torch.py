@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import multiprocessing
+import os
 import pathlib
 import pickle
 import signal
@@ -14,6 +15,7 @@ import sys
 
 import numpy as np
 import pytest
+import scripts
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -605,6 +607,49 @@ def test_a_run_that_is_resumed_in_its_second_pass_goes_on_to_the_third(loop, len
     whole = [tree.at(epoch=epoch)(max_iter=length) for epoch in range(3)]
     expected = [batch["x"].tolist() for batch in itertools.chain(*whole)]
     assert first + rest == expected[: 2 * length + 4]
+
+
+def trained_by_lightning(folder):
+    return torch.load(folder / "checkpoints/last.ckpt")["state_dict"]
+
+
+def trained_by_accelerate(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "checkpoints/80/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "packages", "trained"),
+    [
+        ("lightning_loop.py", ["lightning", "torchdata"], trained_by_lightning),
+        ("accelerate_loop.py", ["accelerate", "torchdata"], trained_by_accelerate),
+    ],
+)
+@pytest.mark.timeout(300)
+def test_a_script_on_the_page_that_is_resumed_trains_the_model_of_an_unbroken_run(
+    name, packages, trained, tmp_path
+):
+    for package in packages:
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    script = scripts.on_page("how-to/pytorch.rst", name)
+    # Where the model of a run that is resumed began does not matter.
+    resumed = script.replace("manual_seed(0)", "manual_seed(1)")
+    assert resumed != script
+    models = []
+    for runs_of in ([(50, script), (80, resumed)], [(80, script)]):
+        folder = tmp_path / str(len(runs_of))
+        folder.mkdir()
+        for steps, body in runs_of:
+            (folder / name).write_text(body)
+            environment = {**os.environ, "STEPS": str(steps)}
+            command = [sys.executable, name]
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+        models.append(trained(folder))
+    torch.testing.assert_close(*models, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
