@@ -221,6 +221,7 @@ def test_columns_that_are_no_arrays_are_errors(tmp_path, name):
         "ragged": [[1], [1, 2], []],
         "fields": [{"a": 1}] * 3,
         "no list": [[1], None, [3]],
+        "no first list": [None, [1], [3]],
         "null": [1, None, 3],
         "nan": [1.0, None, 3.0],
         "flag": [True, False, True],
@@ -235,6 +236,8 @@ def test_columns_that_are_no_arrays_are_errors(tmp_path, name):
         open_store(path)
     with pytest.raises(DataError, match=f"{name}: key 'fields' is of type struct"):
         open_store(path, ["fields"])
+    with pytest.raises(DataError, match=f"{name}: key 'no first list' has rows that are null"):
+        open_store(path, ["no first list"])
     with open_store(path, ["ragged", "no list"]) as store:
         with pytest.raises(DataError, match="key 'ragged' has rows of different lengths: 1 and 2"):
             store.arrays["ragged"].read_slice(0, 3)
@@ -254,15 +257,22 @@ def test_lists_of_one_length_are_rows(tmp_path, name):
     array = np.arange(24.0).reshape(4, 2, 3)
     path = tmp_path / name
     fixed = pyarrow.list_(pyarrow.list_(pyarrow.float64()), 2)
-    data = pyarrow.table({"X": array.tolist(), "fixed": pyarrow.array(array.tolist(), fixed)})
+    data = pyarrow.table(
+        {
+            "X": array.tolist(),
+            "fixed": pyarrow.array(array.tolist(), fixed),
+            "empty": pyarrow.array([[]] * 4, pyarrow.list_(pyarrow.float64())),
+        }
+    )
     if name.endswith("r"):
         pytest.importorskip("pyarrow.feather").write_feather(data, path)
     else:
         pytest.importorskip("pyarrow.parquet").write_table(data, path, row_group_size=3)
-    with open_store(path, ["X", "fixed"]) as store:
-        for ours in store.arrays.values():
-            same(part(ours, np.array([1, 3])), array[[1, 3]])
-            same(whole(ours), array)
+    with open_store(path) as store:
+        for key, ours in store.arrays.items():
+            expected = np.empty((4, 0)) if key == "empty" else array
+            same(part(ours, np.array([1, 3])), expected[[1, 3]])
+            same(whole(ours), expected)
 
 
 def arrow_of(data, path, **options):
@@ -293,15 +303,16 @@ def test_parts_of_a_table_in_memory_are_those_of_its_values(data):
     pyarrow = pytest.importorskip("pyarrow")
     n = data.draw(st.integers(1, 12))
     dtype = data.draw(st.sampled_from(["i1", "u8", "f2", "f4", "f8", "?", "M8[ms]"]))
-    shape = (n, *data.draw(st.sampled_from([(), (3,), (2, 3), (2, 1)])))
+    shape = (n, *data.draw(st.sampled_from([(), (3,), (2, 3), (2, 1), (0,), (2, 0)])))
     numbers = np.arange(math.prod(shape)).reshape(shape)
     array = (numbers % 3).astype(dtype) if dtype == "?" else numbers.astype(dtype)
     column = pyarrow.array(array.ravel())
-    for size in shape[:0:-1]:
-        if data.draw(st.booleans()):
+    for axis in range(len(shape) - 1, 0, -1):
+        size = shape[axis]
+        if size and data.draw(st.booleans()):
             column = pyarrow.FixedSizeListArray.from_arrays(column, size)
         else:
-            ends = np.arange(0, len(column) + 1, size, np.int32)
+            ends = np.arange(math.prod(shape[:axis]) + 1, dtype=np.int32) * size
             column = pyarrow.ListArray.from_arrays(ends, column)
     ends = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))
     parts = [column[a:b] for a, b in itertools.pairwise([0, *ends, n])]
@@ -319,12 +330,14 @@ def test_tensors_of_arrow_keep_their_shape(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     array = np.arange(24.0).reshape(4, 2, 3)
     tensors = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(array)
-    pytest.importorskip("pyarrow.parquet").write_table(
-        pyarrow.table({"X": tensors}), tmp_path / "a.parquet", row_group_size=3
-    )
-    with open_store(tmp_path / "a.parquet") as store:
-        same(store.arrays["X"].read(np.array([1, 3])), array[[1, 3]])
-        same(store.arrays["X"].read_slice(0, 4), array)
+    lists = pyarrow.ListArray.from_arrays([0, 2, 4], tensors)
+    for column, expected in (tensors, array), (lists, array.reshape(2, 2, 2, 3)):
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pyarrow.table({"X": column}), tmp_path / "a.parquet", row_group_size=3
+        )
+        with open_store(tmp_path / "a.parquet") as store:
+            same(store.arrays["X"].read(np.array([0, 1])), expected[[0, 1]])
+            same(store.arrays["X"].read_slice(0, len(expected)), expected)
 
 
 AUDIO = {

@@ -255,7 +255,7 @@ class Column(Rowwise):
     def _joined(self, arrays: list[Any]) -> npt.NDArray[Any]:
         """Return the rows of arrays of pyarrow, one after the other, in memory of their own."""
         parts = [np.empty(0, self._leaf), *(self._values(array) for array in arrays)]
-        return np.concatenate(parts).reshape(-1, *self.shape[1:])
+        return np.concatenate(parts).reshape(sum(map(len, arrays)), *self.shape[1:])
 
     def _values(self, array: Any, zero_copy: bool = False) -> npt.NDArray[Any]:
         """Return the values in the lists of an array of pyarrow."""
@@ -271,6 +271,7 @@ class Column(Rowwise):
                         f"{lengths[lengths != size][0]}"
                     )
             array = array.flatten()
+            array = getattr(array, "storage", array)
         values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=zero_copy)
         if values.dtype != self._leaf:
             raise DataError(f"{self.what} has values that are null; {self._leaf} has no such value")
@@ -340,10 +341,11 @@ class TableColumn(Column):
         dtype: np.dtype[Any] | None = None,
     ) -> None:
         n_rows = len(column) if order is None else len(order)
+        first = 0 if order is None or not n_rows else int(order[0])
         chunks = [chunk for chunk in column.chunks if len(chunk)]
         lengths = np.array([len(chunk) for chunk in chunks], np.int64)
         common = _common(lengths) if order is None else None
-        super().__init__(what, n_rows, column.type, lambda: column.slice(0, 1).chunks, common)
+        super().__init__(what, n_rows, column.type, lambda: column.slice(first, 1).chunks, common)
         self._column = column
         self._order = order
         self._row_bytes = math.prod(self.shape[1:]) * self._leaf.itemsize
@@ -458,23 +460,26 @@ def _inner(
     pyarrow = importlib.import_module("pyarrow")
     sizes: list[int] = []
     shape = None
-    if isinstance(kind, pyarrow.FixedShapeTensorType):
-        if kind.permutation not in (None, list(range(len(kind.shape)))):
-            raise DataError(f"{what} is of type {kind}; tensors in C order were expected")
-        shape = tuple(kind.shape)
-    if isinstance(kind, pyarrow.BaseExtensionType):
-        kind = kind.storage_type
+    rows = first_row()
     lists = pyarrow.types.is_list, pyarrow.types.is_large_list
-    while pyarrow.types.is_fixed_size_list(kind) or any(is_list(kind) for is_list in lists):
+    while True:
+        if isinstance(kind, pyarrow.FixedShapeTensorType):
+            if kind.permutation not in (None, list(range(len(kind.shape)))):
+                raise DataError(f"{what} is of type {kind}; tensors in C order were expected")
+            shape = (*sizes, *kind.shape)
+        if isinstance(kind, pyarrow.BaseExtensionType):
+            kind = kind.storage_type
+            rows = [row.storage for row in rows]
+        if not (pyarrow.types.is_fixed_size_list(kind) or any(is_list(kind) for is_list in lists)):
+            break
+        n_before, flat = sum(map(len, rows)), [row.flatten() for row in rows]
         if hasattr(kind, "list_size"):
             sizes.append(kind.list_size)
+        elif any(row.null_count for row in rows):
+            raise DataError(f"{what} has rows that are null")
         else:
-            for row in first_row():
-                row = getattr(row, "storage", row)
-                for _ in range(len(sizes) + 1):
-                    n_before, row = len(row), row.flatten()
-                sizes.append(len(row) // max(1, n_before))
-        kind = kind.value_type
+            sizes.append(sum(map(len, flat)) // max(1, n_before))
+        rows, kind = flat, kind.value_type
     if pyarrow.types.is_nested(kind) or pyarrow.types.is_null(kind):
         raise DataError(f"{what} is of type {kind}; numbers or lists of numbers were expected")
     dtype = check_dtype(what, pyarrow.array([], kind).to_numpy(zero_copy_only=False).dtype)

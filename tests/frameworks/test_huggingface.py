@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 N = 40
-KEYS = ["vector", "nested", "image", "label", "flag", "amount"]
+KEYS = ["vector", "nested", "image", "frames", "empty", "label", "flag", "amount"]
 
 
 def rows():
@@ -42,6 +42,8 @@ def rows():
             "vector": np.arange(4, dtype=np.float32) + i,
             "nested": [[i, 1], [2, i], [3, 4]],
             "image": np.arange(6.0).reshape(2, 3) - i,
+            "frames": [np.arange(6.0).reshape(2, 3) - i] * 2,
+            "empty": [[], []],
             "label": i % 3,
             "flag": i % 5 == 0,
             "amount": i / 4,
@@ -55,6 +57,8 @@ FEATURES = datasets.Features(
         "vector": datasets.Sequence(datasets.Value("float32"), 4),
         "nested": datasets.Sequence(datasets.Sequence(datasets.Value("int16"))),
         "image": datasets.Array2D((2, 3), "float64"),
+        "frames": datasets.Sequence(datasets.Array2D((2, 3), "float16")),
+        "empty": datasets.Sequence(datasets.Sequence(datasets.Value("int16"))),
         "label": datasets.ClassLabel(3),
         "flag": datasets.Value("bool"),
         "amount": datasets.Value("float64"),
@@ -121,7 +125,9 @@ def test_rows_are_those_of_the_data_set(mapped, derive, form):
 def test_without_a_format_dtypes_are_those_that_are_stored(mapped):
     item = next(Rows(mapped, KEYS).iterate())
     dtypes = [value.dtype.name for value in item.values()]
-    assert dtypes == ["float32", "int16", "float64", "int64", "bool", "float64"]
+    assert dtypes == [
+        "float32", "int16", "float64", "float16", "int16", "int64", "bool", "float64",
+    ]  # fmt: skip
 
 
 def test_a_format_says_which_columns_are_taken_and_of_which_dtype(mapped):
@@ -216,6 +222,15 @@ def test_rows_that_are_null_are_named_where_they_are_read():
         list(Rows(data, ["x"], order="sequential"))
     with pytest.raises(pescador.DataError, match="key 'v' has rows that are null"):
         list(Rows(data, ["v"], order="sequential"))
+
+
+@pytest.mark.parametrize("form", [None, "numpy"])
+@pytest.mark.parametrize("first", [[], None, [1]])
+def test_the_shape_is_that_of_the_rows_that_are_left(first, form):
+    data = datasets.Dataset.from_dict({"x": [first, [1, 2], [3, 4]]})
+    data = data.filter(lambda row: len(row["x"] or ()) == 2, keep_in_memory=True)
+    items = Rows(data.with_format(form), order="sequential")
+    assert [item["x"].tolist() for item in items] == [[1, 2], [3, 4]]
 
 
 def test_an_empty_data_set_has_nothing_to_draw_from(mapped):
