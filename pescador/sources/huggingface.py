@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..exceptions import ArgumentError, DataError
-from .files import reading
 from .formats import as_arrays, table_columns
 from .npy import select
 
@@ -78,10 +77,15 @@ def open_dataset(data: Any, keys: tuple[Any, ...] | None) -> dict[Any, Any]:
     dtypes = {}
     if form["type"] in _ARRAYS and len(data):
         converted = [key for key in chosen if key in form["columns"]]
-        # Of scalars, rows by themselves are not converted, but parts of columns are.
-        first = data.select_columns(converted)[:1] if converted else {}
-        for key, value in first.items():
-            with reading(f"data: key {key!r}"):
-                dtypes[key] = np.asarray(value).dtype
+        first = data.select(range(1))
+        for key in converted:
+            try:
+                # Of scalars, rows by themselves are not converted, but parts of columns are.
+                dtypes[key] = np.asarray(first[key][:]).dtype
+            except Exception as error:
+                raise DataError(
+                    f"data: key {key!r} cannot be converted to its format, {form['type']!r}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
     columns = table_columns("data", data.data.table, chosen, order, dtypes)
     return as_arrays(columns)

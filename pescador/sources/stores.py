@@ -298,7 +298,7 @@ def _as_array(what: str, value: Any) -> Any:
             if not _in_memory(value):
                 return formats.sliced(what, value)
         elif is_dataset(value):
-            raise DataError(f"{what} is a data set: pass one alone, or the columns of one")
+            raise DataError(f"{what} is a data set: pass one alone, with columns as keys=")
         elif not isinstance(value, list | tuple | np.generic | int | float | complex):
             raise DataError(f"{what} is a {type(value).__name__}; an array was expected")
         value = _as_numpy(what, value)

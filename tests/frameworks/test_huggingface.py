@@ -3,6 +3,7 @@
 The Trainer is in test_torch.py, with the other loops that are stopped and resumed.
 """
 
+import datetime
 import gc
 import itertools
 import pickle
@@ -231,6 +232,18 @@ def test_the_shape_is_that_of_the_rows_that_are_left(first, form):
     data = data.filter(lambda row: len(row["x"] or ()) == 2, keep_in_memory=True)
     items = Rows(data.with_format(form), order="sequential")
     assert [item["x"].tolist() for item in items] == [[1, 2], [3, 4]]
+
+
+def test_a_column_that_its_format_cannot_convert_is_named():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    days = [datetime.datetime(2020, 1, day) for day in (1, 2)]
+    data = datasets.Dataset.from_dict({"day": days, "x": [1, 2], "deep": [[[1], [2, 3]]] * 2})
+    for key, options in ("day", {}), ("x", {"dtype": torch.bfloat16}), ("deep", {}):
+        message = f"data: key '{key}' cannot be converted to its format, 'torch': "
+        with pytest.raises(pescador.DataError, match=message):
+            next(Rows(data.with_format("torch", **options), [key]).iterate())
+    item = next(Rows(data, ["day"], order="sequential").iterate())
+    assert item["day"] == np.datetime64("2020-01-01")
 
 
 def test_an_empty_data_set_has_nothing_to_draw_from(mapped):
