@@ -88,7 +88,11 @@ def as_distinct_keys(keys: Any) -> list[Any] | None:
     result = list(keys)
     if not result:
         raise ArgumentError("keys=[] names no key; None takes all of them")
-    if len(set(result)) < len(result):
+    try:
+        n_distinct = len(set(result))
+    except TypeError as error:
+        raise ArgumentError(f"keys={keys!r} must be None or a list of keys: {error}") from None
+    if n_distinct < len(result):
         raise ArgumentError(f"keys={keys!r} names a key twice")
     return result
 

@@ -187,6 +187,7 @@ def test_iterations_are_true_generators_that_open_nothing_before_the_first_next(
         ("keys", {"keys": "X"}),
         ("keys", {"keys": []}),
         ("keys", {"keys": ["X", "X"]}),
+        ("keys", {"keys": [["X"]]}),
         ("order", {"order": "backwards"}),
         ("mmap", {"mmap": "yes"}),
         ("random_state", {"random_state": -1}),
