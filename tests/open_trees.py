@@ -17,7 +17,7 @@ from numpy.random import randint
 
 import pescador
 from pescador import SKIP, SPAWN, Streamer
-from streams import Failure
+from streams import ITEMS, Failure, every_item
 
 
 class Trouble:
@@ -211,6 +211,22 @@ def plain(item):
     if isinstance(item, list | tuple):
         return [plain(value) for value in item]
     return item
+
+
+def assert_as_they_were(received, n):
+    """Assert that these are what n streams of every item give, one after the other."""
+    expected = [pair for _ in range(n) for pair in zip(ITEMS, every_item(), strict=True)]
+    for (name, here), there in zip(expected, received, strict=True):
+        assert type(here) is type(there), name
+        if name in ("masked", "dataclass", "objects"):
+            # Their bytes are not what they mean.
+            assert repr(here) == repr(there), name
+        else:
+            assert plain(here) == plain(there), name
+        if isinstance(here, dict):
+            assert list(map(type, here.values())) == list(map(type, there.values())), name
+        if name == "fortran":
+            assert there["x"].flags.f_contiguous
 
 
 def read(stream, n=None):

@@ -1,6 +1,8 @@
 """Sources that tests draw from; at module level, so that they can be pickled."""
 
+import collections
 import contextlib
+import dataclasses
 import os
 import random
 import sys
@@ -67,6 +69,69 @@ def draws(n):
     """n data objects of numbers from the global random states."""
     for _ in range(n):
         yield {"numpy": np.random.rand(2), "python": np.array(random.random())}
+
+
+@dataclasses.dataclass
+class Sample:
+    name: str
+    values: list
+
+
+Point = collections.namedtuple("Point", "x y")
+
+#: Items of any kind, which come from workers as they were.
+ITEMS = {
+    "none": None,
+    "numbers": (1, 2.5, 3 + 4j, True, 2**100),
+    "text": "пескадор",
+    "bytes": b"\0\1",
+    "tuple": (np.arange(3), "label", None),
+    "list": [np.arange(3, dtype=">i4"), [np.float32(2)]],
+    "empty dict": {},
+    "empty tuple": (),
+    "arrays": {"x": np.arange(6.0).reshape(2, 3), "y": np.array(3)},
+    "alike": {"x": np.arange(6.0).reshape(2, 3) + 1, "y": np.array(4)},
+    "fortran": {"x": np.asfortranarray(np.arange(6.0).reshape(2, 3))},
+    "strided": {"x": np.arange(12).reshape(3, 4)[::2, ::-1]},
+    "no elements": {"x": np.zeros((0, 3), np.float32)},
+    "dtypes": {
+        "half": np.ones(2, np.float16),
+        "complex": np.ones(2, np.complex64),
+        "bool": np.array([True, False]),
+        "text": np.array(["a", "bcd"]),
+        "letter": np.array("a"),
+        "bytes": np.array([b"a", b"bcd"]),
+        "dates": np.array(["2020-01-01", "NaT"], "datetime64[D]"),
+        "big endian": np.arange(3, dtype=">i4"),
+        "big endian number": np.array(3, dtype=">i4"),
+    },
+    "structured": {"x": np.zeros(2, [("a", "i1"), ("b", "f8", (2,))])},
+    "objects": {"x": np.array([None, "a", 3], object)},
+    "nested": {"x": {"y": [{"z": np.arange(2)}, ()]}, "n": 1},
+    "other keys": {3: np.arange(2), None: np.arange(2), (1, "a"): np.arange(2)},
+    "a key like ours": {("pescador", "ended"): np.arange(2, dtype=np.uint8)},
+    "scalars": {"x": np.float64(3), "y": 2, "name": "a"},
+    "numbers by key": {"x": np.float64(3), "y": 2},
+    "scalars beside a large array": {"x": np.zeros(2**20), "y": 2, "z": True, "name": "a"},
+    "a number beside a large array": {"x": np.zeros(2**18), "y": 2},
+    "large array": {"x": np.arange(2.0**18)},
+    "a tuple of a large array": (np.arange(2**18), "label"),
+    "a long text": {"x": "a" * 2**20},
+    "array": np.arange(12).reshape(3, 4)[::2, ::-1],
+    "scalar": np.float32(1),
+    "ordered": collections.OrderedDict(b=np.arange(2), a=np.arange(3)),
+    "dataclass": Sample("a", [np.arange(2)]),
+    "namedtuple": Point(1, np.arange(2)),
+    "masked": np.ma.masked_array([1, 2, 3], [0, 1, 0]),
+    "set": {1, 2},
+    "function": len,
+    "dtype": np.dtype(">f4"),
+}
+
+
+def every_item():
+    """One of each kind."""
+    yield from ITEMS.values()
 
 
 def copies_of(value, n=5):

@@ -1,6 +1,5 @@
 """Streams that workers import, and what they give."""
 
-import collections
 import gc
 import os
 import time
@@ -11,47 +10,6 @@ import pescador
 import pescador.ray
 from pescador import Seeded, Streamer
 from streams import Failure
-
-Point = collections.namedtuple("Point", "x y")
-
-ITEMS = {
-    "none": None,
-    "numbers": (1, 2.5, 3 + 4j, True, 2**100),
-    "text": "пескадор",
-    "bytes": b"\0\1",
-    "list": [np.arange(3, dtype=">i4"), [np.float32(2)]],
-    "empty dict": {},
-    "arrays": {"x": np.arange(6.0).reshape(2, 3), "y": np.array(3)},
-    "alike": {"x": np.arange(6.0).reshape(2, 3) + 1, "y": np.array(4)},
-    "fortran": {"x": np.asfortranarray(np.arange(6.0).reshape(2, 3))},
-    "strided": {"x": np.arange(12).reshape(3, 4)[::2, ::-1]},
-    "no elements": {"x": np.zeros((0, 3), np.float32)},
-    "dtypes": {
-        "half": np.ones(2, np.float16),
-        "bool": np.array([True, False]),
-        "text": np.array(["a", "bcd"]),
-        "letter": np.array("a"),
-        "dates": np.array(["2020-01-01", "NaT"], "datetime64[D]"),
-        "big endian": np.arange(3, dtype=">i4"),
-        "big endian number": np.array(3, dtype=">i4"),
-    },
-    "structured": {"x": np.zeros(2, [("a", "i1"), ("b", "f8", (2,))])},
-    "nested": {"x": {"y": [{"z": np.arange(2)}, ()]}, "n": 1},
-    "other keys": {3: np.arange(2), None: np.arange(2), (1, "a"): np.arange(2)},
-    "a key like ours": {("pescador", "ended"): np.arange(2, dtype=np.uint8)},
-    "scalars": {"x": np.float64(3), "y": 2, "name": "a"},
-    "scalars beside a large array": {"x": np.zeros(2**18), "y": 2},
-    "large array": {"x": np.arange(2.0**18)},
-    "a tuple of a large array": (np.arange(2**18), "label"),
-    "scalar": np.float32(1),
-    "namedtuple": Point(1, np.arange(2)),
-    "function": len,
-    "dtype": np.dtype(">f4"),
-}
-
-
-def every_item():
-    yield from ITEMS.values()
 
 
 def reused(n):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from open_trees import Resumable, build, plain, read, to_open
+from open_trees import Resumable, assert_as_they_were, build, plain, read, to_open
 from scripts import run as run_script
 
 import pescador
@@ -22,7 +22,7 @@ from pescador import ArgumentError, ParallelStreamer, PescadorError, Seeded, Str
 from pescador.parallel import packets
 from pescador.ray import Executor
 from pescador.sources import Rows
-from streams import Failure
+from streams import ITEMS, Failure, every_item
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -30,13 +30,11 @@ from ray._private.internal_api import memory_summary  # noqa: E402
 
 from remote_streams import (  # noqa: E402
     HOW,
-    ITEMS,
     Unloadable,
     actors,
     closing,
     counted,
     dying,
-    every_item,
     images,
     in_actors,
     mixed,
@@ -158,13 +156,7 @@ def test_a_stream_that_is_no_mux_runs_in_one_actor():
 def test_items_of_any_kind_come_as_they_were(max_bytes, copy):
     mux = pescador.ChainMux([Streamer(every_item)] * 2)
     received = list(in_actors(Seeded(mux, 1), max_bytes=max_bytes, copy=copy))
-    for name, here, there in zip([*ITEMS, *ITEMS], list(mux), received, strict=True):
-        assert plain(here) == plain(there), name
-        assert type(here) is type(there), name
-        if type(here) is dict:
-            for a, b in zip(here.values(), there.values(), strict=True):
-                assert type(a) is type(b), name
-    assert received[list(ITEMS).index("fortran")]["x"].flags.f_contiguous
+    assert_as_they_were(received, 2)
 
 
 def test_large_arrays_are_views_of_the_store_unless_copies_are_asked_for():
@@ -353,7 +345,7 @@ def test_what_is_closed_early_leaves_no_actor_and_no_object(tmp_path):
             assert len(list(itertools.islice(items, n))) == n
         assert soon(lambda: not actors())
     # What nobody needs stays in the store until there is need for its room.
-    assert soon(lambda: " 0.0% needed" in memory_summary(stats_only=True))
+    assert soon(lambda: " 0.0% needed" in memory_summary(stats_only=True)), memory_summary()
 
 
 def test_arrays_outlive_the_iteration_and_its_actors():
