@@ -277,14 +277,21 @@ class _Actors(Pool):
             raise ArgumentError(f"Ray refuses {self.executor!r}: {error}") from error
         self.starting.append(_Actor(handle, self.seconds))
 
-    def _handles(self) -> list[Any]:
+    def _actors(self) -> list[_Actor]:
+        """Return those that are this process's to end."""
         if self.owner != os.getpid() or self.session != _session(self.ray):
             return []
-        return [actor.handle for actor in self.starting] + [m.owner.handle for m in self.makers]
+        return [*self.starting, *(maker.owner for maker in self.makers)]
+
+    def _kill(self, actor: _Actor) -> None:
+        """End a worker, and let go of the objects that it has made, or is to make."""
+        self.ray.kill(actor.handle)
+        # Now: what refers to it may be left to a collection of garbage.
+        actor.calls.clear()
 
     def wait_for_end(self) -> None:
         # Sources are closed; what is still starting has none.
-        if not self._handles():
+        if not self._actors():
             return
         until = time.monotonic() + self.parallel.timeout
         ends = whole(lambda: [maker.owner.handle.close.remote() for maker in self.makers])
@@ -292,8 +299,8 @@ class _Actors(Pool):
             _, ends = whole(self.ray.wait, ends, timeout=_HEARTBEAT)
 
     def end(self) -> None:
-        for handle in self._handles():
-            self.ray.kill(handle)
+        for actor in self._actors():
+            self._kill(actor)
         self.makers.clear()
         self.starting.clear()
         self.lost.clear()
@@ -403,7 +410,7 @@ class _Actors(Pool):
         self.makers.remove(maker)
         self.lost.append(maker)
         with suppress(Exception):
-            self.ray.kill(maker.owner.handle)
+            self._kill(maker.owner)
         self._start()
 
     def _begin_again(self) -> None:

@@ -1,6 +1,7 @@
 """Visits in actors of Ray: what workers=0 gives, whatever is lost, and nothing is left behind."""
 
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -332,17 +333,27 @@ def test_processors_may_be_a_number_of_numpy():
 # ---------------------------------------------------------------------------------- begin and end
 
 
-def test_what_is_closed_early_leaves_no_actor_and_no_object(tmp_path):
+@pytest.fixture
+def no_collection():
+    """Nothing is freed that waits for a collection of garbage."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_what_is_closed_early_leaves_no_actor_and_no_object(tmp_path, no_collection):
     pool = [Streamer(closing, tmp_path / str(i)) for i in range(3)]
     items = in_actors(pescador.RoundRobinMux(pool)).iterate()
     assert [next(items) for _ in range(9)] == [1] * 9
     items.close()
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2"}
     assert soon(lambda: not actors())
-    # While actors are still starting, and while an object is on its way.
-    for n in (0, 1, 50):
+    # While actors are still starting, while objects are on their way, and after they have come.
+    for n, seconds in (0, 0), (1, 0), (50, 1):
         with contextlib.closing(in_actors(mixed(images)).iterate()) as items:
             assert len(list(itertools.islice(items, n))) == n
+            time.sleep(seconds)
         assert soon(lambda: not actors())
     # What nobody needs stays in the store until there is need for its room.
     assert soon(lambda: " 0.0% needed" in memory_summary(stats_only=True)), memory_summary()
