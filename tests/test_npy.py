@@ -90,15 +90,26 @@ def test_of_members_of_one_key_the_one_that_numpy_takes_counts(tmp_path, names):
     assert open_store(path).arrays["X"] == np.load(path)["X"] == names.index("X")
 
 
-def test_members_that_are_no_arrays_are_left_out(tmp_path):
+@pytest.mark.parametrize("times", [1, 1000])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_members_that_are_no_arrays_are_left_out(tmp_path, save, times):
     path = tmp_path / "a.npz"
-    np.savez(path, X=np.arange(3))
+    save(path, X=np.arange(3))
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("README.txt", "not an array")
+        archive.writestr("README.txt", times * "not an array", archive.infolist()[0].compress_type)
         archive.mkdir("folder") if hasattr(archive, "mkdir") else archive.writestr("folder/", "")
     assert list(open_store(path).arrays) == ["X"]
     with pytest.raises(DataError, match=r"a\.npz has no key 'README.txt'; it has 'X'"):
         open_store(path, ["README.txt"])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_header_that_is_too_long_is_an_error_of_its_array_alone(tmp_path, save):
+    path = tmp_path / "a.npz"
+    save(path, X=np.arange(3), Y=np.zeros(3, [(f"field {i}", "u1") for i in range(1000)]))
+    assert list(open_store(path, ["X"]).arrays["X"]) == [0, 1, 2]
+    with pytest.raises(DataError, match=r"key 'Y' is damaged: .* a header of \d+ bytes"):
+        open_store(path, ["Y"])
 
 
 class Pipe(io.RawIOBase):

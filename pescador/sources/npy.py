@@ -174,7 +174,12 @@ def _is_cut(member: ZipMember) -> bool:
     """Tell whether the header of an array is longer than what was read of it."""
     start = member.start
     n = member.n_unpacked if member.is_packed else member.n_bytes
-    return len(start) < n and (len(start) < 12 or len(start) < _header_size(start))
+    if len(start) < 12:
+        return len(start) < n
+    # Of one that is too long, `_zipped` tells.
+    with contextlib.suppress(ValueError):
+        return start.startswith(_MAGIC) and len(start) < min(n, _header_size(start))
+    return False
 
 
 def _layout_of(members: dict[str, Any], read: Callable[[Any], Member | str | None]) -> Layout:
