@@ -89,6 +89,9 @@ def summary_of(data):
             entry |= {key: value for key, value in extra.items() if value}
     for identifier, name, reason in data["skipped"]:
         skipped.setdefault(name, {}).setdefault(reason, []).append(identifier)
+    for reasons in skipped.values():
+        for reason, identifiers in reasons.items():
+            reasons[reason] = cases_among(identifiers, results)
     return {
         **{key: data[key] for key in ("date", "make", "commit", "machine")},
         "who": {
@@ -109,6 +112,20 @@ def summary_of(data):
         },
         "skipped": skipped,
     }
+
+
+def cases_among(identifiers, results):
+    """Identifiers; for all those of a case that took part, only its name."""
+    of_case = {}
+    for identifier in [*identifiers, *results]:
+        of_case.setdefault(identifier.partition("/")[0], set()).add(identifier)
+    return list(
+        dict.fromkeys(
+            name if of_case[name] <= set(identifiers) else identifier
+            for identifier in identifiers
+            for name in [identifier.partition("/")[0]]
+        )
+    )
 
 
 def as_text(summary):
