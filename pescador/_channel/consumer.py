@@ -302,6 +302,8 @@ class Channel:
         assert self.worker is not None
         # What is missing of an item may look like a word.
         if self.bell is not None and not self.missing:
+            # A word that is heard is taken from the pipe, which is not that of a forked process.
+            self.check_owner()
             heard = self.bell.listen(timeout)
             if heard == "woken":
                 return True
