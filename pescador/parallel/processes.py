@@ -73,7 +73,7 @@ class Processes(Pool):
         self.max_bytes = max(parallel.max_bytes // 2 // workers, 1)
         self.makers: list[Any] = []
         self.run = b""
-        # Workers that were lost since the last item, and how many there were by then.
+        # Workers that were lost since the last item, and how many items had arrived by then.
         self.n_lost = self.n_before = 0
         # What all workers can write to: batches.
         self.arena: Any = None
