@@ -1363,6 +1363,14 @@ def never_seen(paths):
         yield [f"{os.path.dirname(path)}{'/' * slashes}{os.path.basename(path)}" for path in paths]
 
 
+def each_once(pescador, streams, rate):
+    """Batches of so many samples of each stream, of which 32 are open."""
+    mux = pescador.StochasticMux(
+        streams, min(OPEN, len(streams)), rate, mode="exhaustive", dist="constant", random_state=0
+    )
+    return pescador.buffer_stream(mux, BATCH)
+
+
 def last_of(batches):
     return deque(batches, maxlen=1).pop()
 
@@ -1380,10 +1388,7 @@ def job_once(pescador, rate=16, n=FILES):
 
     def opened():
         streams = pescador.sources.from_files(next(names), pescador.sources.Rows)
-        mux = pescador.StochasticMux(
-            streams, min(OPEN, n), rate, mode="exhaustive", dist="constant", random_state=0
-        )
-        return pescador.buffer_stream(mux, BATCH)
+        return each_once(pescador, streams, rate)
 
     return Calls(last_of, setup=opened, per=n * rate)
 
@@ -1394,10 +1399,7 @@ def _(pescador, rate=16, n=FILES):
 
     def opened():
         streams = [pescador.Streamer(rows_of, path, seed) for seed, path in enumerate(paths)]
-        mux = pescador.StochasticMux(
-            streams, min(OPEN, n), rate, mode="exhaustive", dist="constant", random_state=0
-        )
-        return pescador.buffer_stream(mux, BATCH)
+        return each_once(pescador, streams, rate)
 
     return Calls(last_of, setup=opened, per=n * rate)
 

@@ -489,7 +489,7 @@ cdef class Schedule(Elsewhere):
             self.wanted_at = -1
 
     cdef inline int64_t wanted(self, int64_t number) noexcept:
-        """How many items are to be made early, in all, before the item of this number."""
+        """How many items are to be made early, in all, when the item of this number is due."""
         cdef int64_t wanted = self.n_attached * self.read_ahead, right, most
         if self.adapts and self.reach > wanted:
             # Little in vain, and in little memory: no farther than the plan has been right.
@@ -843,7 +843,7 @@ cdef class Schedule(Elsewhere):
         rows = self.rows = self.pool.new_rows(number, size, columns)
         if rows is None:
             return None
-        # And one that is filled, and one that the reader has.
+        # One that the reader has, one that is being filled, and one that is made early.
         self.is_batch_ahead = self.rows.has_room_for(3)
         cdef Ahead ahead = self.plan.reader
         return [functools.partial(allocated, rows, i, ahead) for i in range(len(columns))]

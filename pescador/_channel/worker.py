@@ -65,6 +65,7 @@ class _Consumer:
         return not self.stopped
 
     def _is_to_read(self, timeout: float | None) -> bool:
+        """Wait likewise; tell whether there is a message, or the end of the pipe."""
         if self.bell is not None:
             return self.bell.listen(timeout) == "message"
         return process.is_ready(self.pipe, timeout)

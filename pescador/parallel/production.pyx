@@ -26,7 +26,7 @@ cnp.import_array()
 
 # How often (in seconds) a worker that is busy looks for messages.
 cdef double LOOK = 0.005
-# For how long (in seconds) it counts what an item took.
+# How long an item took counts for so many seconds.
 cdef double MEMORY = 0.25
 cdef enum:
     # So many orders that were carried out are forgotten at a time.
@@ -88,7 +88,7 @@ cdef class Production:
     cdef set into                      # numbers of visits whose items are wanted somewhere
     cdef list telling                  # (number, item) that come before the next item
     cdef double look_at
-    cdef double seconds, items         # those that were made lately, and how long they took
+    cdef double seconds, items         # how long items took lately, and how many these were
     cdef int64_t n_made
 
     def __init__(self, consumer, begin, start_run, describe, is_forked):
