@@ -9,6 +9,7 @@ import functools
 import itertools
 import mmap
 import multiprocessing
+import random
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -184,6 +185,32 @@ def parallel_many(pescador, workers):
         round=80 * BATCH,
         clock=time.process_time,
     )
+
+
+def sleep_for_nobody(i, workers):
+    for _ in sleeping(i, 0, workers / SUPPLY):
+        pass
+
+
+def chosen_here(n):
+    streams = [small(i) for i in range(n)]
+    while True:
+        yield next(random.choice(streams))
+
+
+@parallel_many.by("hand", way="its samples made here, beside as many processes that sleep")
+def _(workers):
+    def batches():
+        fork = multiprocessing.get_context("fork")
+        with ExitStack() as cleanup:
+            for i in range(workers):
+                process = fork.Process(target=sleep_for_nobody, args=(i, workers), daemon=True)
+                process.start()
+                cleanup.callback(process.join)
+                cleanup.callback(process.kill)
+            yield from in_batches(chosen_here(128), BATCH, 1.5 * BATCH / SUPPLY)
+
+    return Fresh(batches, per=BATCH, first=20, round=80 * BATCH, clock=time.process_time)
 
 
 IMAGE = (3, 224, 224)

@@ -17,6 +17,7 @@ import numpy as np
 from pescador import _mux
 from pescador._channel.protocol import CLOSED, STATE, news
 from pescador._rows import IN_PLACE as IN_PLACE_
+from pescador.exceptions import PescadorError
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -28,6 +29,7 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.time cimport perf_counter
 from libc.stdint cimport INT64_MAX, int64_t
 
+from pescador._channel.arrivals cimport Arrivals
 from pescador._core cimport (
     STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, path_of_visit,
 )
@@ -57,6 +59,8 @@ cdef enum:
     BUSY = 10_000_000
     # For that, such a part of the memory is used.
     SPARE = 16
+    # Room for so many items of a visit that were ordered and not taken, at first: a power of 2.
+    LEAST_ROOM = 4
     # An item takes this at least, in bytes, wherever it waits.
     LEAST_SIZE = 512
 
@@ -66,11 +70,12 @@ cdef object IN_PLACE = IN_PLACE_
 cdef tuple CLOSED_KEY = next(iter(news(CLOSED)))
 
 
-cdef struct Wanted:
-    # Where an item is wanted: as which item of the run, in which row of a batch.
-    PyObject* placed                   # a `Placed`, or NULL
-    int64_t row
-    int64_t turn
+cdef struct Ordered:
+    # An item that was ordered and not taken.
+    PyObject* item                     # NULL until it has arrived
+    PyObject* placed                   # the `Placed` that it is wanted in, or NULL
+    int64_t row                        # likewise
+    int64_t turn                       # which item of the run it is to be there
 
 
 cdef class Schedule
@@ -119,98 +124,107 @@ cdef class Maker:
         """Take what has arrived, where that is cheap to see."""
         return 0
 
+    cdef bint wait(self, Schedule schedule, Visit visit) except -1:
+        """Wait until something of a visit has arrived; return False if the pool has to."""
+        return False
+
 
 @cython.final
 cdef class Visit:
     """A visit that is made elsewhere: what of it has arrived, and what was asked for."""
 
-    cdef readonly object streamer
-    cdef readonly tuple path
-    cdef readonly int64_t bound        # how many items it may give
-    cdef int64_t limit                 # likewise, and one if its source is asked once more then
+    # What is read for each item comes first: a consumer that was woken has none of it in its cache.
     cdef readonly int64_t given        # how many were taken
     cdef readonly int64_t arrived      # how many were made
     cdef readonly int64_t ordered      # how many were asked for
+    cdef Ordered* items                # these, but for those that were taken, in a ring
+    cdef int64_t room                  # in it: a power of 2, or 0
+    cdef readonly int64_t number       # what it is called where it runs
+    cdef readonly Maker maker          # where it runs, or None before it was begun
     cdef readonly int64_t length       # how many there are, once that is known; else -1
     cdef readonly object error         # what was raised in the place of item number `arrived`
-    cdef readonly Maker maker          # where it runs, or None before it was begun
-    cdef readonly int64_t number       # what it is called there
+    cdef int64_t size                  # of those that wait to be taken, in bytes
+    cdef readonly int64_t bound        # how many items it may give
+    cdef int64_t limit                 # likewise, and one if its source is asked once more then
+    cdef int64_t planned               # how many items the plan takes from it
+    cdef int64_t allowed               # how many of these may be ordered
+    cdef bint is_attached              # it is a part of the run, not only expected to be
+    cdef bint is_expected              # it begins within the plan
+    cdef bint is_over                  # nobody wants more of it
+    cdef readonly object streamer
+    cdef readonly tuple path
     cdef readonly object base          # the last state that is known, among items that were given
     cdef readonly int64_t base_at      # how many items were given there
     cdef object later                  # a state that is known, after items that were made, or None
     cdef int64_t later_at              # how many
-    cdef Wanted* wanted                # of each item that was ordered and not taken, in a ring
-    cdef int64_t room                  # in it: a power of 2, or 0 before one is wanted anywhere
-    cdef list items                    # those that arrived; the next is at `at`
-    cdef Py_ssize_t at
-    cdef int64_t size                  # of these, in bytes
-    cdef bint is_attached              # it is a part of the run, not only expected to be
-    cdef bint is_expected              # it begins within the plan
-    cdef bint is_over                  # nobody wants more of it
-    cdef int64_t planned               # how many items the plan takes from it
-    cdef int64_t allowed               # how many of these may be ordered
 
     def __cinit__(self, streamer, tuple path, int64_t bound):
         self.streamer = streamer
         self.path = path
         self.set_bound(bound)
         self.length = -1
-        self.items = []
 
     def __dealloc__(self):
         cdef int64_t i
         for i in range(self.room):
-            Py_XDECREF(self.wanted[i].placed)
-        PyMem_Free(self.wanted)
+            Py_XDECREF(self.items[i].item)
+            Py_XDECREF(self.items[i].placed)
+        PyMem_Free(self.items)
 
-    cdef Wanted* wanted_at(self, int64_t i) noexcept:
-        """Where item number `i` is wanted, one of those that were ordered and not taken."""
-        return &self.wanted[i & (self.room - 1)]
+    cdef Ordered* item(self, int64_t i) noexcept:
+        """Item number `i`, one of those that were ordered and not taken."""
+        return &self.items[i & (self.room - 1)]
 
-    cdef int reserve(self, int64_t i) except -1:
-        """Make room to note where the item that is ordered now is wanted."""
-        cdef Wanted* wanted
-        cdef Wanted* before = self.wanted
-        cdef int64_t j, room = self.room
-        if i - self.given >= room:
-            self.room = max(2 * room, 16)
-            while i - self.given >= self.room:
-                self.room *= 2
-            wanted = <Wanted*>PyMem_Calloc(self.room, sizeof(Wanted))
-            if wanted is NULL:
-                self.room = room
+    cdef int reserve(self) except -1:
+        """Make room for one item more that is ordered."""
+        cdef Ordered* before = self.items
+        cdef int64_t i, room = self.room
+        if self.ordered - self.given >= room:
+            items = <Ordered*>PyMem_Calloc(max(2 * room, LEAST_ROOM), sizeof(Ordered))
+            if items is NULL:
                 raise MemoryError()
-            self.wanted = wanted
-            for j in range(self.given, i if room else self.given):
-                self.wanted_at(j)[0] = before[j & (room - 1)]
+            self.items = items
+            self.room = max(2 * room, LEAST_ROOM)
+            for i in range(self.given, self.ordered):
+                self.item(i)[0] = before[i & (room - 1)]
             PyMem_Free(before)
         return 0
 
-    cdef int want(self, int64_t i, Placed placed, int64_t row, int64_t turn) except -1:
-        """Note where the item that is ordered now is wanted."""
-        cdef Wanted* wanted
-        self.reserve(i)
-        wanted = self.wanted_at(i)
+    cdef void want(self, int64_t i, Placed placed, int64_t row, int64_t turn) noexcept:
+        """Note where an item is wanted."""
+        cdef Ordered* item = self.item(i)
         Py_INCREF(placed)
-        wanted.placed, wanted.row, wanted.turn = <PyObject*>placed, row, turn
-        return 0
+        item.placed, item.row, item.turn = <PyObject*>placed, row, turn
 
     cdef Placed take_wanted(self, int64_t i, int64_t* row, int64_t* turn):
         """Where an item is wanted, and forget that; None if nowhere."""
-        cdef Wanted* wanted
-        cdef PyObject* placed
-        if self.room == 0 or self.wanted_at(i).placed is NULL:
+        cdef Ordered* item = self.item(i)
+        cdef PyObject* placed = item.placed
+        if placed is NULL:
             return None
-        wanted = self.wanted_at(i)
-        row[0], turn[0], placed = wanted.row, wanted.turn, wanted.placed
-        wanted.placed = NULL
+        row[0], turn[0], item.placed = item.row, item.turn, NULL
         return <Placed>steal(placed)
+
+    cdef PyObject* take(self, int64_t i) noexcept:
+        """An item that has arrived, whose reference is the caller's."""
+        cdef Ordered* item = self.item(i)
+        cdef PyObject* taken = item.item
+        item.item = NULL
+        return taken
+
+    cdef int replace(self, int64_t i, object value) except -1:
+        """Put something in the place of an item that has arrived."""
+        cdef PyObject* before = self.take(i)
+        Py_INCREF(value)
+        self.item(i).item = <PyObject*>value
+        Py_XDECREF(before)
+        return 0
 
     cdef list take_missing(self):
         """The rows of items that have not arrived, and forget them."""
         cdef int64_t i, row = 0, turn = 0
         cdef list missing = []
-        for i in range(self.arrived, self.ordered if self.room else self.arrived):
+        for i in range(self.arrived, self.ordered):
             placed = self.take_wanted(i, &row, &turn)
             if placed is not None:
                 missing.append((placed, row))
@@ -219,21 +233,22 @@ cdef class Visit:
     cdef int rename_rows(self) except -1:
         """Have the rows of items that have arrived bear its number."""
         cdef int64_t i
-        cdef Wanted* wanted
-        for i in range(self.given, self.arrived if self.room else self.given):
-            wanted = self.wanted_at(i)
-            if wanted.placed is not NULL:
-                (<Placed>wanted.placed).visits[wanted.row] = self.number
+        cdef Ordered* item
+        for i in range(self.given, self.arrived):
+            item = self.item(i)
+            if item.placed is not NULL:
+                (<Placed>item.placed).visits[item.row] = self.number
         return 0
 
-    cdef int leave_rows(self) except -1:
-        """Forget where the items are that have arrived, and nobody takes any more."""
+    cdef int leave_items(self) except -1:
+        """Forget the items that have arrived, and nobody takes any more."""
         cdef int64_t i, row = 0, turn = 0
         cdef Placed placed
-        for i in range(self.given, self.arrived if self.room else self.given):
+        for i in range(self.given, self.arrived):
             placed = self.take_wanted(i, &row, &turn)
             if placed is not None:
                 placed.visits[row] = 0
+            Py_XDECREF(self.take(i))
         return 0
 
     cdef void set_bound(self, int64_t bound) noexcept:
@@ -250,7 +265,10 @@ cdef class Visit:
     @property
     def is_ready(self):
         """Whether the next step needs to wait for nothing."""
-        return self.at < len(self.items) or self.length >= 0 or self.error is not None
+        return self.has_next()
+
+    cdef bint has_next(self) noexcept:
+        return self.given < self.arrived or self.length >= 0 or self.error is not None
 
     @property
     def skip(self):
@@ -449,12 +467,11 @@ cdef class Schedule(Elsewhere):
             if self.wanted_at >= 0 and self.wanted_at >= self.plan.reader.n and (
                     visit.ordered < visit.bound):
                 placed = self.rows.place(self.wanted_at, self.plan.reader.n)
+            visit.reserve()
             if placed is not None:
                 row = self.rows.row_of(self.wanted_at)
                 visit.want(visit.ordered, placed, row, self.wanted_at)
                 placed.expect(row)
-            elif visit.room:
-                visit.reserve(visit.ordered)
             self.wanted_at = -1
             visit.ordered += 1
             visit.maker.outstanding += 1
@@ -549,12 +566,10 @@ cdef class Schedule(Elsewhere):
         if self.visits.get(visit.path) is visit:
             del self.visits[visit.path]
         cdef list missing = visit.take_missing()
-        visit.leave_rows()
         self.waiting -= visit.size
-        self.in_flight -= len(visit.items) - visit.at
+        self.in_flight -= visit.arrived - visit.given
         visit.size = 0
-        visit.items = []
-        visit.at = 0
+        visit.leave_items()
         if visit.maker is None:
             return 0
         self.settle(visit)
@@ -584,17 +599,19 @@ cdef class Schedule(Elsewhere):
     cpdef object receive(self, int64_t number, object item, int64_t size):
         """Take an item of the visit of this number, of about so many bytes."""
         cdef Visit visit = self.numbers.get(number)
-        cdef Wanted* wanted
+        cdef Ordered* ordered
         if visit is None:
             return
+        if visit.arrived == visit.ordered:
+            raise PescadorError(f"a worker has sent an item of {visit.name} that was not ordered")
         size = max(size, LEAST_SIZE)
-        if visit.room:
-            wanted = visit.wanted_at(visit.arrived)
-            if wanted.placed is not NULL:
-                (<Placed>wanted.placed).forget(wanted.row)
-                (<Placed>wanted.placed).visits[wanted.row] = number
-                (<Placed>wanted.placed).items[wanted.row] = visit.arrived
-        visit.items.append(item)
+        ordered = visit.item(visit.arrived)
+        if ordered.placed is not NULL:
+            (<Placed>ordered.placed).forget(ordered.row)
+            (<Placed>ordered.placed).visits[ordered.row] = number
+            (<Placed>ordered.placed).items[ordered.row] = visit.arrived
+        Py_INCREF(item)
+        ordered.item = <PyObject*>item
         visit.arrived += 1
         self.n_arrived += 1
         visit.maker.outstanding -= 1
@@ -671,12 +688,12 @@ cdef class Schedule(Elsewhere):
     cdef PyObject* take(self, Visit visit) except? NULL:
         """The next item of a visit, or NULL at its end."""
         cdef PyObject* item
-        cdef Py_ssize_t left
+        cdef int64_t size
         if visit.is_over:
             return NULL
-        if visit.at == len(visit.items) and visit.maker is not None:
+        if visit.given == visit.arrived and visit.maker is not None:
             visit.maker.take_in(self)
-        while visit.at == len(visit.items):
+        while visit.given == visit.arrived:
             if visit.error is not None:
                 try:
                     self.pool.raise_error(visit)
@@ -690,17 +707,10 @@ cdef class Schedule(Elsewhere):
         if self.plan is not None:
             self.check_plan(visit)
         self.order_early(visit, visit.given + 1)
-        left = len(visit.items) - visit.at
-        self.waiting -= visit.size // left
-        visit.size -= visit.size // left
-        item = PyList_GET_ITEM(visit.items, visit.at)
-        Py_INCREF(<object>item)
-        if left == 1:
-            visit.items.clear()
-            visit.at = 0
-        else:
-            visit.items[visit.at] = None
-            visit.at += 1
+        size = visit.size // (visit.arrived - visit.given)
+        self.waiting -= size
+        visit.size -= size
+        item = visit.take(visit.given)
         visit.given += 1
         self.in_flight -= 1
         self.n_taken += 1
@@ -722,7 +732,7 @@ cdef class Schedule(Elsewhere):
         if self.rows is None:
             return 0
         number = self.plan.reader.n - 1
-        item = visit.items[visit.at]
+        item = <object>visit.item(visit.given).item
         if type(item) is Placed:
             # Somebody was interrupted before it was taken.
             placed = item
@@ -733,14 +743,14 @@ cdef class Schedule(Elsewhere):
                 row == self.rows.row_of(number)):
             if item is IN_PLACE:
                 placed.row = row
-                visit.items[visit.at] = placed
+                visit.replace(visit.given, placed)
             elif not self.rows.has_keys(item):
                 # Its values are in the rows of each other, and are about to be copied.
-                visit.items[visit.at] = copied(item)
+                visit.replace(visit.given, copied(item))
             return 0
         # It is copied to its row.
         if item is IN_PLACE:
-            visit.items[visit.at] = placed.item(row)
+            visit.replace(visit.given, placed.item(row))
         self.clear_row(number)
         return 0
 
@@ -760,17 +770,16 @@ cdef class Schedule(Elsewhere):
         placed.visits[row] = 0
         i = placed.items[row]
         visit.take_wanted(i, &row, &at)
-        i += visit.at - visit.given
-        item = visit.items[i]
-        visit.items[i] = copied(placed.item(row) if item is IN_PLACE else item)
+        item = <object>visit.item(i).item
+        visit.replace(i, copied(placed.item(row) if item is IN_PLACE else item))
         return 0
 
     cdef int64_t left_in_batch(self, int64_t number) noexcept:
         """How many items its batch lacks before the item of this number."""
         return self.batch_size - (number - self.batches_begin) % self.batch_size
 
-    def patience(self):
-        """Return how many items the reader takes before it does anything with them."""
+    cdef int64_t patience(self) noexcept:
+        """How many items the reader takes before it does anything with them."""
         return self.left_in_batch(self.plan.reader.n - 1) if self.batch_size else 0
 
     cdef int wait_for(self, Visit visit) except -1:
@@ -780,7 +789,8 @@ cdef class Schedule(Elsewhere):
         self.n_waits += 1
         before = perf_counter()
         try:
-            self.pool.wait(visit)
+            if not visit.maker.wait(self, visit):
+                self.pool.wait(visit)
         finally:
             self.seconds_waited += perf_counter() - before
         return 0
@@ -1316,6 +1326,8 @@ cdef class Orders(Maker):
         Gives what has arrived, where there is memory for that.
     tell : function
         ``tell(number, item, size)`` takes those items that are news.
+    beside : list of Orders
+        With a reader, those of all workers, whose owners are channels.
     cost : int
         About how many nanoseconds an item takes the worker; 0 where that is not known.
     worth : int
@@ -1323,7 +1335,9 @@ cdef class Orders(Maker):
     """
 
     cdef object check_owner, writer, send, send_visit
-    cdef public object reader, tell
+    cdef public Arrivals reader
+    cdef public object tell
+    cdef public list beside
     cdef public int64_t cost, worth
     cdef int64_t* words
     cdef Py_ssize_t n, room
@@ -1407,6 +1421,18 @@ cdef class Orders(Maker):
             receive_all(schedule, self.reader, self.tell)
         return 0
 
+    cdef bint wait(self, Schedule schedule, Visit visit) except -1:
+        # What has come over the pipe, or is coming, comes first.
+        if self.reader is None or self.owner.incoming is not None:
+            return False
+        flush_all(self.beside)
+        while True:
+            receive_all(schedule, self.reader, self.tell)
+            if visit.has_next():
+                return True
+            if not self.reader.wait(visit.number, schedule.patience() // len(self.beside)):
+                return False
+
 
 def least_busy(list makers):
     """Return the maker whose visits take the least time, if each gives as many items as others.
@@ -1440,14 +1466,14 @@ def take_in(Schedule schedule, Maker maker):
     maker.take_in(schedule)
 
 
-def flush_all(list makers):
+cpdef int flush_all(list makers) except -1:
     """Have all makers do now what they were asked for."""
     for maker in makers:
         if (<Orders>maker).n:
             (<Orders>maker).flush()
 
 
-cdef int receive_all(Schedule schedule, reader, tell) except -1:
+cdef int receive_all(Schedule schedule, Arrivals reader, tell) except -1:
     """Take all items that a reader has; ``tell(number, item, size)`` takes those that are news."""
     cdef PyObject* item
     while True:

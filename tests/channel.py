@@ -19,7 +19,7 @@ class Pair:
         self.memory = memory.SharedMemory(max_bytes)
         self.descriptor = os.dup(self.memory.fileno())
         self.memory.close_descriptor()
-        self.reader = ring.Reader(self.memory, lambda: None, copy)
+        self.reader = ring.Reader(self.memory, None, copy)
         other = memory.SharedMemory(max_bytes, os.dup(self.descriptor))
         self.writer = ring.Writer(other, lambda: None)
         self.by_pipe = 0

@@ -150,6 +150,17 @@ def test_a_worker_that_is_suspended_is_ended_though_its_pipe_is_full():
     assert not suspended.is_running()
 
 
+def test_an_item_that_nobody_has_ordered_is_an_error():
+    with ParallelStreamer(cycle(Streamer(numbers, 0)), 1).open() as stream:
+        next(stream)
+        pool = stream._root().pool
+        [visit] = pool.schedule.visits_at(pool.makers[0])
+        for _ in range(visit.ordered - visit.arrived):
+            pool.schedule.receive(visit.number, {}, 8)
+        with pytest.raises(PescadorError, match="not ordered"):
+            pool.schedule.receive(visit.number, {}, 8)
+
+
 def test_a_worker_reads_while_it_sends_an_item_over_the_pipe():
     ours, other = process.pipe("spawn")
     consumer = worker._Consumer(other)

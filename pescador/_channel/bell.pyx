@@ -5,8 +5,8 @@ docs/inside/channel.rst explains it.
 
 from cpython.exc cimport PyErr_CheckSignals
 
-from pescador._native.bell cimport MESSAGE, SIGNAL, WOKEN, listen, ring
-from pescador._native.files cimport pescador_is_file, pescador_stamp, pescador_stamp_file
+from pescador._native.bell cimport MESSAGE, SIGNAL, WOKEN, wait_for_words, wake_other_end
+from pescador._native.files cimport pescador_is_file, pescador_stamp_file
 
 
 cdef class Bell:
@@ -17,9 +17,6 @@ cdef class Bell:
     pipe : Connection
     """
 
-    cdef int pipe
-    cdef pescador_stamp stamp          # of its file
-
     def __init__(self, pipe):
         self.pipe = pipe.fileno()
         pescador_stamp_file(self.pipe, &self.stamp)
@@ -28,10 +25,10 @@ cdef class Bell:
         """Whether the descriptor is there; whoever has closed it may have another file there."""
         return pescador_is_file(self.pipe, &self.stamp)
 
-    def ring(self):
+    cpdef object ring(self):
         """Wake the other end."""
         if self.is_open():
-            ring(self.pipe)
+            wake_other_end(self.pipe)
 
     def listen(self, timeout):
         """Wait until it wakes us, for some seconds, or without end for None.
@@ -42,11 +39,15 @@ cdef class Bell:
             A message is to be read, or the end of the pipe is. It is silent as well when a signal
             was handled meanwhile.
         """
-        cdef int milliseconds = -1 if timeout is None else <int>(1000 * <double>timeout)
+        cdef int heard = self.hear(-1 if timeout is None else <int>(1000 * <double>timeout))
+        return "woken" if heard == WOKEN else "message" if heard == MESSAGE else "silence"
+
+    cdef int hear(self, int milliseconds) except -1:
+        """See `listen`; below 0, wait without end."""
         cdef int heard = MESSAGE
         if self.is_open():
             with nogil:
-                heard = listen(self.pipe, milliseconds)
+                heard = wait_for_words(self.pipe, milliseconds)
         if heard == SIGNAL:
             PyErr_CheckSignals()
-        return "woken" if heard == WOKEN else "message" if heard == MESSAGE else "silence"
+        return heard

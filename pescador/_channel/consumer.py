@@ -128,7 +128,7 @@ class Channel:
         # After the start: what is forked from now on leaves the memory to this process.
         if self.memory is not None:
             self.bell = Bell(self.pipe)
-            self.reader = Reader(self.memory, self.bell.ring, streamer.copy)
+            self.reader = Reader(self.memory, self.bell, streamer.copy)
         self.started = time.monotonic()
         self.warn_at = self.started + _SUSPICIOUS
 

@@ -1,6 +1,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self, final
 
+from .arrivals import Arrivals
+from .bell import Bell
 from .memory import Arena, SharedMemory
 
 @final
@@ -18,14 +20,12 @@ class Writer:
     def take_pending(self) -> Any: ...
 
 @final
-class Reader(Iterator[dict[Any, Any]]):
+class Reader(Arrivals, Iterator[dict[Any, Any]]):
     arena: Arena | None
     layout: tuple[bytes, list[tuple[int, ...]], object] | None
     by_pipe: int
     received: int
-    size: int
-    tag: int
-    def __new__(cls, memory: SharedMemory, wake: Callable[[], object], copy: bool) -> Self: ...
+    def __new__(cls, memory: SharedMemory, bell: Bell | None, copy: bool) -> Self: ...
     def __next__(self) -> dict[Any, Any]: ...
     def is_empty(self, awaited: int = 0, patience: int = 0) -> bool: ...
     def stop(self) -> None: ...

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pescador._channel.protocol import HEARTBEAT
 from pescador._channel.schema import NUMBERS, empty, schema_from, schema_of
 from pescador._checks import is_masked
 from pescador.exceptions import PescadorError
@@ -36,11 +37,14 @@ from numpy cimport (
     npy_intp, set_array_base,
 )
 
+from pescador._channel.arrivals cimport Arrivals
+from pescador._channel.bell cimport Bell
 from pescador._channel.memory cimport (
     BLOCKS, HEAP_AT, LINE, RECORDS, RECORDS_AT, Arena, Control, Heap, Lease, SharedMemory, damaged,
     round_up,
 )
 from pescador._native.arrays cimport array_at
+from pescador._native.bell cimport WOKEN
 from pescador._native.copy cimport pescador_copy
 from pescador._native.dicts cimport same_key
 from pescador._native.iterators cimport next_item, steal
@@ -57,6 +61,8 @@ cdef object INT64 = np.dtype(np.int64), FLOAT64 = np.dtype(np.float64)
 cdef object BOOLEAN = np.dtype(np.bool_), UINT8 = np.dtype(np.uint8)
 cdef frozenset SCALARS = frozenset(kind for kind in NUMBERS if issubclass(kind, np.generic))
 
+# How long (in milliseconds) a reader waits before somebody looks what became of the worker.
+cdef int BEAT = <int>(1000 * <double>HEARTBEAT)
 # More bytes than there are addresses for.
 cdef uint64_t MOST = <uint64_t>1 << 48
 
@@ -621,7 +627,7 @@ cdef class Writer:
 
 
 @cython.final
-cdef class Reader:
+cdef class Reader(Arrivals):
     """The consumer's end: an iterator over the items that are there now.
 
     It stops when there is none, and goes on when there is one again.
@@ -629,15 +635,13 @@ cdef class Reader:
     Parameters
     ----------
     memory : SharedMemory
-    wake : function
-        Wake the worker.
+    bell : Bell or None
+        Wakes the worker, and is woken by it; None where nobody sleeps.
     copy : bool
         Whether all arrays are to own their memory.
 
     Attributes
     ----------
-    tag, size : int
-        Of the last item: the number that came with it, and how many bytes it takes.
     received : int
         How many items there were.
     arena : Arena or None
@@ -651,12 +655,10 @@ cdef class Reader:
 
     cdef public Arena arena
     cdef public tuple layout
-    cdef readonly uint64_t tag
-    cdef readonly uint64_t size
     cdef SharedMemory memory
     cdef Control* control
     cdef char* records
-    cdef object wake
+    cdef Bell bell
     cdef bint copy
     cdef list schemas                  # by number
     cdef uint64_t tail
@@ -664,12 +666,12 @@ cdef class Reader:
     cdef readonly int64_t received     # items
     cdef public uint64_t by_pipe
 
-    def __cinit__(self, SharedMemory memory not None, wake, bint copy):
+    def __cinit__(self, SharedMemory memory not None, Bell bell, bint copy):
         memory.claim()
         self.memory = memory
         self.control = memory.control
         self.records = memory.base + RECORDS_AT
-        self.wake = wake
+        self.bell = bell
         self.copy = copy
         self.schemas = []
 
@@ -715,10 +717,15 @@ cdef class Reader:
         # After the store to tail: either we see that the worker waits, or it sees the room.
         wake_at = load(&self.control.wake_at)
         if wake_at != 0 and self.tail >= wake_at and exchange(&self.control.wake_at, 0):
-            self.wake()
+            self.wake_worker()
         return 0
 
-    def is_empty(self, uint64_t awaited=0, uint64_t patience=0):
+    cdef int wake_worker(self) except -1:
+        if self.bell is not None:
+            self.bell.ring()
+        return 0
+
+    cpdef bint is_empty(self, uint64_t awaited=0, uint64_t patience=0) except -1:
         """Tell whether there is no record; if so, the worker wakes us at the next.
 
         With `awaited`, at the next with this tag and perhaps so many more, or when it can write no
@@ -734,8 +741,17 @@ cdef class Reader:
             return False
         # Blocks may have come back since the worker began to wait.
         if load(&self.control.wake_at) and exchange(&self.control.wake_at, 0):
-            self.wake()
+            self.wake_worker()
         return True
+
+    cdef bint wait(self, uint64_t awaited, uint64_t patience) except -1:
+        # The words of a process that was forked are the other one's to hear.
+        while not self.memory.in_child:
+            if not self.is_empty(awaited, patience):
+                return True
+            if self.bell is None or self.bell.hear(BEAT) != WOKEN:
+                break
+        return False
 
     def stop(self):
         """Tell the worker that no more is wanted."""

@@ -5,5 +5,5 @@ cdef extern from "_native/bell.h" nogil:
     int WOKEN "PESCADOR_WOKEN"
     int MESSAGE "PESCADOR_MESSAGE"
     int SIGNAL "PESCADOR_SIGNAL"
-    void ring "pescador_ring" (int pipe) noexcept
-    int listen "pescador_listen" (int pipe, int milliseconds) noexcept
+    void wake_other_end "pescador_ring" (int pipe) noexcept
+    int wait_for_words "pescador_listen" (int pipe, int milliseconds) noexcept

@@ -123,6 +123,7 @@ class Processes(Pool):
             lambda visit: pool.send_visit(channel, visit),
         )
         maker.reader, maker.tell = channel.reader, lambda *news: pool.note(*news)
+        maker.beside = self.makers
         if self.run:
             self.send(channel, protocol.RUN, self.run)
         return maker
@@ -206,14 +207,10 @@ class Processes(Pool):
                 break
             if is_over:
                 self._replace(maker)
-            elif not channel.has_items(visit.number, self._patience()) and not channel.listen():
+            elif not (channel.has_items() or channel.listen()):
                 # Who was interrupted may have written what it has not heard of.
                 channel.wake()
         self.is_torn = False
-
-    def _patience(self) -> int:
-        """Return after how many items of one worker it is worth while to look again."""
-        return int(self.schedule.patience()) // len(self.makers)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         self.is_torn = True

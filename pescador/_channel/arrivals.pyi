@@ -1,0 +1,3 @@
+class Arrivals:
+    tag: int
+    size: int
