@@ -17,7 +17,7 @@ import numpy as np
 from pescador import _mux
 from pescador._channel.protocol import CLOSED, STATE, news
 from pescador._rows import IN_PLACE as IN_PLACE_
-from pescador.exceptions import PescadorError
+from pescador.exceptions import PescadorError, PescadorWarning
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -1163,8 +1163,8 @@ cdef class Plan(Elsewhere):
                 self.n_ahead < self.schedule.open_ahead and self.lead < MOST_AHEAD):
             try:
                 item = next_item(self.ahead)
-            except Exception:
-                # So will the run.
+            except (PescadorError, PescadorWarning):
+                # So will the run. Others are those of signal handlers.
                 item = NULL
             except BaseException:
                 self.is_wrong = True

@@ -730,3 +730,28 @@ def test_batches_stay_the_consumers_in_a_worker_that_was_forked_while_they_were_
             kill_one(random)
             del HELD[:-10]
     assert given == expected
+
+
+class TookTooLong(Exception):
+    pass
+
+
+def test_an_exception_of_a_signal_handler_is_not_taken_for_the_end_of_the_plan():
+    def end(signum, frame):
+        raise TookTooLong
+
+    # An item comes after millions of visits that are known to be empty.
+    streams = [Streamer([]), Streamer(noise, 1)]
+    how = {"weights": [1, 1e-12], "mode": "single_active", "prune_empty_streams": False}
+    mux = pescador.StochasticMux(streams, 2, 9, **how)
+    stream = ParallelStreamer(Seeded(mux, 0), 1, kind="thread").open()
+    before = signal.signal(signal.SIGVTALRM, end)
+    try:
+        # After so many seconds of this process's own work.
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
+        with pytest.raises(TookTooLong):
+            next(stream)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+        stream.close()
