@@ -1426,12 +1426,14 @@ cdef class Orders(Maker):
         if self.reader is None or self.owner.incoming is not None:
             return False
         flush_all(self.beside)
-        while True:
+        # A signal handler may have ended the worker.
+        while self.reader is not None:
             receive_all(schedule, self.reader, self.tell)
             if visit.has_next():
                 return True
-            if not self.reader.wait(visit.number, schedule.patience() // len(self.beside)):
-                return False
+            if not self.reader.wait(visit.number, schedule.patience() // max(len(self.beside), 1)):
+                break
+        return False
 
 
 def least_busy(list makers):
