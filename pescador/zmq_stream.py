@@ -275,14 +275,11 @@ class ZMQStreamer(Streamer[T]):
             See the class.
         """
         scope = _core.around(self)
-        visit: Any = _open(self, scope)
+        visit = RemoteStream.opened(self, scope)
         if visit is None:
             yield from self.__pescador_items__(self.streamer, max_iter)
-            return
-        try:
-            yield from _core.note_started(scope, visit.bounded(max_iter))
-        finally:
-            visit.close_streams()
+        else:
+            yield from visit.started_by_hooks(scope, max_iter)
 
     def __pescador_items__(self, streamer: Any, max_iter: float | None) -> Generator[T, None, None]:
         """Return what a worker sends that runs a streamer."""
@@ -297,11 +294,4 @@ class ZMQStreamer(Streamer[T]):
                 yield from channel.items()
 
 
-def _open(streamer: ZMQStreamer[Any], scope: _core.Scope | None) -> RemoteStream | None:
-    """Return a visit in a run; others call the hooks."""
-    if scope is None or scope.run is None or not _hooks.is_stock(streamer):
-        return None
-    return RemoteStream(streamer, scope)
-
-
-_hooks.register(ZMQStreamer, opener=_open)
+_hooks.register(ZMQStreamer, opener=RemoteStream.opened)

@@ -593,6 +593,36 @@ def test_a_stream_without_an_exact_state_says_so():
             stream.state_dict()
 
 
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_a_stream_without_an_exact_state_gives_no_more_items_than_were_left(is_remote):
+    with served(Streamer(draws, 9)) as remote:
+        streamer = remote() if is_remote else pescador.ZMQStreamer(Streamer(draws, 9))
+        with streamer.open(max_iter=8) as stream:
+            for _ in range(3):
+                next(stream)
+            state = stream.state_dict(allow_inexact=True)
+        assert len(list(streamer.open(state=state))) == 5
+
+
+class HookedMux(pescador.ShuffledMux):
+    """It overrides a hook: its streams are iterated on, and no engine opens them."""
+
+    def _next_sample_index(self):
+        return super()._next_sample_index()
+
+
+def test_streams_of_a_mux_with_hooks_run_under_seeds_and_have_states():
+    with served(Streamer(draws, 20)) as remote:
+        expected = list(pescador.Seeded(pescador.ShuffledMux([remote(), remote()]), 11)(12))
+        hooked = pescador.Seeded(HookedMux([remote(), remote()]), 11)
+        with hooked.open(max_iter=12) as stream:
+            items = [next(stream) for _ in range(5)]
+            state = stream.state_dict()
+        items += hooked.open(state=state)
+    for a, b in zip(items, expected, strict=True):
+        same(a, b)
+
+
 # ------------------------------------------------------------------------------------- cuts
 
 

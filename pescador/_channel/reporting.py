@@ -8,19 +8,53 @@ worker starts from that state and leaves out as many items.
 import pickle
 import time
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from .. import _core, _visits
+from .. import _core, _hooks, _visits
 from .._state import Loader, Saver
 from ..exceptions import StateError
+from ..seeded import sequence_of
 
 # The key of an item that is a report; no item of a stream has it.
 STATE_KEY = ("pescador", "state")
 
 # A worker may spend this part of its time on reports.
 _SHARE = 0.01
+
+
+class Position:
+    """Where a stream that runs elsewhere is, as of the last item that was given.
+
+    Attributes
+    ----------
+    state : bytes or None
+        The last state that was reported.
+    skip : int
+        How many items were given since.
+    refused : str
+        Why there is no such state, if there is none.
+    cost : int
+        How many samples would have to be made again to restore it.
+    """
+
+    def __init__(self) -> None:
+        self.state: bytes | None = None
+        self.skip = 0
+        self.refused = ""
+        self.cost = 0
+
+    def note(self, report: dict[Any, Any]) -> None:
+        """Take a report."""
+        self.state = report[STATE_KEY].tobytes() or None
+        self.cost = int(report["cost"])
+        self.refused = report["refused"].tobytes().decode()
+        self.skip = 0
+
+
+class Report(dict[Any, Any]):
+    """A report among items."""
 
 
 class Reporting:
@@ -39,11 +73,14 @@ class Reporting:
 
     Attributes
     ----------
-    state : dict or None
-        Where to go on.
+    state : bytes or None
+        Where to go on, as `dumps` wrote it.
     skip : int
         How many items to leave out then.
     """
+
+    dumps: Any = staticmethod(pickle.dumps)
+    loads: Any = staticmethod(pickle.loads)
 
     def __init__(
         self, streamer: Any, sequence: Any, governs: tuple[str, ...], tracks: bool
@@ -52,7 +89,7 @@ class Reporting:
         self.sequence = sequence
         self.governs = governs
         self.tracks = tracks
-        self.state: dict[str, Any] | None = None
+        self.state: bytes | None = None
         self.skip = 0
 
     def __repr__(self) -> str:
@@ -65,7 +102,7 @@ class Reporting:
         stream: Any = Stream(self.streamer, max_iter)
         stream._given_run = run
         if self.state is not None:
-            stream.load_state_dict(self.state)
+            stream.load_state_dict(self.loads(self.state))
             for _ in range(self.skip):
                 next(stream, None)
         with stream:
@@ -84,53 +121,76 @@ class Reporting:
                     now = time.perf_counter()
                     due = now + (now - before) / _SHARE
 
-    def report(self, stream: Any) -> dict[Any, Any]:
+    def report(self, stream: Any) -> Report:
         """Return the state of a stream, or why it has none, as an item."""
+        written, cost, refused = b"", 0, b""
         try:
-            told: Any = stream.state_dict(), stream.replay_cost
+            written, cost = self.dumps(stream.state_dict()), stream.replay_cost
         except StateError as error:
-            told = str(error), 0
-        return {STATE_KEY: np.frombuffer(pickle.dumps(told), np.uint8)}
+            refused = str(error).encode()
+        return Report(
+            {
+                STATE_KEY: np.frombuffer(written, np.uint8),
+                "cost": np.array(cost),
+                "refused": np.frombuffer(refused, np.uint8),
+            }
+        )
 
 
 class RemoteStream(_core.Compiled):
-    """A visit to a ZMQStreamer in a run: the items of its worker.
+    """A visit in a run to a streamer that runs elsewhere: a ZMQStreamer, in its worker."""
 
-    Parameters
-    ----------
-    streamer : ZMQStreamer
-        Whose worker it is.
-    scope : Scope
-        In which it starts.
-    """
+    # Where that is; the state of the stream has this name in ours.
+    where = "worker"
+    dumps: Any = staticmethod(pickle.dumps)
+    loads: Any = staticmethod(pickle.loads)
+
+    @classmethod
+    def opened(cls, streamer: Any, scope: _core.Scope | None) -> Self | None:
+        """Return a visit in a run; others call the hooks."""
+        if scope is None or scope.run is None or not _hooks.is_stock(streamer):
+            return None
+        return cls(streamer, scope)
 
     def __init__(self, streamer: Any, scope: _core.Scope) -> None:
         self.streamer = streamer
         self.path = _visits.states_of_visit(scope, only_path=True)
         run: Any = scope.run
-        sequence = run.sequence
-        if sequence is not None:
-            key = (*sequence.spawn_key, *self.path)
-            sequence = np.random.SeedSequence(sequence.entropy, spawn_key=key)
-        self.work = Reporting(streamer.streamer, sequence, run.governs, run.tracks)
+        self.run = run
+        self.sequence = None if run.sequence is None else sequence_of(run.sequence, *self.path)
+        self.position = Position()
         self.items: Generator[Any, None, None] | None = None
-        self.report: bytes | None = None
-        self.since = 0
         self.given = 0
+
+    def started_by_hooks(
+        self, scope: _core.Scope | None, max_iter: float | None
+    ) -> Generator[Any, None, None]:
+        """Yield the items of a visit that no engine has started."""
+        try:
+            yield from _core.note_started(scope, self.bounded(max_iter))
+        finally:
+            self.close_streams()
+
+    def begin(self) -> Generator[Any, None, None]:
+        """Return the items from the position on, and reports among them."""
+        position = self.position
+        work = Reporting(self.streamer.streamer, self.sequence, self.run.governs, self.run.tracks)
+        work.state, work.skip = position.state, position.skip
+        bound = self.left + position.skip if self.is_bounded else None
+        items: Generator[Any, None, None] = self.streamer.__pescador_items__(work, bound)
+        return items
 
     def __next__(self) -> Any:
         if self.items is None:
-            bound = self.left + self.work.skip if self.is_bounded else None
-            self.items = self.streamer.__pescador_items__(self.work, bound)
+            self.items = self.begin()
         while True:
             item = next(self.items)
             if STATE_KEY not in item:
-                self.since += 1
+                self.position.skip += 1
                 self.given += 1
                 self.left -= 1
                 return item
-            self.report = item[STATE_KEY].tobytes()
-            self.since = 0
+            self.position.note(item)
 
     @property
     def recipe(self) -> str:
@@ -139,28 +199,26 @@ class RemoteStream(_core.Compiled):
 
     def save(self, saver: Saver) -> dict[str, Any]:
         """Return where the iteration is, in plain values."""
-        state: Any = self.work.state
-        if self.report is not None:
-            state, _ = pickle.loads(self.report)
-        if isinstance(state, str):
-            saver.refuse(f"{self.streamer!r}", f"in its worker, {state}")
-            state = None
+        position = self.position
+        if position.refused:
+            saver.refuse(f"{self.streamer!r}", f"at its {self.where}, {position.refused}")
         return {
             "left": self.left,
             "given": self.given,
-            "worker": state,
-            "since": self.since + (self.work.skip if self.report is None else 0),
+            self.where: None if position.state is None else self.loads(position.state),
+            "since": position.skip,
         }
 
     def restore(self, state: dict[str, Any], loader: Loader) -> None:
         """Go on from where another iteration of the same streamer was."""
         self.left, self.given = state["left"], state["given"]
-        self.work.state, self.work.skip = state["worker"], state["since"]
+        if state[self.where] is not None:
+            self.position.state = self.dumps(state[self.where])
+            self.position.skip = state["since"]
 
     def replay_cost(self) -> int:
         """Return how many samples restoring would make again."""
-        cost = 0 if self.report is None else pickle.loads(self.report)[1]
-        return self.since + int(cost)
+        return self.position.skip + self.position.cost
 
     def close_streams(self) -> None:
         """Close what is open."""

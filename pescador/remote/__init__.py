@@ -21,7 +21,7 @@ from .._checks import as_bool, as_choice, as_count, as_whole, check_seconds, is_
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
 from . import keys
-from .consumer import Connection, Position, RemoteVisit, as_left
+from .consumer import Connection, RemoteVisit, Wanted, as_left
 from .server import Loop
 
 __all__ = ["RemoteStreamer", "Server", "serve"]
@@ -388,10 +388,14 @@ class RemoteStreamer(Streamer[T]):
         PescadorError, DataError, Exception
             See the class.
         """
-        _core.around(self)
-        yield from self.__pescador_items__(Position(as_left(max_iter)))
+        scope = _core.around(self)
+        visit = RemoteVisit.opened(self, scope)
+        if visit is None:
+            yield from self.__pescador_items__(Wanted(as_left(max_iter)))
+        else:
+            yield from visit.started_by_hooks(scope, max_iter)
 
-    def __pescador_items__(self, position: Position) -> Generator[T, None, None]:
+    def __pescador_items__(self, position: Wanted) -> Generator[T, None, None]:
         """Return the items of a stream from a position on, which is kept up to date."""
         self._check()
         connection = Connection(self, position)
@@ -405,11 +409,4 @@ class RemoteStreamer(Streamer[T]):
         self.stream_ = self.iterate()
 
 
-def _open(remote: RemoteStreamer[Any], scope: _core.Scope | None) -> RemoteVisit | None:
-    """Return a visit in a run; others call the hooks."""
-    if scope is None or scope.run is None or not _hooks.is_stock(remote):
-        return None
-    return RemoteVisit(remote, scope)
-
-
-_hooks.register(RemoteStreamer, opener=_open)
+_hooks.register(RemoteStreamer, opener=RemoteVisit.opened)

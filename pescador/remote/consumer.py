@@ -17,14 +17,13 @@ from .. import _core
 from .._channel import process
 from .._channel.consumer import raise_from_worker
 from .._channel.protocol import HEARTBEAT, Report
-from .._channel.reporting import STATE_KEY, RemoteStream
-from .._state import Loader, Saver
+from .._channel.reporting import STATE_KEY, Position, RemoteStream
 from ..exceptions import PescadorError
 from . import protocol
 from .protocol import ALIVE, ASK, CLOSE, END, GONE, ITEMS, OPEN, REFUSED, keep_memory, question
 from .values import Schemas, value_of
 
-__all__ = ["Connection", "Position", "RemoteVisit"]
+__all__ = ["Connection", "RemoteVisit", "Wanted"]
 
 # How often in a row a server may break off the first handshake: after that, keys do not fit.
 _HANDSHAKES = 3
@@ -37,19 +36,11 @@ _DAMAGED = (
 _LINGER = 500
 
 
-class Position:
-    """Where a remote stream is, as of the last item that was given.
+class Wanted(Position):
+    """What a consumer wants of a server: its stream, from a position on.
 
     Attributes
     ----------
-    state : bytes or None
-        The last state that the server has sent, as it has sealed it.
-    skip : int
-        How many items were given since.
-    refused : str
-        Why there is no such state, if there is none.
-    cost : int
-        How many samples would have to be made again to restore it.
     left : int or None
         How many items are to be given yet; None is to the end.
     seed : list or None
@@ -59,10 +50,7 @@ class Position:
     """
 
     def __init__(self, left: int | None, sequence: Any = None, governs: tuple[str, ...] = ()):
-        self.state: bytes | None = None
-        self.skip = 0
-        self.refused = ""
-        self.cost = 0
+        super().__init__()
         self.left = left
         self.seed: Any = None
         self.governs = governs
@@ -70,13 +58,6 @@ class Position:
             entropy = sequence.entropy
             entropy = [int(word) for word in entropy] if hasattr(entropy, "__len__") else entropy
             self.seed = [entropy, [int(word) for word in sequence.spawn_key]]
-
-    def note(self, report: dict[Any, Any]) -> None:
-        """Take a report of the server."""
-        self.state = report[STATE_KEY].tobytes() or None
-        self.cost = int(report["cost"])
-        self.refused = report["refused"].tobytes().decode()
-        self.skip = 0
 
 
 class Connection:
@@ -86,11 +67,11 @@ class Connection:
     ----------
     remote : RemoteStreamer
         Whose iteration it is.
-    position : Position
+    position : Wanted
         Where it begins; kept up to date.
     """
 
-    def __init__(self, remote: Any, position: Position) -> None:
+    def __init__(self, remote: Any, position: Wanted) -> None:
         self.remote = remote
         self.position = position
         self.owner = os.getpid()
@@ -365,49 +346,29 @@ def _why_unresolved(address: str) -> str:
 
 
 class RemoteVisit(RemoteStream):
-    """A visit to a RemoteStreamer in a run: the items of its server.
+    """A visit in a run to a RemoteStreamer: the items of its server."""
 
-    Parameters
-    ----------
-    remote : RemoteStreamer
-        Whose stream it is.
-    scope : Scope
-        In which it starts.
-    """
+    where = "server"
+    # What the server has sealed stays as it is.
+    dumps = loads = staticmethod(lambda state: state)
 
     def __init__(self, remote: Any, scope: _core.Scope) -> None:
         super().__init__(remote, scope)
-        self.position = Position(None, self.work.sequence, self.work.governs)
+        self.position: Wanted = Wanted(None, self.sequence, self.run.governs)
+
+    def begin(self) -> Generator[Any, None, None]:
+        """Return the items from the position on."""
+        self.position.left = self.left if self.is_bounded else None
+        items: Generator[Any, None, None] = self.streamer.__pescador_items__(self.position)
+        return items
 
     def __next__(self) -> Any:
         if self.items is None:
-            self.position.left = self.left if self.is_bounded else None
-            self.items = self.streamer.__pescador_items__(self.position)
+            self.items = self.begin()
         item = next(self.items)
         self.given += 1
         self.left -= 1
         return item
-
-    def save(self, saver: Saver) -> dict[str, Any]:
-        """Return where the iteration is, in plain values."""
-        position = self.position
-        if position.refused:
-            saver.refuse(f"{self.streamer!r}", f"at its server, {position.refused}")
-        return {
-            "left": self.left,
-            "given": self.given,
-            "server": position.state,
-            "since": position.skip,
-        }
-
-    def restore(self, state: dict[str, Any], loader: Loader) -> None:
-        """Go on from where another iteration of the same streamer was."""
-        self.left, self.given = state["left"], state["given"]
-        self.position.state, self.position.skip = state["server"], state["since"]
-
-    def replay_cost(self) -> int:
-        """Return how many samples restoring would make again."""
-        return self.position.skip + self.position.cost
 
 
 def as_left(max_iter: float | None) -> int | None:

@@ -321,7 +321,7 @@ class Loop:
         work = Work(streamer, sequence, governs, self.has_keys)
         work.skip = as_whole("skip", head["skip"])
         if state:
-            work.written = self._unseal(state)
+            work.state = self._unseal(state)
         left = head["max_iter"]
         max_bytes = min(server.max_bytes, max(as_whole("max_bytes", head["max_bytes"]), 1))
         channel = Channel(
