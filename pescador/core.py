@@ -356,6 +356,57 @@ _hooks.register(Streamer, model=Streamer(()))
 _repr.register(Streamer)
 
 
+class Visited(Streamer[T]):
+    """A streamer of ours, an iteration of which is a visit: an iterator that engines start as well.
+
+    Parameters
+    ----------
+    streamer : Streamer or iterable
+        What it is over.
+    """
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
+        self.args, self.kwargs = (), {}
+        self.active_count_ = 0
+        self.stream_ = None
+
+    def __pescador_visit__(self, scope: _core.Scope | None) -> Any:
+        """Return one visit, which starts in a scope."""
+        raise NotImplementedError
+
+    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
+        """Iterate over the stream once, to its end or for `max_iter` items.
+
+        Parameters
+        ----------
+        max_iter : number >= 0 or None
+            How many items to yield at most.
+
+        Yields
+        ------
+        item : object
+            What the stream gives.
+        """
+        scope = _core.around(self)
+        visit = _core.note_started(scope, self.__pescador_visit__(scope).bounded(max_iter))
+        try:
+            with _core.Opened(self, visit) as items:
+                yield from items
+        finally:
+            visit.close_streams()
+            # Who keeps an error keeps this frame, and would keep the streams.
+            del visit
+
+    def _activate(self) -> None:
+        self.stream_ = self.iterate()
+
+
+def visit_of(streamer: Any, scope: _core.Scope | None) -> Any:
+    """Return one visit to such a streamer, or None if the hooks of a subclass are to be called."""
+    return streamer.__pescador_visit__(scope) if _hooks.is_stock(streamer) else None
+
+
 def streamable(function: Callable[P, Iterable[T]]) -> Callable[P, Streamer[T]]:
     """Make a generator function return a `Streamer` over its results.
 

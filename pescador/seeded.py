@@ -2,7 +2,7 @@
 
 import copy
 import importlib
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from . import _core, _hooks, _visits
 from ._checks import as_whole
 from ._repr import Mark
-from .core import Streamer
+from .core import Visited, visit_of
 from .exceptions import ArgumentError
 
 __all__ = ["SPAWN", "Seeded"]
@@ -47,7 +47,7 @@ def sequence_of(seed: Any, *key: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=key)
 
 
-class Seeded(Streamer[T]):
+class Seeded(Visited[T]):
     """A streamer under which everything draws from one seed.
 
     Each visit, which is one activation of a stream by a mux, has a seed of its own: that of
@@ -120,10 +120,7 @@ class Seeded(Streamer[T]):
         rank: int = 0,
         states: Iterable[str] = ("numpy", "random"),
     ) -> None:
-        self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
-        self.args, self.kwargs = (), {}
-        self.active_count_ = 0
-        self.stream_ = None
+        super().__init__(streamer)
         self.seed: Any = seed
         self.epoch = epoch
         self.rank = rank
@@ -156,44 +153,12 @@ class Seeded(Streamer[T]):
             importlib.import_module("torch")
         return _visits.Run(tracks, sequence_of(self.seed, self.epoch, self.rank), self.states)
 
-    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
-        """Iterate over the stream once, to its end or for `max_iter` items.
-
-        Parameters
-        ----------
-        max_iter : number >= 0 or None
-            How many items to yield at most.
-
-        Yields
-        ------
-        item : object
-            What the stream gives.
-        """
-        scope = _core.around(self)
-        items = _core.note_started(scope, open_seeded(self, scope).bounded(max_iter))
-        try:
-            with _core.Opened(self, items) as opened:
-                yield from opened
-        finally:
-            items.close_streams()
-            # Who keeps an error keeps this frame, and would keep the streams.
-            del items
-
-    def _activate(self) -> None:
-        self.stream_ = self.iterate()
+    def __pescador_visit__(self, scope: _core.Scope | None) -> Any:
+        """Return one visit to the tree, under its own seed whatever is around it."""
+        outer = None if scope is None else scope.run
+        root = _visits.root_scope(self.__pescador_run__(outer is not None and outer.tracks))
+        node = _visits.open_visit(self.streamer, root, {})
+        return node if scope is None else _visits.Inner(node, root.run, scope)
 
 
-def open_seeded(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
-    """Return one visit to the tree, under its own seed whatever is around it."""
-    outer = None if scope is None else scope.run
-    root = _visits.root_scope(seeded.__pescador_run__(outer is not None and outer.tracks))
-    node = _visits.open_visit(seeded.streamer, root, {})
-    return node if scope is None else _visits.Inner(node, root.run, scope)
-
-
-def _open(seeded: Seeded[Any], scope: _core.Scope | None) -> Any:
-    """Return one visit, or None if the hooks of a subclass are to be called."""
-    return open_seeded(seeded, scope) if _hooks.is_stock(seeded) else None
-
-
-_hooks.register(Seeded, opener=_open)
+_hooks.register(Seeded, opener=visit_of)

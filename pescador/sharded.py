@@ -2,19 +2,19 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Self, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
 from . import _core, _global_rng, _hooks, _isolation, _mux
 from ._checks import as_choice, as_count, as_whole, is_number
-from .core import Streamer, by_name
+from .core import Streamer, Visited, by_name, visit_of
 from .exceptions import ArgumentError, DataError, PescadorError, StateError
 from .mux import ChainMux, RoundRobinMux
 from .parallel import ParallelStreamer
 from .parallel.placement import length_of
-from .seeded import Seeded, open_seeded, sequence_of
+from .seeded import Seeded, sequence_of
 
 __all__ = ["Sharded"]
 
@@ -55,15 +55,8 @@ class _Made:
         return _Made, (by_name(self.make), self.seed, self.states)
 
 
-class Shard(Streamer[T]):
-    """One shard: what `make` returns for it, made when it is first opened, under its own seed.
-
-    Parameters
-    ----------
-    made : _Made
-    shard : int
-    epoch : int
-    """
+class Shard(Visited[T]):
+    """One shard: what `make` returns for it, made when it is first opened, under its own seed."""
 
     def __init__(self, made: _Made, shard: int, epoch: int = 0) -> None:
         self.streamer = made.make
@@ -81,15 +74,11 @@ class Shard(Streamer[T]):
             made.streamer(shard), made.seed, epoch=self.epoch, rank=shard, states=made.states
         )
 
-    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
-        """Iterate over the shard once, to its end or for `max_iter` items."""
-        yield from self.seeded().iterate(max_iter)
-
-    def _activate(self) -> None:
-        self.stream_ = self.iterate()
+    def __pescador_visit__(self, scope: _core.Scope | None) -> Any:
+        return self.seeded().__pescador_visit__(scope)
 
 
-_hooks.register(Shard, opener=lambda shard, scope: open_seeded(shard.seeded(), scope))
+_hooks.register(Shard, opener=visit_of)
 
 
 class Shards(Sequence[Shard[T]]):
@@ -160,7 +149,7 @@ def steps_of(rank: int, world_size: int, step: int) -> int:
     return -((rank - step) // world_size)
 
 
-class Sharded(Streamer[T]):
+class Sharded(Visited[T]):
     """Streams for data-parallel training: one sequence of items, whatever the number of ranks.
 
     There are as many streams as `shards`, each under a seed of its own. The *global sequence* takes
@@ -416,27 +405,9 @@ class Sharded(Streamer[T]):
         self.__pescador_made__ = _Made(state["make"], state["seed"], state["states"])
         self.__pescador_set__(**state)
 
-    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
-        """Iterate over this part of the sequence.
-
-        Parameters
-        ----------
-        max_iter : number >= 0 or None
-            How many items to yield at most.
-
-        Yields
-        ------
-        item : object
-            What the shards give, in turn.
-        """
-        scope = _core.around(self)
-        with _core.Opened(
-            self, _core.note_started(scope, _engine(self, scope).bounded(max_iter))
-        ) as items:
-            yield from items
-
-    def _activate(self) -> None:
-        self.stream_ = self.iterate()
+    def __pescador_visit__(self, scope: _core.Scope | None) -> _mux.ShardedEngine:
+        here = _core.Scope(scope, None, [], {})
+        return _mux.ShardedEngine(self, here, len(self.streamers), self.__pescador_rounds__())
 
     # What an engine and its states ask for.
 
@@ -514,19 +485,7 @@ class Sharded(Streamer[T]):
         return _UNBOUNDED, mine
 
 
-def _engine(sharded: Sharded[Any], scope: _core.Scope | None) -> _mux.ShardedEngine:
-    """Return one iteration over a part."""
-    here = _core.Scope(scope, None, [], {})
-    rounds = sharded.__pescador_rounds__()
-    return _mux.ShardedEngine(sharded, here, len(sharded.streamers), rounds)
-
-
-def _open(sharded: Sharded[Any], scope: _core.Scope | None) -> _mux.ShardedEngine | None:
-    """Return one iteration, or None if the hooks of a subclass are to be called."""
-    return _engine(sharded, scope) if _hooks.is_stock(sharded) else None
-
-
-_hooks.register(Sharded, opener=_open)
+_hooks.register(Sharded, opener=visit_of)
 
 # ------------------------------------------------------------------------------------- merging
 

@@ -6,7 +6,7 @@ from one seed (`pescador.Seeded`), by which stream it is and how often it was vi
 same wherever it is drawn.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
@@ -17,9 +17,9 @@ from .._channel import process
 from .._channel.signals import Guard
 from .._checks import as_bool, as_choice, as_count, as_whole
 from .._state import Loader, Saver
-from ..core import Streamer
+from ..core import Visited, visit_of
 from ..exceptions import ArgumentError
-from ..seeded import Seeded
+from ..seeded import Seeded, sequence_of
 from .placement import Placement, length_of, notes_on
 from .pool import Kind, Pool
 from .processes import ProcessKind
@@ -66,7 +66,7 @@ def _check(parallel: "ParallelStreamer[Any]") -> None:
     kind.check(parallel)
 
 
-class ParallelStreamer(Streamer[T]):
+class ParallelStreamer(Visited[T]):
     """A streamer whose streams run in several workers, ahead of the consumer.
 
     It yields what ``Seeded(streamer, seed)`` yields: the same items in the same order, for any
@@ -168,10 +168,7 @@ class ParallelStreamer(Streamer[T]):
         restart: bool | None = None,
         keep_workers: bool = False,
     ) -> None:
-        self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
-        self.args, self.kwargs = (), {}
-        self.active_count_ = 0
-        self.stream_ = None
+        super().__init__(streamer)
         self.workers: Any = workers
         self.kind = kind
         self.read_ahead = read_ahead
@@ -197,31 +194,8 @@ class ParallelStreamer(Streamer[T]):
             result.__dict__[name] = _isolation.isolate(value, memo)
         return result
 
-    def iterate(self, max_iter: float | None = None) -> Generator[T, None, None]:
-        """Iterate over the stream once, to its end or for `max_iter` items.
-
-        Parameters
-        ----------
-        max_iter : number >= 0 or None
-            How many items to yield at most.
-
-        Yields
-        ------
-        item : object
-            What the stream gives.
-        """
-        scope = _core.around(self)
-        visit: Any = _core.note_started(scope, ParallelVisit(self, scope).bounded(max_iter))
-        try:
-            with _core.Opened(self, visit) as items:
-                yield from items
-        finally:
-            visit.close_streams()
-            # Who keeps an error keeps this frame, and would keep the streams.
-            del visit
-
-    def _activate(self) -> None:
-        self.stream_ = self.iterate()
+    def __pescador_visit__(self, scope: _core.Scope | None) -> "ParallelVisit":
+        return ParallelVisit(self, scope)
 
     # What `print` says beneath the tree.
     @staticmethod
@@ -249,15 +223,7 @@ class ParallelStreamer(Streamer[T]):
 
 
 class ParallelVisit(_schedule.Begun):
-    """One iteration of a `ParallelStreamer`.
-
-    Parameters
-    ----------
-    parallel : ParallelStreamer
-        What is iterated.
-    scope : Scope or None
-        In which it starts.
-    """
+    """One iteration of a `ParallelStreamer`, which starts in a scope."""
 
     # What is only half made is closed, too.
     pool: Any = None
@@ -268,7 +234,9 @@ class ParallelVisit(_schedule.Begun):
         _check(parallel)
         self.parallel = parallel
         outer: Any = None if scope is None else scope.run
-        self.path = () if scope is None or outer is None else _path_of(scope)
+        self.path: Any = ()
+        if scope is not None and outer is not None:
+            self.path = _visits.states_of_visit(scope, only_path=True)
         self.tracks = outer is not None and outer.tracks
         self.tree = parallel.streamer
         # The entropy that was drawn, if it was.
@@ -279,8 +247,7 @@ class ParallelVisit(_schedule.Begun):
             run = self.tree.__pescador_run__(self.tracks)
             self.sequence, self.governs, self.tree = run.sequence, run.governs, self.tree.streamer
         elif outer is not None and outer.is_seeded:
-            key = (*outer.sequence.spawn_key, *self.path)
-            self.sequence = np.random.SeedSequence(outer.sequence.entropy, spawn_key=key)
+            self.sequence = sequence_of(outer.sequence, *self.path)
             self.governs = outer.governs
 
     def begin(self) -> Any:
@@ -291,7 +258,7 @@ class ParallelVisit(_schedule.Begun):
             if self.words is None:
                 self.words = [int(w) for w in np.random.randint(0, 1 << 32, 4, np.uint64)]
             # As `Seeded` derives it, of epoch 0 and rank 0.
-            sequence = np.random.SeedSequence(self.words, spawn_key=(0, 0))
+            sequence = sequence_of(self.words, 0, 0)
         run = _visits.Run(self.tracks, sequence, self.governs)
         root = _visits.root_scope(run)
         placement = Placement(kind_of(self.parallel.kind), self.governs)
@@ -394,14 +361,4 @@ class ParallelVisit(_schedule.Begun):
         return self.parallel, None, [] if self.node is None else self.node.shown()[2]
 
 
-def _path_of(scope: _core.Scope) -> tuple[int, ...]:
-    path: tuple[int, ...] = _visits.states_of_visit(scope, only_path=True)
-    return path
-
-
-def _open(parallel: ParallelStreamer[Any], scope: _core.Scope | None) -> Any:
-    """Return one visit, or None if the hooks of a subclass are to be called."""
-    return ParallelVisit(parallel, scope) if _hooks.is_stock(parallel) else None
-
-
-_hooks.register(ParallelStreamer, opener=_open)
+_hooks.register(ParallelStreamer, opener=visit_of)
