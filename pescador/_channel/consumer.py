@@ -14,17 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
 from ..exceptions import PescadorError
-from . import process, random_states
-from .protocol import (
-    END,
-    HEARTBEAT,
-    ITEM,
-    STOP,
-    Report,
-    item_from,
-    read_end,
-    read_item_head,
-)
+from . import process, protocol, random_states
 from .worker import work
 
 if sys.platform == "linux":
@@ -88,7 +78,7 @@ class Channel:
         self.is_stopped = False
         # The worker's last word.
         self.ended = False
-        self.error: Report | None = None
+        self.error: protocol.Report | None = None
 
     # ------------------------------------------------------------------------- life of a worker
 
@@ -151,7 +141,7 @@ class Channel:
     def _say_stop(self) -> None:
         """Say so when there is room for it: a worker that is busy, or suspended, reads nothing."""
         if not self.is_stopped and self.is_ready(0, to_write=True):
-            self.say(STOP)
+            self.say(protocol.STOP)
             self.is_stopped = True
 
     def end(self) -> None:
@@ -202,7 +192,7 @@ class Channel:
             self.messages += 1
             if self.reader is not None:
                 self.reader.by_pipe = self.messages
-            return (item_from(written),)
+            return (protocol.item_from(written),)
         return self.reader or ()
 
     def has_items(self, awaited: int = 0, patience: int = 0) -> bool:
@@ -294,7 +284,7 @@ class Channel:
         self.check_owner()
         return ready
 
-    def listen(self, timeout: float = HEARTBEAT) -> bool:
+    def listen(self, timeout: float = protocol.HEARTBEAT) -> bool:
         """Read a message, or look what became of a worker that sends none for some seconds.
 
         Tell whether there was one.
@@ -336,12 +326,12 @@ class Channel:
             assert self.worker is not None
             process.is_gone_within(self.worker, _FAREWELL)
             return
-        if message[:1] == ITEM:
-            self.missing, self.tag = read_item_head(message)
+        if message[:1] == protocol.ITEM:
+            self.missing, self.tag = protocol.read_item_head(message)
             self.incoming = bytearray(self.missing)
-        elif message[:1] == END:
+        elif message[:1] == protocol.END:
             self.ended = True
-            self.error = read_end(message)
+            self.error = protocol.read_end(message)
 
     def _close_pipe(self) -> None:
         assert self.pipe is not None
@@ -388,7 +378,7 @@ def _not_started(streamer: Any, error: Exception, hint: str = "") -> PescadorErr
     return PescadorError(f"the worker of {streamer.streamer!r} could not be started: {error}{hint}")
 
 
-def raise_from_worker(error: Report, name: str) -> NoReturn:
+def raise_from_worker(error: protocol.Report, name: str) -> NoReturn:
     """Raise what a worker has raised, of the stream with this name."""
     pickled, summary, text = error
     original = None

@@ -16,8 +16,6 @@ from ..seeded import SPAWN, Seeded
 from ..sources.source import Source
 from .pool import Kind
 
-__all__ = ["Placement", "length_of", "notes_on", "without_those_that_stay"]
-
 _GENERATORS = (np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 # Types that hold nothing else, and those that are as long as they say.
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, range, np.dtype, type})

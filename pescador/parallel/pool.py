@@ -12,8 +12,6 @@ from ..exceptions import ArgumentError
 if TYPE_CHECKING:
     from . import ParallelStreamer
 
-__all__ = ["Kind", "Pool"]
-
 
 class Kind:
     """Where visits run: what the `kind` of a `ParallelStreamer` names, or is.

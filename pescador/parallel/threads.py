@@ -13,8 +13,6 @@ from .._channel.protocol import HEARTBEAT
 from .pool import Kind, Pool
 from .running import Running
 
-__all__ = ["ThreadKind", "Threads"]
-
 # So many parts of an item say how large the others are.
 _FEW = 32
 

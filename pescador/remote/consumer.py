@@ -20,10 +20,8 @@ from .._channel.protocol import HEARTBEAT, Report
 from .._channel.reporting import STATE_KEY, Position, RemoteStream
 from ..exceptions import PescadorError
 from . import protocol
-from .protocol import ALIVE, ASK, CLOSE, END, GONE, ITEMS, OPEN, REFUSED, keep_memory, question
+from .protocol import keep_memory, question
 from .values import Schemas, value_of
-
-__all__ = ["Connection", "RemoteVisit", "Wanted"]
 
 # How often in a row a server may break off the first handshake: after that, keys do not fit.
 _HANDSHAKES = 3
@@ -133,7 +131,7 @@ class Connection:
         """Tell the server that no more is wanted."""
         if os.getpid() == self.owner and self.socket is not None and self.is_connected:
             self.socket.linger = _LINGER
-            self._say(CLOSE)
+            self._say(protocol.CLOSE)
 
     def end(self) -> None:
         """Let go of everything but the arrays."""
@@ -195,14 +193,14 @@ class Connection:
         word, head = frames[0].bytes, json.loads(frames[1].bytes)
         if head["stream"] != self.stream:
             return _NOTHING
-        if word == REFUSED:
+        if word == protocol.REFUSED:
             raise PescadorError(f"{self.remote!r} is refused by the server: {head['why']}")
-        if word == ALIVE:
+        if word == protocol.ALIVE:
             self.is_open = True
             self.window = head["window"]
-        elif word == GONE:
+        elif word == protocol.GONE:
             self._open_again()
-        elif word == ITEMS and head["at"] == self.next:
+        elif word == protocol.ITEMS and head["at"] == self.next:
             self.next += head["n"]
             self.untold += head["size"]
             self.keeps_memory = self.keeps_memory or keep_memory(head["size"], self.window)
@@ -210,7 +208,7 @@ class Connection:
                 self._ask()
             columns = [frame.buffer for frame in frames[3:]]
             return self.schemas.items(head["n"], frames[2].bytes, columns)
-        elif word == END and head["at"] == self.next:
+        elif word == protocol.END and head["at"] == self.next:
             if head["failed"]:
                 pickled, summary, text = (frame.bytes for frame in frames[2:])
                 # In clear text, nothing is unpickled.
@@ -242,7 +240,7 @@ class Connection:
         left = position.left
         self.asked = time.monotonic()
         self._say(
-            OPEN,
+            protocol.OPEN,
             position.state or b"",
             protocol=protocol.PROTOCOL,
             max_iter=None if left is None else left + position.skip,
@@ -263,7 +261,7 @@ class Connection:
         """Say what has come, which is asking for more."""
         self.asked = time.monotonic()
         self.untold = 0
-        self._say(ASK, at=self.next)
+        self._say(protocol.ASK, at=self.next)
 
     # ----------------------------------------------------------------------------- waiting
 

@@ -19,8 +19,6 @@ from zmq.utils import z85
 
 from ..exceptions import ArgumentError, PescadorWarning
 
-__all__ = ["check_address", "check_clear", "clients_of", "pair_of", "public_of"]
-
 _FILES = "zmq.auth.create_certificates(folder, name) makes files of keys"
 
 

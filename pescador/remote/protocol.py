@@ -33,25 +33,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "ALIVE",
-    "ASK",
-    "CLOSE",
-    "END",
-    "GONE",
-    "ITEMS",
-    "LARGEST",
-    "OPEN",
-    "PROTOCOL",
-    "REFUSED",
-    "keep_memory",
-    "message",
-    "question",
-    "read_question",
-    "set_heartbeats",
-    "tick",
-]
-
 #: The version of all this.
 PROTOCOL = 1
 

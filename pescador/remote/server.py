@@ -31,24 +31,9 @@ from .._checks import as_whole
 from ..exceptions import ArgumentError, PescadorError, StateError
 from ..version import version
 from . import protocol
-from .protocol import (
-    ALIVE,
-    ASK,
-    CLOSE,
-    END,
-    GONE,
-    ITEMS,
-    LARGEST,
-    OPEN,
-    REFUSED,
-    keep_memory,
-    message,
-    read_question,
-)
+from .protocol import keep_memory, message, read_question
 from .values import Batch
 from .work import Work
-
-__all__ = ["Loop"]
 
 _DOMAIN = b"pescador"
 # Bytes of the seal of a state.
@@ -130,7 +115,7 @@ class Loop:
         self.bell.connect("inproc://alarm")
         self.socket = socket = self._new_socket(zmq.ROUTER)
         socket.router_mandatory = 1
-        socket.maxmsgsize = LARGEST
+        socket.maxmsgsize = protocol.LARGEST
         socket.rcvhwm = _WAITING
         socket.backlog = _BACKLOG
         socket.ipv6 = "[" in self.address
@@ -268,16 +253,16 @@ class Loop:
     ) -> None:
         """Do what a consumer says."""
         session = self.sessions.get(key)
-        if session is None and word == OPEN:
+        if session is None and word == protocol.OPEN:
             try:
                 session = self._open(key, head, rest)
             except Exception as error:
-                self._say(route, message(REFUSED, key[1], why=str(error)))
+                self._say(route, message(protocol.REFUSED, key[1], why=str(error)))
                 return
             self.sessions[key] = session
         elif session is None:
-            if word == ASK:
-                self._say(route, message(GONE, key[1]))
+            if word == protocol.ASK:
+                self._say(route, message(protocol.GONE, key[1]))
             return
         session.heard = time.monotonic()
         session.offline_since = None
@@ -287,12 +272,12 @@ class Loop:
             # that only asks again.
             session.route = route
             session.sent = 0
-        if word == CLOSE:
+        if word == protocol.CLOSE:
             self._close(session)
             return
-        if word == ASK:
+        if word == protocol.ASK:
             session.acknowledge(as_whole("at", head["at"]))
-        self.tell(session, message(ALIVE, key[1], window=session.max_bytes))
+        self.tell(session, message(protocol.ALIVE, key[1], window=session.max_bytes))
 
     def _open(self, key: tuple[str, str], head: dict[str, Any], state: bytes) -> "Session":
         """Start a worker for a consumer; errors are what it is told."""
@@ -343,7 +328,7 @@ class Loop:
         if now >= session.probe_at:
             # More seldom in a long pause: these words wait at the consumer.
             session.probe_at = now + max(self.tick, (now - session.heard) / 8)
-            self.tell(session, message(ALIVE, session.key[1], window=session.max_bytes))
+            self.tell(session, message(protocol.ALIVE, session.key[1], window=session.max_bytes))
         offline = session.offline_since
         if offline is not None and now > offline + self.server.timeout:
             self._close(session)
@@ -517,19 +502,17 @@ class Session:
         self.keeps_memory = self.keeps_memory or keep_memory(size, self.max_bytes)
         # Copies: the memory of the worker serves again.
         columns = [zmq.Frame(column, copy=True) for column in self.batch.frames()]
-        self._append(message(ITEMS, self.key[1], *columns, at=self.at, n=n, size=size), n, size)
+        frames = message(protocol.ITEMS, self.key[1], *columns, at=self.at, n=n, size=size)
+        self._append(frames, n, size)
         self.batch = Batch()
 
     def _end(self, error: Report | None) -> None:
         """Make the last message, of the worker's error or of none."""
         self._cut()
         pickled, summary, text = error or (None, "", "")
-        frames = ((pickled or b"") if self.loop.has_keys else b"", summary.encode(), text.encode())
-        self._append(
-            message(END, self.key[1], *frames, at=self.at, failed=error is not None),
-            1,
-            sum(map(len, frames)),
-        )
+        said = ((pickled or b"") if self.loop.has_keys else b"", summary.encode(), text.encode())
+        frames = message(protocol.END, self.key[1], *said, at=self.at, failed=error is not None)
+        self._append(frames, 1, sum(map(len, said)))
         self.has_ended = True
 
     def _append(self, frames: list[Any], n: int, size: int) -> None:

@@ -27,8 +27,6 @@ from .._channel.schema import (
 from .._checks import is_masked
 from ..exceptions import DataError
 
-__all__ = ["PICKLED", "VALUE", "Batch", "Schemas", "as_arrays", "dumps", "loads", "value_of"]
-
 # The keys of mappings that stand for something else.
 VALUE = ("pescador", "value")
 PICKLED = ("pescador", "item")

@@ -8,8 +8,6 @@ from .._channel.reporting import Report, Reporting
 from ..exceptions import PescadorWarning, StateError
 from .values import as_arrays, dumps, loads
 
-__all__ = ["Work"]
-
 
 class Work(Reporting):
     """What is run for one consumer.
