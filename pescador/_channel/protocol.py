@@ -93,10 +93,10 @@ def read_item_head(message: bytes) -> tuple[int, int]:
     return int.from_bytes(message[1:9], "little"), int.from_bytes(message[9:], "little")
 
 
-def news(what: str, value: Any = None) -> dict[Any, Any]:
+def news(what: str, value: Any = None, dumps: Any = pickle.dumps) -> dict[Any, Any]:
     """Return an item that tells something of a visit."""
     # Below protocol 5, NumPy's arrays lose their byte order.
-    pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    pickled = dumps(value, pickle.HIGHEST_PROTOCOL)
     return {("pescador", what): np.frombuffer(pickled, np.uint8)}
 
 

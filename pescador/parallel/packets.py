@@ -13,12 +13,9 @@ import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import cloudpickle
 import numpy as np
 
 from .._channel.protocol import PICKLED
-
-__all__ = ["Packing", "pickled", "unpack"]
 
 # Arrays of so many bytes are copied once, to where they stay.
 _LARGE = 1 << 16
@@ -130,11 +127,6 @@ def pickled(item: Any, dumps: Any = pickle.dumps) -> dict[Any, Any]:
     head = dumps(item, protocol=5, buffer_callback=is_small)
     size = len(head) + sum(buffer.nbytes for buffer in buffers)
     return {("pescador", PICKLED): (head, buffers, size)}
-
-
-def pickled_by_value(item: Any) -> dict[Any, Any]:
-    """Return the same, of an item whose class or function the consumer cannot import."""
-    return pickled(item, cloudpickle.dumps)
 
 
 def unpack(

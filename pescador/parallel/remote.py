@@ -4,33 +4,17 @@ Calls are what engines such as Ray have, and what each of them costs is some hun
 item costs here. So a call takes many orders, and returns a packet of what it has made of them.
 """
 
-import os
 import pickle
 import time
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
-from .._channel import worker
-from ..exceptions import PescadorError
 from . import packets
-from .production import Production
 from .running import Beginner, Running
-
-__all__ = ["RemoteWorker"]
 
 
 class _Running(Running):
-    def pickled(self, item: Any) -> dict[Any, Any]:
-        try:
-            return packets.pickled(item)
-        except Exception as error:
-            with suppress(Exception):
-                return packets.pickled_by_value(item)
-            raise PescadorError(
-                f"an item of type {type(item).__qualname__} cannot be sent from a worker "
-                f"({error}); kind='thread' sends nothing"
-            ) from error
+    written = staticmethod(packets.pickled)
 
 
 class RemoteWorker(Beginner):
@@ -53,15 +37,8 @@ class RemoteWorker(Beginner):
         self.parcel = parcel
         self.batch = batch
         self.messages: deque[bytes] = deque()
-        owner = os.getpid()
-        self.production = Production(
-            self,
-            self.begin,
-            self.start_run,
-            lambda error: worker.describe(error, by_value=True),
-            lambda: os.getpid() != owner,
-        )
-        self.production.writer = self.production.memory = self
+        self.items = self.production(self)
+        self.items.writer = self.items.memory = self
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return at once: messages come with the next call."""
@@ -93,12 +70,12 @@ class RemoteWorker(Beginner):
         self.messages.extend(messages)
         packing = packets.Packing()
         until = time.perf_counter() + seconds
-        for item in self.production:
-            packing.add(self.production.tag, item)
+        for item in self.items:
+            packing.add(self.items.tag, item)
             if packing.size >= self.batch or time.perf_counter() > until:
                 break
         return packing.write(), packing.size, self.cost
 
     def close(self) -> None:
         """Close all visits."""
-        self.production.close_all()
+        self.items.close_all()

@@ -4,21 +4,22 @@ What it gives is what the same visit would give where it belongs, because all of
 its path: the seed, and which streamer of the tree it is.
 """
 
+import functools
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import cloudpickle
-import numpy as np
 
 from .. import _visits
 from .._channel.protocol import PICKLED, news
+from .._channel.worker import describe
 from .._state import Loader, Saver
 from ..exceptions import PescadorError
-
-__all__ = ["Beginner", "Running", "streamer_at"]
+from .production import Production
 
 # A part of the time that may go into states.
 _SHARE = 0.01
@@ -100,13 +101,17 @@ class Running:
             if os.getpid() != self.owner:
                 raise
 
+    # What is sent of an item that is no dict of arrays; pickled by `dumps`, if that is passed.
+    written: Callable[..., dict[Any, Any]] = staticmethod(functools.partial(news, PICKLED))
+
     def pickled(self, item: Any) -> dict[Any, Any]:
         """Return what is sent to another process for an item that is no dict of arrays."""
         try:
-            return news(PICKLED, item)
+            return self.written(item)
         except Exception as error:
+            # Of a class or function that the consumer cannot import.
             with suppress(Exception):
-                return {("pescador", PICKLED): np.frombuffer(cloudpickle.dumps(item), np.uint8)}
+                return self.written(item, cloudpickle.dumps)
             raise PescadorError(
                 f"an item of type {type(item).__qualname__} cannot be sent from a worker process "
                 f"({error}); kind='thread' sends nothing"
@@ -114,7 +119,7 @@ class Running:
 
 
 class Beginner:
-    """Begins visits in a worker.
+    """Begins visits in a worker, as they are ordered.
 
     Parameters
     ----------
@@ -127,6 +132,22 @@ class Beginner:
     def __init__(self, tree: Any) -> None:
         self.tree = tree
         self.run: Any = None
+        self.owner = 0
+
+    def production(self, consumer: Any) -> Production:
+        """Return an iterator over the items that a consumer orders of this process."""
+        self.owner = os.getpid()
+        return Production(
+            consumer,
+            self.begin,
+            self.start_run,
+            lambda error: describe(error, by_value=True),
+            self.is_forked,
+        )
+
+    def is_forked(self) -> bool:
+        """Tell whether this is a copy, in a process that a stream has forked."""
+        return os.getpid() != self.owner
 
     def start_run(self, run: tuple[Any, ...]) -> None:
         """Have visits be part of the run that is made of these, from now on."""
