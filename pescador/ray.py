@@ -4,7 +4,6 @@ A `ParallelStreamer` whose `kind` is an `Executor` runs its engines and its sche
 processes, and its visits in actors. docs/inside/ray.rst explains it.
 """
 
-import copy
 import functools
 import os
 import pickle
@@ -16,7 +15,6 @@ from typing import Any
 
 from . import _schedule
 from ._channel import process, protocol
-from ._channel.consumer import raise_from_worker
 from ._channel.signals import whole
 from ._checks import as_bool, as_count, is_number
 from .exceptions import ArgumentError, PescadorError
@@ -157,6 +155,9 @@ class Executor(Kind):
     worker = "Ray actor"
     refuses = ("start_method",)
 
+    def usual_workers(self) -> None:
+        return None
+
     def __init__(
         self,
         num_cpus: float = 1,
@@ -227,27 +228,17 @@ class _Actor:
 
 
 class _Actors(Pool):
-    """Actors, and what is on its way from them.
-
-    Parameters
-    ----------
-    stays : function
-        Tells of a streamer why its visits run here; None where they do not.
-    executor : Executor
-        Whose they are; the others are those of `Pool`.
-    """
+    """Actors, and what is on its way from them; `stays` is that of `Kind.new_pool`."""
 
     started_with = ("workers", "kind")
 
     def __init__(
         self, parallel: Any, tree: Any, workers: int, stays: Any, executor: Executor
     ) -> None:
-        # Not the original, which may keep these workers: nobody would end them before a collection.
-        super().__init__(copy.copy(parallel), tree, workers)
+        super().__init__(parallel, tree, workers)
         self.sent = without_those_that_stay(tree, stays)
         self.executor = executor
         self.ray = _import_ray()
-        self.owner = os.getpid()
         self.session = _session(self.ray)
         self.seconds = max(_CALL, _CALL_PER_WORKER * workers)
         self.tree_object: Any = None
@@ -326,12 +317,9 @@ class _Actors(Pool):
             maker.owner.calls.clear()
 
     def is_usable(self, parallel: Any, tree: Any) -> bool:
-        fields, others = self.parallel.__dict__, parallel.__dict__
         return (
-            self.owner == os.getpid()
+            super().is_usable(parallel, tree)
             and self.session == _session(self.ray)
-            and self.tree is tree
-            and all(fields[name] == others[name] for name in self.started_with)
             and bool(self.makers or self.starting)
         )
 
@@ -446,16 +434,13 @@ class _Actors(Pool):
 
     def _look(self) -> None:
         """Wait a moment for what arrives first, and take it."""
-        waiting: dict[Any, Any] = {maker.owner.calls[0]: maker for maker in self._calling()}
-        waiting.update((actor.loaded, actor) for actor in self.starting)
+        waiting: dict[Any, Any] = {actor.loaded: actor for actor in self.starting}
+        waiting.update((maker.owner.calls[0], maker) for maker in self.makers if maker.owner.calls)
         # Objects on other nodes are fetched meanwhile.
         ready, _ = self.ray.wait(list(waiting), timeout=_HEARTBEAT)
         for reference in ready:
             arrived = waiting[reference]
             (self._admit if isinstance(arrived, _Actor) else self._take)(arrived)
-
-    def _calling(self) -> list[Any]:
-        return [maker for maker in self.makers if maker.owner.calls]
 
     def _take(self, maker: Any) -> None:
         """Take what a worker has made."""
@@ -489,6 +474,3 @@ class _Actors(Pool):
             1,
         )
         maker.worth = maker.cost * actor.lump
-
-    def raise_error(self, visit: Any) -> None:
-        raise_from_worker(visit.error, visit.name)

@@ -4,9 +4,13 @@
 `ParallelStreamer` call what is here, and nothing else.
 """
 
+import copy
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .._channel.consumer import raise_from_worker
+from .._channel.process import usable_processors
 from ..exceptions import ArgumentError
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ class Kind:
 
     def usual_workers(self) -> int | None:
         """Return how many workers there are if nobody says; None if `new_pool` finds out."""
-        return None
+        return max(usable_processors() - 1, 1)
 
     def new_pool(
         self,
@@ -74,7 +78,7 @@ class Pool:
     Parameters
     ----------
     parallel : ParallelStreamer
-        Whose workers they are.
+        Whose options they have.
     tree : Streamer
         Whose visits they run.
     workers : int
@@ -85,9 +89,11 @@ class Pool:
     started_with: ClassVar[tuple[str, ...]] = ("workers", "kind", "max_bytes", "start_method")
 
     def __init__(self, parallel: "ParallelStreamer[Any]", tree: Any, workers: int) -> None:
-        self.parallel: Any = parallel
+        # Not the original, which may keep these workers: nobody would end them before a collection.
+        self.parallel: Any = copy.copy(parallel)
         self.tree = tree
         self.workers = workers
+        self.owner = os.getpid()
         self.schedule: Any = None
         # Visits that were closed while a worker might write into rows of batches:
         # number -> (its maker, the rows where it may write).
@@ -119,7 +125,12 @@ class Pool:
 
     def is_usable(self, parallel: "ParallelStreamer[Any]", tree: Any) -> bool:
         """Tell whether the workers can be kept, and serve another iteration."""
-        return False
+        fields, others = self.parallel.__dict__, parallel.__dict__
+        return (
+            self.owner == os.getpid()
+            and self.tree is tree
+            and all(fields[name] == others[name] for name in self.started_with)
+        )
 
     # ------------------------------------------------------------------- what a schedule asks it to
 
@@ -136,8 +147,8 @@ class Pool:
         raise NotImplementedError
 
     def raise_error(self, visit: Any) -> None:
-        """Raise what a visit has raised."""
-        raise NotImplementedError
+        """Raise what a visit has raised, as its worker has told it."""
+        raise_from_worker(visit.error, visit.name)
 
     def new_rows(self, begins: int, size: int, columns: list[Any]) -> Any:
         """Return batches that workers write to; None where nothing is gained by that."""

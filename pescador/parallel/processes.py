@@ -1,6 +1,5 @@
 """Worker processes that visits run in."""
 
-import copy
 import math
 import os
 import pickle
@@ -12,7 +11,7 @@ import numpy as np
 
 from .. import _schedule
 from .._channel import process, protocol
-from .._channel.consumer import Channel, raise_from_worker, shared_memory
+from .._channel.consumer import Channel, shared_memory
 from .._channel.protocol import read_news
 from .._channel.schema import NUMBERS
 from .._channel.signals import whole
@@ -40,9 +39,6 @@ class ProcessKind(Kind):
 
     worker = "process"
 
-    def usual_workers(self) -> int:
-        return max(process.usable_processors() - 1, 1)
-
     def new_pool(
         self, parallel: Any, tree: Any, workers: int | None, stays: Any, watched: Any
     ) -> Pool:
@@ -62,13 +58,11 @@ class Processes(Pool):
     def __init__(
         self, parallel: Any, tree: Any, workers: int, stays: Callable[[Any], str | None]
     ) -> None:
-        # Not the original, which may keep these workers: nobody would end them before a collection.
-        super().__init__(copy.copy(parallel), tree, workers)
+        super().__init__(parallel, tree, workers)
         self.sent = tree
         # By fork, all of it is there.
         if (parallel.start_method or process.default_method()) != "fork":
             self.sent = without_those_that_stay(tree, stays)
-        self.owner = os.getpid()
         # Half of it for batches, and half for what workers send by themselves.
         self.max_bytes = max(parallel.max_bytes // 2 // workers, 1)
         self.makers: list[Any] = []
@@ -147,12 +141,9 @@ class Processes(Pool):
             arena.memory.close_descriptor()
 
     def is_usable(self, parallel: Any, tree: Any) -> bool:
-        fields, others = self.parallel.__dict__, parallel.__dict__
         return (
-            self.owner == os.getpid()
+            super().is_usable(parallel, tree)
             and not self.is_torn
-            and self.tree is tree
-            and all(fields[name] == others[name] for name in self.started_with)
             and not any(maker.owner.is_over() or maker.owner.is_gone() for maker in self.makers)
         )
 
@@ -321,9 +312,6 @@ class Processes(Pool):
             if other is maker:
                 _schedule.close_rows(self.written_until_closed, number)
         self.makers[self.makers.index(maker)] = self._new_maker()
-
-    def raise_error(self, visit: Any) -> None:
-        raise_from_worker(visit.error, visit.name)
 
 
 def _end(maker: Any) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from .. import _schedule, _visits
-from .._channel.process import check_owner, usable_processors
+from .._channel.process import check_owner
 from .._channel.protocol import HEARTBEAT
 from .pool import Kind, Pool
 from .running import Running
@@ -39,26 +39,26 @@ class _Maker(_schedule.Maker):
         self.jobs: dict[int, _Job] = {}
         self.run = pool.run
         self.ready = pool.ready
-        self.owner = os.getpid()
+        self.owner = pool.owner
 
     def open(self, visit: Any) -> None:
         self.jobs[visit.number] = _Job(visit, self.run)
 
     def more(self, visit: Any) -> None:
         check_owner(self.owner)
-        job = self.jobs[visit.number]
-        with job.lock:
-            job.wanted += 1
-            is_idle, job.busy = not job.busy, True
-        if is_idle:
-            self.ready.put(job)
+        self._have(self.jobs[visit.number], more=1)
 
     def close(self, visit: Any) -> None:
         job = self.jobs.pop(visit.number, None)
         if job is None or os.getpid() != self.owner:
             return
+        self._have(job, closes=True)
+
+    def _have(self, job: _Job, more: int = 0, closes: bool = False) -> None:
+        """Have a thread make more items of a visit, or close it."""
         with job.lock:
-            job.closes = True
+            job.wanted += more
+            job.closes = closes
             is_idle, job.busy = not job.busy, True
         if is_idle:
             self.ready.put(job)
@@ -73,9 +73,6 @@ class ThreadKind(Kind):
     worker = "thread"
     shares_states = True
     refuses = ("start_method", "restart", "keep_workers")
-
-    def usual_workers(self) -> int:
-        return max(usable_processors() - 1, 1)
 
     def new_pool(
         self, parallel: Any, tree: Any, workers: int | None, stays: Any, watched: Any
@@ -92,7 +89,6 @@ class Threads(Pool):
         # In the order in which items were ordered.
         self.ready: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.made: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
-        self.owner = os.getpid()
         self.maker = _Maker(self)
         self.threads: list[threading.Thread] = []
 
