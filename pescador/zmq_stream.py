@@ -10,7 +10,7 @@ from . import _core, _hooks
 from ._channel import process
 from ._channel.consumer import Channel
 from ._channel.reporting import RemoteStream
-from ._channel.schema import encode, receive
+from ._channel.schema import decode, encode
 from ._channel.signals import Guard
 from ._checks import as_bool, as_choice, as_count, check_seconds
 from .core import Streamer
@@ -67,7 +67,8 @@ def zmq_recv_data(
     StopIteration
         If `data` was empty: over a plain socket, that is how a stream ends.
     """
-    data = receive(socket, flags, copy, track)
+    frames = socket.recv_multipart(flags=flags, copy=copy, track=track)
+    data = decode([frame if copy else frame.buffer for frame in frames])
     if not data:
         raise StopIteration
     return data
@@ -285,7 +286,7 @@ class ZMQStreamer(Streamer[T]):
         """Return what a worker sends that runs a streamer."""
         _core.as_bound(max_iter)
         _check(self)
-        channel = Channel(self, streamer, max_iter)
+        channel = Channel(self, streamer, max_iter, self.max_bytes)
         with (
             _core.Opened(self, iter(())),
             Guard(channel.begin, channel.wait_for_end, channel.end),

@@ -50,17 +50,15 @@ class Channel:
         What the worker runs: ``work(max_iter=...)`` returns its items.
     max_iter : number or None
         How many items the worker is asked for.
-    max_bytes : int or None
-        How much may be on its way; None for ``streamer.max_bytes``.
+    max_bytes : int
+        How much may be on its way.
     """
 
-    def __init__(
-        self, streamer: Any, work: Any, max_iter: float | None, max_bytes: int | None = None
-    ) -> None:
+    def __init__(self, streamer: Any, work: Any, max_iter: float | None, max_bytes: int) -> None:
         self.streamer = streamer
         self.work = work
         self.max_iter = max_iter
-        self.max_bytes = streamer.max_bytes if max_bytes is None else max_bytes
+        self.max_bytes = max_bytes
         self.owner = os.getpid()
         self.pipe: Connection | None = None
         self.bell: Bell | None = None

@@ -124,25 +124,23 @@ def schema_of(
     for key, array in data.items():
         if numbers and type(array) in NUMBERS:
             kind, dtype = NUMBERS[type(array)]
-            code.append((encode_key(key), encode_dtype(dtype), kind))
-            dtypes.append(dtype)
-            kinds.append(kind)
-            continue
-        if not isinstance(array, np.ndarray):
+        elif not isinstance(array, np.ndarray):
             raise DataError(
                 f"key {key!r} holds a {type(array).__name__}; only arrays can be sent to another "
                 "process"
             )
-        if is_masked(array):
+        elif is_masked(array):
             raise DataError(f"key {key!r} holds a masked array, whose mask would be lost")
-        if array.dtype.hasobject:
+        elif array.dtype.hasobject:
             raise DataError(
                 f"key {key!r} holds an array of dtype {array.dtype}; arrays that refer to Python "
                 "objects cannot be sent to another process"
             )
-        code.append((encode_key(key), encode_dtype(array.dtype)))
-        dtypes.append(array.dtype)
-        kinds.append(0)
+        else:
+            kind, dtype = 0, array.dtype
+        code.append((encode_key(key), encode_dtype(dtype), kind))
+        dtypes.append(dtype)
+        kinds.append(kind)
     return json.dumps(code).encode(), list(data), dtypes, kinds
 
 
@@ -150,9 +148,9 @@ def schema_from(code: bytes) -> tuple[list[Any], list[np.dtype[Any]], list[int]]
     """Return the keys, dtypes and kinds that `schema_of` wrote down as ``code``."""
     columns = json.loads(code)
     return (
-        [decode_key(key) for key, *_ in columns],
-        [decode_dtype(dtype) for _, dtype, *_ in columns],
-        [kind[0] if kind else 0 for _, _, *kind in columns],
+        [decode_key(key) for key, _, _ in columns],
+        [decode_dtype(dtype) for _, dtype, _ in columns],
+        [kind for _, _, kind in columns],
     )
 
 
@@ -261,11 +259,3 @@ def decode(frames: list[Any]) -> dict[Any, npt.NDArray[Any]]:
     keys, columns = columns_of(bytes(frames[0]))
     arrays = [c.array(frame, copy=True) for c, frame in zip(columns, frames[1:], strict=True)]
     return dict(zip(keys, arrays, strict=True))
-
-
-def receive(
-    socket: Any, flags: int = 0, copy: bool = False, track: bool = False
-) -> dict[Any, npt.NDArray[Any]]:
-    """Receive a data object, which may be empty."""
-    frames = socket.recv_multipart(flags=flags, copy=copy, track=track)
-    return decode([frame if copy else frame.buffer for frame in frames])
