@@ -125,25 +125,6 @@ def _known_length(streamer: Any) -> int | None:
 # ------------------------------------------------------------------------------------- all of them
 
 
-class _Fixed:
-    """An attribute that cannot be assigned."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, sharded: Any, owner: type | None = None) -> Any:
-        if sharded is None:
-            return self
-        if self.name not in sharded.__dict__:
-            raise AttributeError(f"{self.name} was not initialised")
-        return sharded.__dict__[self.name]
-
-    def __set__(self, sharded: Any, value: Any) -> None:
-        raise AttributeError(
-            f"{self.name} cannot be assigned: make another Sharded, or another part with at()"
-        )
-
-
 def steps_of(rank: int, world_size: int, step: int) -> int:
     """Return how many of the steps before `step` are those of a rank."""
     return -((rank - step) // world_size)
@@ -240,16 +221,17 @@ class Sharded(Visited[T]):
     True
     """
 
-    make = _Fixed()
-    shards = _Fixed()
-    seed = _Fixed()
-    epoch = _Fixed()
-    on_end = _Fixed()
-    lengths = _Fixed()
-    states = _Fixed()
-    rank = _Fixed()
-    world_size = _Fixed()
-    streamers = _Fixed()
+    # None of these can be assigned: the shards of a part follow from them.
+    make: Callable[[int], Streamer[T]]
+    shards: int
+    seed: Any
+    epoch: int
+    on_end: str
+    lengths: Any
+    states: tuple[str, ...]
+    rank: int
+    world_size: int
+    streamers: Shards[T]
 
     # What a description shows besides the arguments.
     __pescador_shown__: ClassVar = {"rank": 0, "world_size": 1}
@@ -300,6 +282,13 @@ class Sharded(Visited[T]):
             rank=0,
             world_size=1,
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in Sharded.__annotations__:
+            raise AttributeError(
+                f"{name} cannot be assigned: make another Sharded, or another part with at()"
+            )
+        super().__setattr__(name, value)
 
     def __pescador_set__(self, **fields: Any) -> None:
         """Have other attributes, and the shards that follow from them."""
@@ -628,7 +617,9 @@ def _merge(states: list[dict[str, Any]]) -> dict[str, Any]:
         "world_size": 1,
         "given": step,
         "left": left if left < _BOUNDED else _UNBOUNDED - step,
-        "shards": sorted((shard for part in parts for shard in part["shards"]), key=_number),
+        "shards": sorted(
+            (shard for part in parts for shard in part["shards"]), key=lambda shard: int(shard[0])
+        ),
     }
     if "map" not in way:
         states = [{**state, "index": step} for state in states]
@@ -649,7 +640,3 @@ def _merge(states: list[dict[str, Any]]) -> dict[str, Any]:
             )
     inexact = sorted({reason for state in states for reason in state["inexact"]})
     return {**_replaced(states[0], way, whole), "inexact": inexact, "ended": ended}
-
-
-def _number(shard: list[Any]) -> int:
-    return int(shard[0])
