@@ -163,15 +163,7 @@ class Pool:
 
 
 def without_those_that_stay(tree: Any, stays: Callable[[Any], str | None]) -> Any:
-    """Return of a tree what its workers need; the rest may be what cannot be pickled.
-
-    Parameters
-    ----------
-    tree : Streamer
-        Is not changed.
-    stays : function
-        As `Placement.stays`.
-    """
+    """Return a copy of a tree without what its workers do not need, which may not be picklable."""
     pools: dict[int, Pool] = {}
 
     def needed(streamer: Any) -> Any:
@@ -199,20 +191,9 @@ def length_of(streamer: Any) -> int | None:
 
 
 def notes_on(tree: Any, workers: int | None, kind: Kind) -> Iterator[tuple[str, Any]]:
-    """Yield what a description says of where streams run, and a stream of which it is said.
+    """Yield what a description says of where streams run, and the first of those that run here.
 
-    Parameters
-    ----------
-    tree : Streamer
-    workers : int or None
-        How many there are to be; None where that is known when they begin.
-    kind : Kind
-
-    Yields
-    ------
-    note : str
-    stream : object or None
-        The first of those that run here.
+    Where the number of workers is None, it is known when they begin.
     """
     governs: tuple[str, ...] = ("numpy", "random")
     if type(tree) is Seeded and _hooks.is_stock(tree):

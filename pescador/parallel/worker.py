@@ -14,7 +14,7 @@ class VisitsOf(Beginner):
     Parameters
     ----------
     tree : Streamer or Pool
-        Whose visits they are; see `placement.without_those_that_stay`.
+        That of `Beginner`.
     arena : SharedMemory or None
         Where the consumer may want items to be written to.
     """

@@ -1,13 +1,6 @@
 """Streams for other machines: a server, and the streamer that reads from one.
 
-==========  ======================================================================
-`keys`      the keys of both ends, and clear text refused
-`protocol`  every word that the two ends say to each other
-`values`    items and states as bytes, without pickle
-`server`    the thread of a server: consumers, and workers of their streams
-`work`      what such a worker runs
-`consumer`  the connection of one iteration, which is made again after a cut
-==========  ======================================================================
+docs/inside/remote.rst explains both ends.
 """
 
 from collections.abc import Generator

@@ -59,15 +59,7 @@ class Wanted(Position):
 
 
 class Connection:
-    """One iteration of a `RemoteStreamer`, between `begin` and `end`.
-
-    Parameters
-    ----------
-    remote : RemoteStreamer
-        Whose iteration it is.
-    position : Wanted
-        Where it begins; kept up to date.
-    """
+    """One iteration of a `RemoteStreamer`, between `begin` and `end`; keeps a position up to date."""
 
     def __init__(self, remote: Any, position: Wanted) -> None:
         self.remote = remote

@@ -57,15 +57,7 @@ _listening: set[str] = set()
 
 
 class Loop:
-    """The thread of a server, between `begin` and `end`.
-
-    Parameters
-    ----------
-    server : Server
-        What is served, and how.
-    address : str
-        Where to listen.
-    """
+    """The thread of a `Server`, between `begin` and `end`; it listens at an address."""
 
     def __init__(self, server: Any, address: str) -> None:
         self.server = server
@@ -164,13 +156,10 @@ class Loop:
             if self.thread is not None:
                 self.thread.join()
             _listening.discard(self.address)
-            self._let_go()
-
-    def _let_go(self) -> None:
-        for socket in (self.bell, *reversed(self.sockets)):
-            if socket is not None:
-                socket.close()
-        self.context.term()
+            for socket in (self.bell, *reversed(self.sockets)):
+                if socket is not None:
+                    socket.close()
+            self.context.term()
 
     # ----------------------------------------------------------------------------- the thread
 

@@ -14,14 +14,8 @@ class Work(Reporting):
 
     Parameters
     ----------
-    streamer : Streamer
-        What is served.
-    sequence : SeedSequence or None
-        The seed of its root, if it runs under one.
-    governs : tuple of str
-        The global states that are each visit's own.
     may_pickle : bool
-        Whether items that are no plain values may be pickled.
+        Whether items that are no plain values may be pickled. The others are those of `Reporting`.
     """
 
     dumps = staticmethod(dumps)
