@@ -23,7 +23,7 @@ from libc.stdint cimport INT64_MAX, int64_t
 
 from pescador._global_rng cimport GlobalStates
 from pescador._hooks cimport (
-    Family, family_of, is_iterated_plainly, is_stock, plain_fields,
+    Family, family_of, has_state_of_visit, is_iterated_plainly, is_stock, plain_fields,
 )
 from pescador._isolation cimport (
     Copies, Memo, all_simple, is_immutable, is_shared, isolate, note_shared, reads_shared,
@@ -235,9 +235,10 @@ def hook_scope(mux, Scope scope=None, path=None):
     return here
 
 
-def note_started(Scope scope, visit):
-    """Note a visit that hooks have started in a scope, if states may be asked for."""
-    if scope is not None and scope.mux is not None and scope.run is not None and scope.run.tracks:
+def note_started(Scope scope, streamer, visit):
+    """Note a visit to a streamer that hooks have started in a scope, if it may be saved."""
+    if (scope is not None and scope.mux is not None and scope.run is not None
+            and scope.run.tracks and has_state_of_visit(streamer)):
         scope.note(scope.stepped, visit, scope.mux.streams_)
     return visit
 
@@ -496,7 +497,7 @@ def activated(streamer, max_iter):
         return None
     source = activate(streamer, fields, scope, &ending)
     if scope is not None and scope.run is not None:
-        return note_started(scope, (<Compiled>source).bounded(max_iter))
+        return note_started(scope, streamer, (<Compiled>source).bounded(max_iter))
     return Bounded(source, max_iter, ending == STEP_ONCE_MORE)
 
 

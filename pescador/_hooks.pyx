@@ -69,6 +69,16 @@ cpdef bint is_stock(object streamer) except? True:
     return True
 
 
+cdef bint has_state_of_visit(object streamer) except? True:
+    """Whether an iteration is where its visit is: a subclass has no code of its own in between."""
+    cdef Family family = family_of(type(streamer))
+    if family is None or family.hooked is None:
+        return is_stock(streamer)
+    # The other hooks are called by the visit.
+    own = type(streamer).iterate
+    return "iterate" not in streamer.__dict__ and ("iterate", own) in family.hooks
+
+
 cdef bint is_iterated_plainly(object streamer) except? True:
     """Whether ``iter(streamer)`` is what Streamer has it be, as maps call it."""
     return type(streamer).__iter__ is plain_iter

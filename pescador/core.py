@@ -389,7 +389,7 @@ class Visited(Streamer[T]):
             What the stream gives.
         """
         scope = _core.around(self)
-        visit = _core.note_started(scope, self.__pescador_visit__(scope).bounded(max_iter))
+        visit = _core.note_started(scope, self, self.__pescador_visit__(scope).bounded(max_iter))
         try:
             with _core.Opened(self, visit) as items:
                 yield from items

@@ -17,7 +17,7 @@ import pytest
 from open_trees import Resumable, Trouble, plain, quiet
 
 import pescador
-from conftest import MUXES
+from conftest import MUXES, with_hooks
 from pescador import (
     SPAWN,
     ArgumentError,
@@ -512,6 +512,38 @@ def test_attributes_of_hooks_that_are_not_plain_are_refused():
         next(stream)
     with pytest.raises(StateError, match=r"streamers\[1\].*attribute kept.*type object"):
         stream.state_dict()
+
+
+def in_its_own_way(kind):
+    """A class of the user's, whose iterations keep what no visit knows."""
+
+    class Own(kind):
+        def iterate(self, max_iter=None):
+            for item in super().iterate(max_iter):
+                yield item
+                yield item
+
+    return Own
+
+
+ITERATE_IN_THEIR_OWN_WAY = {
+    "plain": lambda: in_its_own_way(Streamer)(range(9)),
+    "seeded": lambda: in_its_own_way(Seeded)(range(9), 3),
+    "source": lambda: in_its_own_way(pescador.sources.Rows)({"x": np.arange(9)}),
+    "mux": lambda: in_its_own_way(pescador.ShuffledMux)([range(9)], random_state=1),
+    "sharded": lambda: in_its_own_way(pescador.Sharded)(lambda shard: Streamer(forever, shard), 2),
+    "parallel": lambda: in_its_own_way(pescador.ParallelStreamer)(range(9), 0),
+    "worker": lambda: in_its_own_way(pescador.ZMQStreamer)(Streamer(data, 9)),
+}
+
+
+@pytest.mark.parametrize("name", ITERATE_IN_THEIR_OWN_WAY)
+def test_what_iterates_in_its_own_way_in_a_mux_with_hooks_is_refused(name):
+    streamer = ITERATE_IN_THEIR_OWN_WAY[name]()
+    with with_hooks(pescador.RoundRobinMux)([streamer], "cycle").open() as stream:
+        next(stream)
+        with pytest.raises(StateError, match=r"streams_\[0\]: it is no iteration of a streamer"):
+            stream.state_dict()
 
 
 def test_inexact_states_restore_the_rest_exactly():

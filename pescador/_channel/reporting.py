@@ -146,11 +146,14 @@ class RemoteStream(_core.Compiled):
     loads: Any = staticmethod(pickle.loads)
 
     @classmethod
+    def in_run(cls, streamer: Any, scope: _core.Scope | None) -> Self | None:
+        """Return a visit in a run; None elsewhere."""
+        return None if scope is None or scope.run is None else cls(streamer, scope)
+
+    @classmethod
     def opened(cls, streamer: Any, scope: _core.Scope | None) -> Self | None:
-        """Return a visit in a run; others call the hooks."""
-        if scope is None or scope.run is None or not _hooks.is_stock(streamer):
-            return None
-        return cls(streamer, scope)
+        """Return a visit in a run; None elsewhere, and where hooks are to be called."""
+        return cls.in_run(streamer, scope) if _hooks.is_stock(streamer) else None
 
     def __init__(self, streamer: Any, scope: _core.Scope) -> None:
         self.streamer = streamer
@@ -167,7 +170,7 @@ class RemoteStream(_core.Compiled):
     ) -> Generator[Any, None, None]:
         """Yield the items of a visit that no engine has started."""
         try:
-            yield from _core.note_started(scope, self.bounded(max_iter))
+            yield from _core.note_started(scope, self.streamer, self.bounded(max_iter))
         finally:
             self.close_streams()
 

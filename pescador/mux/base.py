@@ -291,12 +291,12 @@ class BaseMux(Streamer[T]):
         if _is_compiled(self) and not self.is_activated_copy:
             # As below, without the copy that nobody would see.
             with _core.Opened(
-                self, _core.note_started(scope, _engine(self, scope).bounded(max_iter))
+                self, _core.note_started(scope, self, _engine(self, scope).bounded(max_iter))
             ) as samples:
                 yield from samples
             return
         if scope is not None and scope.run is not None and not self.is_activated_copy:
-            yield from _core.note_started(scope, HookedStream(self, scope).bounded(max_iter))
+            yield from _core.note_started(scope, self, HookedStream(self, scope).bounded(max_iter))
             return
         with self as active:
             try:

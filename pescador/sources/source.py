@@ -131,7 +131,7 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
         if self.is_activated_copy or type(self)._activate is not Source._activate:
             yield from super().iterate(max_iter)
             return
-        with Opened(self, note_started(scope, self._visit(scope).bounded(max_iter))) as items:
+        with Opened(self, note_started(scope, self, self._visit(scope).bounded(max_iter))) as items:
             yield from items
 
     def _activate(self) -> None:
