@@ -276,7 +276,7 @@ class ZMQStreamer(Streamer[T]):
             See the class.
         """
         scope = _core.around(self)
-        visit = RemoteStream.opened(self, scope)
+        visit = RemoteStream.in_run(self, scope)
         if visit is None:
             yield from self.__pescador_items__(self.streamer, max_iter)
         else:

@@ -515,6 +515,23 @@ def test_in_a_worker_it_draws_the_same(build):
     assert plain(list(build(mux).iterate(9))) == plain(list(Seeded(mux, SEED).iterate(9)))
 
 
+def test_in_the_worker_of_a_subclass_it_draws_the_same_each_time():
+    class Own(pescador.ZMQStreamer):
+        def iterate(self, max_iter=None):
+            yield from super().iterate(max_iter)
+
+    def arrays():
+        for item in draw():
+            yield {"x": np.array(item)}
+
+    expected, own = (
+        Seeded(pescador.ShuffledMux([kind(Streamer(arrays)) for _ in range(2)]), SEED)
+        for kind in (pescador.ZMQStreamer, Own)
+    )
+    for _ in range(2):
+        assert plain(list(own.iterate(9))) == plain(list(expected.iterate(9)))
+
+
 # --------------------------------------------------------------------------------------- torch
 
 

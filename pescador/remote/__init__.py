@@ -1,7 +1,4 @@
-"""Streams for other machines: a server, and the streamer that reads from one.
-
-docs/inside/remote.rst explains both ends.
-"""
+"""Streams for other machines: a server, and the streamer that reads from one."""
 
 from collections.abc import Generator
 from types import TracebackType
@@ -382,7 +379,7 @@ class RemoteStreamer(Streamer[T]):
             See the class.
         """
         scope = _core.around(self)
-        visit = RemoteVisit.opened(self, scope)
+        visit = RemoteVisit.in_run(self, scope)
         if visit is None:
             yield from self.__pescador_items__(Wanted(as_left(max_iter)))
         else:

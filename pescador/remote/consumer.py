@@ -59,7 +59,7 @@ class Wanted(Position):
 
 
 class Connection:
-    """One iteration of a `RemoteStreamer`, between `begin` and `end`; keeps a position up to date."""
+    """One iteration of a `RemoteStreamer`, between `begin` and `end`; it moves a position on."""
 
     def __init__(self, remote: Any, position: Wanted) -> None:
         self.remote = remote
