@@ -10,8 +10,6 @@ from .core import Streamer
 from .exceptions import ArgumentError
 from .maps import Allocator, buffer_stream
 from .mux import StochasticMux
-from .sources import Rows, Windows
-from .sources.pool import files
 from .util import Seed
 
 __all__ = ["batches"]
@@ -94,10 +92,7 @@ def batches(
     (8, 4) [2 0 0 1 2 0 0 1]
     """
     batch_size = as_count("batch_size", batch_size)
-    source: Any = Rows
-    if length is not None:
-        source = functools.partial(Windows, length=length)
-    _check_options(options, length)
+    source = _source(length, options)
     pool = [source(one, random_state=random_state, **options) for one in _pieces(data)]
     if n_active is None:
         n_active = min(32, len(pool))
@@ -126,8 +121,11 @@ def batches(
     return Streamer(buffer_stream, mux, batch_size, **chosen)
 
 
-def _check_options(options: dict[str, Any], length: Any) -> None:
-    """Refuse options that the sources do not have, before they do."""
+def _source(length: Any, options: dict[str, Any]) -> Any:
+    """Return what makes a source; refuse options that it does not have, before it does."""
+    # Not at the top: who makes no batches of files needs nothing of it.
+    from .sources import Rows, Windows
+
     rows, windows = (
         set(inspect.signature(source).parameters) - {"data"} for source in (Rows, Windows)
     )
@@ -136,11 +134,14 @@ def _check_options(options: dict[str, Any], length: Any) -> None:
             raise TypeError(f"batches() got an unexpected keyword argument {name!r}")
         if length is None and name not in rows:
             raise ArgumentError(f"{name}={value!r:.100} is of windows, which need a length")
+    return Rows if length is None else functools.partial(Windows, length=length)
 
 
 def _pieces(data: Any) -> list[Any]:
     """Return what each source is to read."""
     if isinstance(data, str | os.PathLike):
+        from .sources.pool import files
+
         return list(files(data))
     if callable(data) or any(hasattr(data, name) for name in ("keys", "dtype")):
         return [data]

@@ -4,7 +4,6 @@ from collections.abc import Generator
 from typing import Any, TypeVar
 
 import numpy.typing as npt
-import zmq
 
 from . import _core, _hooks
 from ._channel import process
@@ -99,6 +98,9 @@ def zmq_worker(
     max_iter : number or None
         Passed to `streamer`.
     """
+    # Not at the top: nothing else here needs it.
+    import zmq
+
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.connect(f"tcp://127.0.0.1:{port:d}")

@@ -92,6 +92,69 @@ def test_importing_the_package_in_a_subinterpreter_says_why_that_cannot_be():
     assert "are missing" not in done.stdout
 
 
+def run_script(script):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_a_script_does_not_use_is_not_imported():
+    run_script("""
+        import sys
+        import numpy as np
+        import pescador
+
+        def missing(*rooms):
+            return not {*rooms} & {name.removeprefix("pescador.") for name in sys.modules}
+
+        later = "parallel", "remote", "sharded", "sources", "zmq"
+        streamer = pescador.Streamer([{"x": np.arange(3)}] * 4)
+        mux = pescador.StochasticMux([streamer] * 3, 2, 2, random_state=0)
+        batches = pescador.Streamer(pescador.buffer_stream, mux, 2)
+        assert len(list(batches(max_iter=5))) == 5
+        assert missing("zmq_stream", *later), sys.modules.keys()
+        assert len(list(pescador.ZMQStreamer(batches)(max_iter=5))) == 5
+        assert missing(*later), sys.modules.keys()
+    """)
+
+
+def test_each_public_name_is_found_whether_its_module_was_imported_or_not():
+    rooms = "parallel", "remote", "sharded", "sources", "zmq_stream"
+    run_script(f"""
+        import pescador
+
+        shown = dir(pescador)
+        assert set(pescador.__all__) | set({rooms}) <= set(shown)
+        assert not hasattr(pescador, "nothing")
+        assert pescador.Sharded is pescador.sharded.Sharded
+        names = dict()
+        exec("from pescador import *", names)
+        assert set(pescador.__all__) <= set(names)
+        for name in (*pescador.__all__, *{rooms}):
+            assert getattr(pescador, name) is names.get(name, vars(pescador)[name])
+        assert set(shown) <= set(dir(pescador))
+        assert pescador.batches is names["batches"] and callable(pescador.batches)
+    """)
+
+
+@pytest.mark.parametrize("use", ["pescador.ZMQStreamer", "from pescador import ZMQStreamer"])
+def test_a_module_that_fails_when_it_is_first_used_says_why(use):
+    out = run_script(f"""
+        import multiprocessing
+        import pescador
+
+        del multiprocessing.get_all_start_methods
+        for _ in range(2):
+            try:
+                {use}
+            except ImportError as error:
+                print(error)
+    """)
+    assert out.count("get_all_start_methods") == 2
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker is to lack the rooms, too")
 def test_workers_run_without_the_rooms_that_are_built_on_linux_alone():
     (built,) = re.findall(
@@ -120,10 +183,7 @@ def test_workers_run_without_the_rooms_that_are_built_on_linux_alone():
             given.append([item["x"].tolist() for item in background])
         assert given == [[item["x"].tolist() for item in mux]] * 2
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(script)
 
 
 def test_the_package_ships_its_types():
