@@ -11,7 +11,8 @@ from .._empty import end_pass
 from ..core import Streamer
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed
-from .base import BaseMux, EngineAttribute, T, as_pool, check, register
+from . import base
+from .base import BaseMux, EngineAttribute, T
 
 _MODES = ("exhaustive", "cycle")
 
@@ -68,7 +69,7 @@ class ChainMux(BaseMux[T]):
         super().__init__(streamers, random_state=random_state)
 
     def _activate(self) -> None:
-        check(self)
+        base.check(self)
         self.chain_streamer_ = Streamer(self.streamers)
         self.stream_generator_ = self.chain_streamer_.iterate()
         self.streams_ = [iter(())]
@@ -109,7 +110,7 @@ class ChainMux(BaseMux[T]):
 
     def __pescador_pool__(self, streamers: Any) -> Any:
         if isinstance(streamers, Iterable):
-            return as_pool(streamers)
+            return base.as_pool(streamers)
         try:
             Streamer(streamers)
         except PescadorError:
@@ -125,4 +126,4 @@ class ChainMux(BaseMux[T]):
         as_choice("mode", self.mode, _MODES)
 
 
-register(ChainMux)
+base.register(ChainMux)

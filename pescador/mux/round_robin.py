@@ -10,15 +10,8 @@ from .._checks import as_choice
 from .._empty import end_pass
 from ..exceptions import PescadorError
 from ..util import Seed
-from .base import (
-    BaseMux,
-    EngineAttribute,
-    T,
-    check,
-    check_generator,
-    register,
-    require_streams,
-)
+from . import base
+from .base import BaseMux, EngineAttribute, T
 
 _MODES = ("exhaustive", "cycle", "permuted_cycle")
 
@@ -64,10 +57,10 @@ class RoundRobinMux(BaseMux[T]):
     ) -> None:
         self.mode = as_choice("mode", mode, _MODES)
         super().__init__(streamers, random_state=random_state)
-        require_streams(self)
+        base.require_streams(self)
 
     def _activate(self) -> None:
-        check(self)
+        base.check(self)
         self._setup_streams(permute=False)
 
     def _setup_streams(self, permute: bool = False) -> None:
@@ -115,7 +108,7 @@ class RoundRobinMux(BaseMux[T]):
         super().__pescador_check__()
         as_choice("mode", self.mode, _MODES)
         if self.mode == "permuted_cycle":
-            check_generator(self, "shuffle")
+            base.check_generator(self, "shuffle")
 
 
-register(RoundRobinMux, "_setup_streams")
+base.register(RoundRobinMux, "_setup_streams")

@@ -8,16 +8,8 @@ import numpy as np
 from .. import _core, _mux
 from .._checks import Weights, as_weights, check_weights
 from ..util import Seed
-from .base import (
-    BaseMux,
-    EngineAttribute,
-    T,
-    check,
-    check_generator,
-    drawn_index,
-    register,
-    require_streams,
-)
+from . import base
+from .base import BaseMux, EngineAttribute, T
 
 
 class ShuffledMux(BaseMux[T]):
@@ -60,11 +52,11 @@ class ShuffledMux(BaseMux[T]):
         self, streamers: Iterable[Any], weights: Weights = None, random_state: Seed = None
     ) -> None:
         super().__init__(streamers, random_state=random_state)
-        require_streams(self)
+        base.require_streams(self)
         self.weights = as_weights(weights, self.n_streams, np.float64)
 
     def _activate(self) -> None:
-        check(self)
+        base.check(self)
         self.streams_ = [None] * self.n_streams
         self.stream_weights_ = np.array(self.weights, dtype=float)
         self.stream_counts_ = np.zeros(self.n_streams, dtype=int)
@@ -77,7 +69,7 @@ class ShuffledMux(BaseMux[T]):
 
     def _next_sample_index(self) -> int:
         shares = self.stream_weights_ / self.weight_norm_
-        return drawn_index(self.rng, self.n_streams, shares)
+        return base.drawn_index(self.rng, self.n_streams, shares)
 
     def _on_stream_exhausted(self, idx: int) -> None:
         if self.stream_counts_[idx] == 0:
@@ -101,7 +93,7 @@ class ShuffledMux(BaseMux[T]):
     def __pescador_check__(self) -> None:
         super().__pescador_check__()
         check_weights(self.weights, self.n_streams, np.float64)
-        check_generator(self, "choice")
+        base.check_generator(self, "choice")
 
 
-register(ShuffledMux)
+base.register(ShuffledMux)

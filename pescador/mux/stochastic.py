@@ -12,16 +12,8 @@ from .._checks import Weights, as_bool, as_choice, as_count, as_weights, check_w
 from .._empty import PASSES, check_visits
 from ..exceptions import ArgumentError, PescadorError
 from ..util import Seed
-from .base import (
-    BaseMux,
-    EngineAttribute,
-    T,
-    check,
-    check_generator,
-    drawn_index,
-    register,
-    require_streams,
-)
+from . import base
+from .base import BaseMux, EngineAttribute, T
 
 _MODES = ("with_replacement", "single_active", "exhaustive")
 _DISTS = ("constant", "binomial", "poisson")
@@ -194,7 +186,7 @@ class StochasticMux(BaseMux[T]):
         random_state: Seed = None,
     ) -> None:
         super().__init__(streamers, random_state=random_state)
-        require_streams(self)
+        base.require_streams(self)
         self.mode = mode
         self.n_active = n_active
         self.rate = rate
@@ -206,7 +198,7 @@ class StochasticMux(BaseMux[T]):
         self.weights = as_weights(weights, self.n_streams)
 
     def _activate(self) -> None:
-        check(self)
+        base.check(self)
         self.distribution_ = 1.0 / self.n_streams * np.ones(self.n_streams)
         self.valid_streams_ = np.ones(self.n_streams, dtype=bool)
         self.streams_ = _mux.vacant(self.n_active)
@@ -232,7 +224,7 @@ class StochasticMux(BaseMux[T]):
 
     def _next_sample_index(self) -> int:
         shares = self.stream_weights_ / self.weight_norm_
-        return drawn_index(self.rng, self.n_active, shares)
+        return base.drawn_index(self.rng, self.n_active, shares)
 
     def _on_stream_exhausted(self, idx: int) -> None:
         i = self.stream_idxs_[idx]
@@ -255,7 +247,7 @@ class StochasticMux(BaseMux[T]):
         return stream, weight
 
     def _new_stream(self, idx: int) -> None:
-        i = drawn_index(self.rng, self.n_streams, self.distribution_)
+        i = base.drawn_index(self.rng, self.n_streams, self.distribution_)
         self.stream_idxs_[idx] = i
         self.streams_[idx], self.stream_weights_[idx] = self._activate_stream(i, idx)
         self.stream_counts_[idx] = 0
@@ -285,7 +277,7 @@ class StochasticMux(BaseMux[T]):
         super().__pescador_check__()
         _check_sampling(self)
         check_weights(self.weights, self.n_streams)
-        check_generator(self, "choice")
+        base.check_generator(self, "choice")
 
 
-register(StochasticMux, "_activate_stream")
+base.register(StochasticMux, "_activate_stream")
