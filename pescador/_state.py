@@ -16,7 +16,7 @@ import numpy as np
 
 from ._repr import cut
 from ._visits import attributes_of, place_of, set_generator, state_of_generator
-from .exceptions import PescadorError, StateError
+from .exceptions import ArgumentError, PescadorError, StateError
 
 #: The version of the format that states are written in, and those that are read.
 FORMAT = 2
@@ -36,6 +36,18 @@ _REMEDIES = {
     "a Seeded": "open pescador.Seeded(streamer, seed) with its seed",
     "a ParallelStreamer": "open pescador.ParallelStreamer(streamer, workers=0), which starts none",
 }
+
+
+def check_format(state: Any, key: str, formats: tuple[int, ...], name: str = "state") -> None:
+    """Refuse what is no state, or has a format that is not read: its number is below `key`."""
+    if not isinstance(state, dict) or key not in state:
+        raise ArgumentError(f"{name}={state!r:.100} must be what state_dict() has returned")
+    if state[key] not in formats:
+        known = " and ".join(map(str, formats))
+        raise StateError(
+            f"the state has format {state[key]!r:.100}; this version of pescador reads {known}: "
+            "take another state with it, or use the version that took this one"
+        )
 
 
 def _root(seed: Any, recipe: Any) -> str:

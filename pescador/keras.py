@@ -10,8 +10,9 @@ import keras
 
 from ._checks import as_bool, as_count, is_number
 from ._parts import Tree
+from ._state import check_format
 from .core import Streamer
-from .exceptions import ArgumentError, DataError, StateError
+from .exceptions import DataError, StateError
 
 __all__ = ["Dataset"]
 
@@ -211,12 +212,7 @@ class Dataset(keras.utils.PyDataset):
         StateError
             If the state is of another streamer, or of a version that is not known.
         """
-        if not isinstance(state, dict) or "pescador.keras" not in state:
-            raise ArgumentError(f"state={state!r:.100} must be what state_dict() has returned")
-        if state["pescador.keras"] != 1:
-            raise StateError(
-                f"the state has format {state['pescador.keras']!r}; this version reads 1"
-            )
+        check_format(state, "pescador.keras", (1,))
         passes = state["passes"]
         if not (is_number(passes, int) and passes >= 0):
             raise StateError(f"the state has counted {passes!r} passes, which is no count")

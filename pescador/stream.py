@@ -7,8 +7,8 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 
 from . import _core, _hooks, _repr, _visits
-from ._state import FORMAT, FORMATS, Loader, Saver
-from .exceptions import ArgumentError, PescadorError, StateError
+from ._state import FORMAT, FORMATS, Loader, Saver, check_format
+from .exceptions import PescadorError, StateError
 
 __all__ = ["Stream"]
 
@@ -133,14 +133,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
         PescadorError
             If an item was given already, a state was loaded, or the stream was closed.
         """
-        if not isinstance(state, dict) or "pescador" not in state:
-            raise ArgumentError(f"state={state!r:.100} must be what state_dict() has returned")
-        if state["pescador"] not in FORMATS:
-            known = " and ".join(map(str, FORMATS))
-            raise StateError(
-                f"the state has format {state['pescador']!r:.100}; this version of pescador "
-                f"reads {known}: take another state with it, or use the version that took this one"
-            )
+        check_format(state, "pescador", FORMATS)
         if self.is_started or self.over or self._is_loaded:
             raise PescadorError(
                 "load_state_dict() must come before the first item, and once: open another stream"

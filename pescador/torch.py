@@ -15,6 +15,7 @@ import torch.utils.data
 
 from ._checks import as_choice, is_masked, is_number
 from ._parts import Part, Tree
+from ._state import check_format
 from .core import Streamer
 from .exceptions import ArgumentError, StateError
 from .sharded import Sharded, check_ranks
@@ -576,15 +577,7 @@ class Dataset(torch.utils.data.IterableDataset):
             a `Sharded`, any rank takes what `Sharded.merge` has made of the states of all. When the
             pass begins: if it is of another streamer.
         """
-        if not isinstance(state_dict, dict) or "pescador.torch" not in state_dict:
-            raise ArgumentError(
-                f"state_dict={state_dict!r:.100} must be what state_dict() has returned"
-            )
-        if state_dict["pescador.torch"] != _FORMAT:
-            raise StateError(
-                f"the state has format {state_dict['pescador.torch']!r}; "
-                f"this version reads {_FORMAT}"
-            )
+        check_format(state_dict, "pescador.torch", (_FORMAT,), "state_dict")
         numbers: list[Any] = [state_dict.get(name) for name in (*Part._fields, "epoch")]
         stream = state_dict.get("stream", "nothing")
         if not (
