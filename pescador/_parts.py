@@ -42,68 +42,49 @@ class Part(NamedTuple):
         return f"rank {self.rank} of {self.world_size} with {worker}"
 
 
-def _stream_in(streamer: Any) -> tuple[Any, Any]:
-    """Return the stream that a streamer reads and changes, and the way to it; None for neither."""
+def _copied_below(streamer: Any) -> Any:
+    """Have a streamer read a copy of the stream that it changes; return that, or None."""
     if isinstance(streamer, BaseMux | Sharded | Source):
-        return None, None
+        return None
     inner = streamer.__dict__.get("streamer")
     if isinstance(inner, Streamer):
-        return inner, "streamer"
+        streamer.streamer = copy.copy(inner)
+        return streamer.streamer
     if not callable(inner):
-        return None, None
+        return None
     # Of a map, the stream is an argument.
-    found: list[tuple[Any, Any]] = [
-        (value, i) for i, value in enumerate(streamer.args) if isinstance(value, Streamer)
-    ]
-    found += [(value, k) for k, value in streamer.kwargs.items() if isinstance(value, Streamer)]
-    return found[0] if len(found) == 1 else (None, None)
+    values = {**dict(enumerate(streamer.args)), **streamer.kwargs}
+    places = [place for place, value in values.items() if isinstance(value, Streamer)]
+    if len(places) != 1:
+        return None
+    [place] = places
+    values[place] = copy.copy(values[place])
+    streamer.args = tuple(values[i] for i in range(len(streamer.args)))
+    streamer.kwargs = {name: values[name] for name in streamer.kwargs}
+    return values[place]
 
 
 class Tree:
-    """A copy of a tree of streamers, as far as parts of it differ: the maps above its mux.
-
-    Attributes
-    ----------
-    top : Streamer
-        What is iterated.
-    seeded : Seeded or None
-        The one that governs it.
-    sharded : Sharded or None
-        What is at the root, below maps, if it is one.
-    mux : BaseMux or None
-        What is at the root, below maps.
-    root : Streamer
-        Likewise, mux or not.
-    """
+    """A copy of a tree of streamers, as far as parts of it differ: the maps above its mux."""
 
     def __init__(self, streamer: Streamer[Any]) -> None:
-        self.seeded: Seeded[Any] | None = None
-        self.sharded: Sharded[Any] | None = None
-        self.mux: BaseMux[Any] | None = None
-        self.way: list[Streamer[Any]] = []
+        # What is iterated; what is at the root, below maps; and all on the way there.
         self.root = self.top = copy.copy(streamer)
-        while True:
-            self.way.append(self.root)
-            self.root.active_count_ = 0
-            self.root.__dict__.pop("__pescador_kept__", None)
-            if isinstance(self.root, Seeded) and self.seeded is None:
-                self.seeded = self.root
-            inner, where = _stream_in(self.root)
-            if inner is None:
-                break
-            inner = copy.copy(inner)
-            if where == "streamer":
-                self.root.streamer = inner
-            elif isinstance(where, int):
-                args = self.root.args
-                self.root.args = (*args[:where], inner, *args[where + 1 :])
-            else:
-                self.root.kwargs = {**self.root.kwargs, where: inner}
+        self.way: list[Streamer[Any]] = []
+        # The one that governs it.
+        self.seeded: Seeded[Any] | None = None
+        inner: Any = self.root
+        while inner is not None:
             self.root = inner
-        if isinstance(self.root, BaseMux):
-            self.mux = self.root
-        elif isinstance(self.root, Sharded):
-            self.sharded = self.root
+            self.way.append(inner)
+            inner.active_count_ = 0
+            inner.__dict__.pop("__pescador_kept__", None)
+            if isinstance(inner, Seeded) and self.seeded is None:
+                self.seeded = inner
+            inner = _copied_below(inner)
+        # What is at the root, if it is one.
+        self.mux: BaseMux[Any] | None = self.root if isinstance(self.root, BaseMux) else None
+        self.sharded: Sharded[Any] | None = self.root if isinstance(self.root, Sharded) else None
 
     @property
     def epoch(self) -> int:
