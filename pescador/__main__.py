@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ._repr import count
 from .batches import batches
 from .exceptions import PescadorError
 from .sources.pool import files
@@ -29,14 +30,7 @@ _Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def describe(data: list[str], keys: list[str] | None = None) -> dict[str, Any]:
-    """Return what is in files: keys, dtypes, shapes, rows, bytes, and which files differ.
-
-    Parameters
-    ----------
-    data : list of str
-        The files.
-    keys : list of str or None
-        Which keys to look at; None for all.
+    """Return what is in files, below these keys or all: dtypes, shapes, rows; which files differ.
 
     Returns
     -------
@@ -151,7 +145,7 @@ def _difference(most: dict[str, Any], one: _Layout) -> str:
 
 
 def _print_description(found: dict[str, Any]) -> None:
-    print(f"{_files(found['files'])}, {_bytes(found['bytes'])}")
+    print(f"{count(found['files'], 'file')}, {_bytes(found['bytes'])}")
     table = [["key", "dtype", "shape of a row", "rows in a file", "rows", "bytes"]]
     for key in found["keys"]:
         least, most, total = key["rows"]["least"], key["rows"]["most"], key["rows"]["all"]
@@ -167,7 +161,7 @@ def _print_description(found: dict[str, Any]) -> None:
         ("with an error", found["damaged"]),
     ):
         if paths:
-            print(f"\n{_files(len(paths))} {what}:")
+            print(f"\n{count(len(paths), 'file')} {what}:")
             for path, why in islice(paths.items(), _NAMED):
                 print(f"  {why if why.startswith(path) else f'{path}: {why}'}")
             if len(paths) > _NAMED:
@@ -178,14 +172,9 @@ def _print_description(found: dict[str, Any]) -> None:
 
 
 def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[str, Any]:
-    """Return how fast batches come, and how fast with other rates and active sets.
+    """Return how fast `pescador.batches` gives them, and with other rates and active sets.
 
-    Parameters
-    ----------
-    data, batch_size, **options
-        As `pescador.batches` takes them.
-    seconds : float
-        About how long to measure in all.
+    It takes about so many seconds in all.
 
     Returns
     -------
@@ -278,7 +267,7 @@ def _memory() -> dict[str, int]:
 
 def _print_measurement(found: dict[str, Any]) -> None:
     print(
-        f"{_files(found['files'])}, batches of {found['batch_size']:,}, "
+        f"{count(found['files'], 'file')}, batches of {found['batch_size']:,}, "
         f"rate={found['rate']}, n_active={found['n_active']}"
     )
     table = [
@@ -318,10 +307,6 @@ def _with_progress(values: list[Any], what: str) -> Iterator[Any]:
         yield value
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _files(n: int) -> str:
-    return f"{n:,} file{'' if n == 1 else 's'}"
 
 
 def _bytes(n: float) -> str:

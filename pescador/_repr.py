@@ -77,7 +77,8 @@ def cut(text: str, width: int) -> str:
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 
 
-def _count(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
+    """Return a number of things in words."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
@@ -95,15 +96,7 @@ def _name(function: Any) -> str:
 
 
 def brief(value: Any, deep: bool = True) -> str:
-    """Return a few words for any value.
-
-    Parameters
-    ----------
-    value : object
-        What to describe.
-    deep : bool
-        Whether to look into short lists and tuples.
-    """
+    """Return a few words for any value; `deep` looks into short lists and tuples."""
     kind = type(value)
     if issubclass(kind, str):
         return _string(str.__str__(value))
@@ -164,7 +157,7 @@ def _size(streamers: Any) -> str:
     if _is(streamers, _streamer_class):
         return _name(type(streamers))
     if _is(streamers, Sequence, dict):
-        return _count(len(streamers), "stream")
+        return count(len(streamers), "stream")
     return brief(streamers, deep=False)
 
 
@@ -204,7 +197,7 @@ def _n_arguments(fields: dict[str, Any]) -> int:
 
 def _counted(fields: dict[str, Any]) -> list[str]:
     n = _n_arguments(fields)
-    return [_count(n, "argument")] if n else []
+    return [count(n, "argument")] if n else []
 
 
 def _arguments(fields: dict[str, Any]) -> list[str]:
@@ -362,7 +355,7 @@ def tree(streamer: Any) -> Node:
     if getattr(streamer, "is_activated_copy", False) is True:
         after = ", activated"
     elif type(n := fields.get("active_count_")) is int and n > 0:
-        after = f", {_count(n, 'open iteration')}"
+        after = f", {count(n, 'open iteration')}"
     best = _node(streamer, 1, (), after)
     for depth in range(2, 8):
         deeper = _node(streamer, depth, (), after)
