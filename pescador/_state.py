@@ -67,11 +67,6 @@ def _part(recipe: Any) -> str:
     return cut(repr(recipe.get("class", recipe) if isinstance(recipe, dict) else recipe), _SHOWN)
 
 
-def _differing(now: Any, before: Any) -> str:
-    """Return in short how two parts of recipes differ."""
-    return f"is {_part(now)}, and was {_part(before)} when the state was taken"
-
-
 def digest(array: Any) -> str:
     """Return a short name of the contents of an array."""
     return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
@@ -83,18 +78,12 @@ def _kind(node: Any) -> str:
 
 
 class Saver:
-    """What the iterators of an open stream tell while they save their state.
-
-    Attributes
-    ----------
-    refused : list of (str, str)
-        What cannot be restored exactly: its place and name, and why or what to do.
-    needs_global_state : bool
-        Whether anything draws from the global state of ``np.random``.
-    """
+    """What the iterators of an open stream tell while they save their state."""
 
     def __init__(self) -> None:
+        # What cannot be restored exactly: its place and name, and why or what to do.
         self.refused: list[tuple[str, str]] = []
+        # Whether anything draws from the global state of `np.random`.
         self.needs_global_state = False
 
     def save(self, node: Any) -> dict[str, Any]:
@@ -155,21 +144,12 @@ class Saver:
 
 
 class Loader:
-    """What a state is restored with.
-
-    Parameters
-    ----------
-    strict : bool
-        Whether weights must be the same, and no streams may have been added.
-
-    Attributes
-    ----------
-    is_inexact : bool
-        Whether the state was taken although not all could be saved exactly.
-    """
+    """What a state is restored with."""
 
     def __init__(self, strict: bool = True) -> None:
+        # Whether weights must be the same, and no streams may have been added.
         self.strict = strict
+        # Whether the state was taken although not all could be saved exactly.
         self.is_inexact = False
 
     def restore(self, node: Any, state: dict[str, Any]) -> None:
@@ -269,7 +249,9 @@ class Loader:
                 if self.strict or not hint:
                     self.compare(f"{what}, {field}", here, there, hint)
         elif now != before:
-            differ = "differ" if what.endswith(", weights") else _differing(now, before)
+            differ = f"is {_part(now)}, and was {_part(before)} when the state was taken"
+            if what.endswith(", weights"):
+                differ = "differ"
             raise StateError(
                 f"the state does not fit: {what} {differ}{hint}: "
                 "open the streamer that it was taken of, or start without it"

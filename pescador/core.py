@@ -114,12 +114,6 @@ class Streamer(Generic[T]):
     # underscore are a subclass's own, but for the hooks.
     __pescador_shared__ = False
 
-    streamer: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    active_count_: int
-    stream_: Iterator[T] | None
-
     def __init__(
         self, streamer: Iterable[T] | Callable[..., Iterable[T]], *args: Any, **kwargs: Any
     ) -> None:
@@ -130,11 +124,11 @@ class Streamer(Generic[T]):
             raise ArgumentError(
                 f"streamer={streamer!r} must be an iterable or a generator function{hint}"
             )
-        self.streamer = streamer
+        self.streamer: Any = streamer
         self.args = args
         self.kwargs = kwargs
         self.active_count_ = 0
-        self.stream_ = None
+        self.stream_: Iterator[T] | None = None
         # Python makes the dict of an instance when it is first asked for. Made here, it lies near
         # the objects in it, and the start of a stream misses fewer caches in a large pool.
         self.__dict__  # noqa: B018

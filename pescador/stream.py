@@ -1,7 +1,6 @@
 """`Stream`: an open iteration that can be held, saved and restored."""
 
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -169,12 +168,7 @@ class Stream(_visits.Reader, Iterator[T], Generic[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:
         self.close()
 
     def _tree(self) -> _repr.Node:

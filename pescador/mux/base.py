@@ -20,6 +20,9 @@ from .hooked import HookedStream, hook_loop
 
 T = TypeVar("T")
 
+# Where an activated copy has what is open.
+_STREAMS = ("__pescador_engine__", "__pescador_started__", "streams_", "stream_generator_")
+
 # Beyond those of every streamer.
 _HOOKS = (
     "is_activated_copy",
@@ -307,12 +310,7 @@ class BaseMux(Streamer[T]):
                 yield from hook_loop(active, scope, _core.as_bound(max_iter))
             finally:
                 if active is not self:
-                    for name in (
-                        "__pescador_engine__",
-                        "__pescador_started__",
-                        "streams_",
-                        "stream_generator_",
-                    ):
+                    for name in _STREAMS:
                         active.__dict__.pop(name, None)
 
     def _reset(self) -> None:

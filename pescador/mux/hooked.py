@@ -34,23 +34,11 @@ def hook_loop(
 
 
 class HookedStream(_core.Compiled):
-    """One activation of a mux with hooks.
-
-    Parameters
-    ----------
-    mux : BaseMux
-        To be activated.
-    scope : Scope
-        In which it starts.
-
-    Attributes
-    ----------
-    recipe : dict
-        What the state is a state of.
-    """
+    """One activation of a mux with hooks, which starts in `scope`."""
 
     def __init__(self, mux: Any, scope: _core.Scope) -> None:
         self.mux = mux
+        # What the state is a state of.
         self.recipe: dict[str, Any] = mux.__pescador_recipe__()
         # Hooks that draw from the global states draw from those of this visit.
         self.states, self.path = _visits.states_of_visit(scope)
