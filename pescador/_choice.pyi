@@ -1,18 +1,7 @@
 from collections.abc import Iterable, Sequence
-from typing import Self, final
 
 import numpy as np
 import numpy.typing as npt
-
-@final
-class Categorical:
-    def __new__(cls, k: int) -> Self: ...
-
-@final
-class Pool:
-    def __new__(cls, n: int) -> Self: ...
-    @property
-    def distribution(self) -> npt.NDArray[np.float64]: ...
 
 def exact_decisions() -> int: ...
 def nodes_summed() -> int: ...

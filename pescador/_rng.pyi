@@ -1,22 +1,6 @@
-from typing import Any, Self, final
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-
-BIT_GENERATORS: frozenset[type[np.random.BitGenerator]]
-
-@final
-class Uniform:
-    generator: Any
-    def __new__(cls, generator: Any, shared: bool = False) -> Self: ...
-
-@final
-class Sums:
-    def __new__(cls, n: int) -> Self: ...
-
-@final
-class Counts:
-    def __new__(cls, uniform: Uniform, mean: float) -> Self: ...
 
 def peeks_at(generator: Any, n_draws: int, later: int) -> list[float]: ...
 def counts_of(

@@ -7,7 +7,6 @@ import numpy.typing as npt
 from ._core import Scope
 
 @final
-@final
 class Table:
     def __new__(
         cls,
@@ -18,12 +17,10 @@ class Table:
     ) -> Self: ...
 
 @final
-@final
 class Visit(Iterator[Any]):
     def bounded(self, max_iter: float | None) -> Self: ...
     def __next__(self) -> Any: ...
 
-@final
 @final
 class Plan:
     def __new__(cls, source: Any, rng: Any) -> Self: ...
