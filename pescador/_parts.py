@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._checks import as_weights
+from ._repr import read_by
 from .core import Streamer
 from .exceptions import ArgumentError
 from .mux import BaseMux, ChainMux, RoundRobinMux
@@ -198,26 +199,27 @@ def _with_own_seed(root: Any, governing: Any) -> Any:
     ahead = [root]
     while ahead:
         streamer = ahead.pop()
-        if id(streamer) in seen:
+        # What was assigned to a pool may be an iterable.
+        if id(streamer) in seen or not isinstance(streamer, Streamer):
             continue
         seen.add(id(streamer))
-        if isinstance(streamer, BaseMux):
-            in_turn = isinstance(streamer, ChainMux | RoundRobinMux)
-            draws = not in_turn or getattr(streamer, "mode", "") == "permuted_cycle"
-            if draws and streamer.rng is not np.random:
-                return streamer
-            ahead += [] if callable(streamer.streamers) else streamer.streamers
-        elif isinstance(streamer, Source):
-            if streamer.random_state is not None and streamer.order != "sequential":
-                return streamer
-        elif isinstance(streamer, Seeded) and streamer is not governing:
+        if streamer is not governing and _has_own_seed(streamer):
             return streamer
-        else:
-            inner = streamer.__dict__.get("streamer")
-            values = (*streamer.args, *streamer.kwargs.values())
-            if any(isinstance(value, _GENERATORS) for value in values):
-                return streamer
-            if streamer.kwargs.get("random_state") is not None:
-                return streamer
-            ahead += [value for value in (inner, *values) if isinstance(value, Streamer)]
+        ahead += read_by(streamer)
     return None
+
+
+def _has_own_seed(streamer: Any) -> bool:
+    """Tell whether a streamer draws, and was given what it draws by."""
+    if isinstance(streamer, BaseMux):
+        in_turn = isinstance(streamer, ChainMux | RoundRobinMux)
+        draws = not in_turn or getattr(streamer, "mode", "") == "permuted_cycle"
+        return draws and streamer.rng is not np.random
+    if isinstance(streamer, Source):
+        return streamer.random_state is not None and streamer.order != "sequential"
+    if isinstance(streamer, Seeded | Sharded):
+        return True
+    if streamer.kwargs.get("random_state") is not None:
+        return True
+    values = (*streamer.args, *streamer.kwargs.values())
+    return any(isinstance(value, _GENERATORS) for value in values)

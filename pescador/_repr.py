@@ -281,7 +281,7 @@ def _group(members: list[Any]) -> str:
 # -------------------------------------------------------------------------------------- tree
 
 
-def _children(streamer: Any) -> Sequence[Any]:
+def read_by(streamer: Any) -> Sequence[Any]:
     """Return the streamers that a streamer reads from."""
     fields = streamer.__dict__
     if "streamers" in fields:
@@ -312,7 +312,7 @@ def _weighing(weights: Any, members: list[int]) -> str:
 
 def _below(streamer: Any, depth: int, path: tuple[int, ...]) -> list[Node]:
     """Return the children of a streamer, grouped by kind if they are many."""
-    children = _children(streamer)
+    children = read_by(streamer)
     weights = _weights(streamer, len(children))
     if len(children) <= _EACH:
         return [
@@ -369,7 +369,7 @@ def _with_notes(node: Node, streamer: Any) -> Node:
     """Return a tree with what the classes of streamers say beneath them, and of which streams."""
     if not (_is(streamer, _streamer_class) and node.children):
         return node
-    below, children = node.children, _children(streamer)
+    below, children = node.children, read_by(streamer)
     if len(below) == len(children):
         below = [_with_notes(one, child) for one, child in zip(below, children, strict=True)]
     notes = getattr(type(streamer), "__pescador_notes__", None)

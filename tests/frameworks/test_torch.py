@@ -313,6 +313,16 @@ def noise_pool(**options):
     return [pescador.Streamer(runs.noise, i) for i in range(4)]
 
 
+def sharded_noise():
+    return pescador.Sharded(lambda shard: pescador.Streamer(runs.noise, shard), 4)
+
+
+def with_an_iterable_in_its_pool():
+    mux = pescador.ShuffledMux(noise_pool())
+    mux.streamers[1] = [{"x": np.arange(2)}]
+    return pescador.Seeded(mux, 1)
+
+
 rows_of = {"x": np.arange(20)}
 
 
@@ -339,6 +349,12 @@ rows_of = {"x": np.arange(20)}
             "seed",
             "cache.* has a seed of its own",
         ),
+        (
+            lambda: pescador.Seeded(pescador.ShuffledMux([*noise_pool(), sharded_noise()]), 1),
+            "seed",
+            "Sharded.* has a seed of its own",
+        ),
+        (with_an_iterable_in_its_pool, "seed", None),
         (lambda: range(5), None, "is one stream, which 2 parts"),
         (lambda: pescador.sources.Rows(rows_of, order="shuffled"), None, "is one stream"),
         (runs.endless_tree, "streams", None),
