@@ -360,10 +360,7 @@ class Visited(Streamer[T]):
     """
 
     def __init__(self, streamer: Any) -> None:
-        self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
-        self.args, self.kwargs = (), {}
-        self.active_count_ = 0
-        self.stream_ = None
+        super().__init__(streamer if isinstance(streamer, Streamer) else Streamer(streamer))
 
     def __pescador_visit__(self, scope: _core.Scope | None) -> Any:
         """Return one visit, which starts in a scope."""

@@ -193,9 +193,6 @@ class BaseMux(Streamer[T]):
         If an argument is invalid.
     """
 
-    streamers: Any
-    rng: Any
-    weights: Any
     streams_ = EngineAttribute()
     stream_counts_ = EngineAttribute()
     # On an activated copy, the engine that runs it, or what hooks of a chain started last.
@@ -207,8 +204,8 @@ class BaseMux(Streamer[T]):
         streamers: Iterable[Any] | Callable[[], Iterable[Any]],
         random_state: Seed = None,
     ) -> None:
-        self.streamers = self.__pescador_pool__(streamers)
-        self.rng = get_rng(random_state)
+        self.streamers: Any = self.__pescador_pool__(streamers)
+        self.rng: Any = get_rng(random_state)
         # The caller may draw from a generator that was not made here.
         made_here = isinstance(random_state, int | np.integer | np.random.SeedSequence)
         self.__pescador_rng__: Any = self.rng if made_here else None
