@@ -198,9 +198,8 @@ def measure(data: Any, batch_size: int, seconds: float, **options: Any) -> dict[
     for plan in _with_progress(plans, "measuring"):
         # The plan that was asked for takes half of the time; the others share the rest.
         share = 0.5 if plan == plans[0] else 0.5 / max(len(plans) - 1, 1)
-        stream = batches(
-            data, batch_size, n_active=plan[1], **{**options, "rate": plan[0]}
-        ).iterate()
+        chosen = {**options, "rate": plan[0], "n_active": plan[1]}
+        stream = batches(data, batch_size, **chosen).iterate()
         results[plan] = _speed(stream, batch_size, share * seconds)
         if plan == plans[0]:
             after = _memory()

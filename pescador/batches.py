@@ -110,14 +110,10 @@ def batches(
     mux: StochasticMux[Any] = StochasticMux(
         pool, n_active, rate, mode=mode, random_state=random_state
     )
-    # Defaults are left out, so that the printed tree is short.
-    chosen: dict[str, Any] = {}
-    if partial:
-        chosen["partial"] = True
-    if not reuse:
-        chosen["reuse"] = False
-    if allocator is not None:
-        chosen["allocator"] = allocator
+    chosen = {"partial": bool(partial), "reuse": bool(reuse), "allocator": allocator}
+    defaults = inspect.signature(buffer_stream).parameters
+    # They are left out, so that the printed tree is short.
+    chosen = {name: value for name, value in chosen.items() if value is not defaults[name].default}
     return Streamer(buffer_stream, mux, batch_size, **chosen)
 
 
