@@ -99,7 +99,7 @@ class Seeded(Visited[T]):
     Examples
     --------
     >>> import numpy as np
-    >>> from pescador import ShuffledMux
+    >>> from pescador import ShuffledMux, Streamer
     >>> def noise():
     ...     while True:
     ...         yield np.random.randint(100)

@@ -49,7 +49,9 @@ class Trouble:
 
 
 def quiet(i, n):
+    trees.Starts.note()
     for value in range(n):
+        trees.Starts.clear()
         Trouble.meet()
         yield i, value
 
