@@ -9,7 +9,6 @@ from pescador.exceptions import DataError
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
 
 from pescador._core cimport BaseRun
 from pescador._global_rng cimport GlobalStates, Marks, has_moved, mark
@@ -50,15 +49,34 @@ cdef class Mapped(StreamMap):
     """What is made of the items of a source, one by one."""
 
     cdef list failed                   # of an item that was taken from the source and not given on
+    cdef object skip                   # the result that is not given on
 
-    cdef PyObject* take(self) except? NULL:
-        """The next item of the source, or NULL; the one that failed before is tried again."""
-        if self.failed is not None:
-            item = self.failed[0]
-            self.failed = None
-            Py_INCREF(item)
-            return <PyObject*>item
-        return next_item(self.source)
+    def __next__(self):
+        cdef PyObject* pointer
+        while True:
+            if self.failed is None:
+                pointer = next_item(self.source)
+                if pointer is NULL:
+                    raise StopIteration
+                item = steal(pointer)
+            else:
+                item = self.failed[0]
+                self.failed = None
+            try:
+                result = self.apply(item)
+            except BaseException as error:
+                self.failed = [item]
+                if isinstance(error, StopIteration):
+                    raise raised_stop_iteration(self.position) from error
+                raise
+            self.position += 1
+            if result is not self.skip:
+                return result
+            PyErr_CheckSignals()
+
+    cdef object apply(self, object item):
+        """What is made of an item."""
+        raise NotImplementedError
 
     cpdef dict save(self, saver):
         return {"position": self.position, "stream": saver.save(self.source),
@@ -83,18 +101,8 @@ cdef class Tuples(Mapped):
         self.source = iter(source)
         self.keys = keys
 
-    def __next__(self):
-        cdef PyObject* pointer = self.take()
-        if pointer is NULL:
-            raise StopIteration
-        item = steal(pointer)
-        try:
-            result = tuple(select(item, self.keys, self.position))
-        except BaseException:
-            self.failed = [item]
-            raise
-        self.position += 1
-        return result
+    cdef object apply(self, object item):
+        return tuple(select(item, self.keys, self.position))
 
 
 cdef list select(object item, tuple keys, Py_ssize_t position):
@@ -102,8 +110,6 @@ cdef list select(object item, tuple keys, Py_ssize_t position):
         return [item[key] for key in keys]
     except (TypeError, IndexError) as error:
         raise not_a_mapping(item, position) from error
-    except StopIteration as error:
-        raise raised_stop_iteration(position) from error
 
 
 cdef class InputsOutputs(Mapped):
@@ -119,25 +125,16 @@ cdef class InputsOutputs(Mapped):
         self.inputs = (inputs,) if self.one_input else inputs
         self.outputs = (outputs,) if self.one_output else outputs
 
-    def __next__(self):
-        cdef PyObject* pointer = self.take()
-        if pointer is NULL:
-            raise StopIteration
-        item = steal(pointer)
-        try:
-            x = select(item, self.inputs, self.position) if self.inputs else None
-            y = select(item, self.outputs, self.position) if self.outputs else None
-        except BaseException:
-            self.failed = [item]
-            raise
-        self.position += 1
+    cdef object apply(self, object item):
+        x = select(item, self.inputs, self.position) if self.inputs else None
+        y = select(item, self.outputs, self.position) if self.outputs else None
         return x[0] if self.one_input else x, y[0] if self.one_output else y
 
 
 cdef class Transformed(Mapped):
     """What a function returns for each item, but for `skip`."""
 
-    cdef object function, skip
+    cdef object function
     cdef GlobalStates states           # in place while the function runs, where they are governed
     cdef BaseRun run                   # that notices whether it draws, where they are not
     cdef bint has_drawn
@@ -170,25 +167,6 @@ cdef class Transformed(Mapped):
         if has_moved(&marks):
             self.has_drawn = self.run.has_drawn = True
         return result
-
-    def __next__(self):
-        cdef PyObject* pointer
-        while True:
-            pointer = self.take()
-            if pointer is NULL:
-                raise StopIteration
-            item = steal(pointer)
-            try:
-                result = self.apply(item)
-            except BaseException as error:
-                self.failed = [item]
-                if isinstance(error, StopIteration):
-                    raise raised_stop_iteration(self.position) from error
-                raise
-            self.position += 1
-            if result is not self.skip:
-                return result
-            PyErr_CheckSignals()
 
 
 cdef class Cached(Mapped):
