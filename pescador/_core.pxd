@@ -71,6 +71,12 @@ cdef class Compiled:
     cpdef object close_streams(self)
 
 
+cdef class Wrapper(Compiled):
+    cdef public Compiled node          # what it reads from; None before that has begun
+
+    cdef PyObject* read(self) except? NULL
+
+
 cdef class Opener:
     # What a streamer keeps as its `_plan`, if it is to start without Python in between.
     cdef unsigned int tag              # of the streamer's class when its hooks were last looked at

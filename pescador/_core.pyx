@@ -412,6 +412,33 @@ cdef class Compiled:
         return self, None, []
 
 
+cdef class Wrapper(Compiled):
+    """An iterator around another one, whose items it gives."""
+
+    def __next__(self):
+        cdef PyObject* item = self.read()
+        if item is NULL:
+            raise StopIteration
+        return steal(item)
+
+    cdef PyObject* read(self) except? NULL:
+        """The next item, or NULL at the end."""
+        # Whoever has set our bound knows nothing of what is inside.
+        self.node.left = self.left
+        cdef PyObject* item = next_item(self.node)
+        self.left = self.node.left
+        return item
+
+    cpdef object replay_cost(self):
+        return self.node.replay_cost()
+
+    cpdef object close_streams(self):
+        self.node.close_streams()
+
+    def shown(self):
+        return self.node.shown()
+
+
 cdef class Opener:
     """What a streamer that is no mux is started from, visit after visit."""
 

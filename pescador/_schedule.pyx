@@ -31,7 +31,7 @@ from libc.stdint cimport INT64_MAX, int64_t
 
 from pescador._channel.arrivals cimport Arrivals
 from pescador._core cimport (
-    STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, path_of_visit,
+    STEP_ONCE_MORE, STOP, UNBOUNDED, Compiled, Ending, Scope, Wrapper, path_of_visit,
 )
 from pescador._hooks cimport is_plain, is_stock
 from pescador._native.iterators cimport next_item, steal
@@ -814,7 +814,7 @@ cdef class Schedule(Elsewhere):
             return engine
         self.plan.here = engine
         node = Ahead.__new__(Ahead)
-        node.engine = engine
+        node.node = engine
         node.schedule = self
         self.plan.reader = node
         return node
@@ -955,28 +955,15 @@ def allocated(rows, Py_ssize_t column, Ahead ahead, shape, dtype):
     return rows.array(column, shape, dtype, ahead.n - 1)
 
 
-cdef class Begun(Compiled):
+cdef class Begun(Wrapper):
     """What is begun at the first item, by `begin` of a subclass."""
 
-    cdef public Compiled node          # what it reads from; None before
     cdef public tuple path             # which visit this is
 
-    def __next__(self):
-        cdef PyObject* item
+    cdef PyObject* read(self) except? NULL:
         if self.node is None:
             self.node = self.begin()
-        # Whoever has set our bound knows nothing of what is inside.
-        self.node.left = self.left
-        item = next_item(self.node)
-        self.left = self.node.left
-        if item is NULL:
-            raise StopIteration
-        return steal(item)
-
-    @property
-    def given(self):
-        """How many items it has given, where what it reads from knows."""
-        return self.node.given
+        return Wrapper.read(self)
 
     def lay_out(self, Py_ssize_t size, list columns):
         """Have the next items be written into batches of this size; see `Schedule.lay_out`."""
@@ -985,76 +972,57 @@ cdef class Begun(Compiled):
         return None
 
 
-cdef class Ahead(Compiled):
+cdef class Ahead(Wrapper):
     """An engine, ahead of which a plan runs; it is asked between two items."""
 
-    cdef Compiled engine
     cdef Schedule schedule
     cdef int64_t n                     # items so far
 
-    def __next__(self):
-        cdef PyObject* item
+    cdef PyObject* read(self) except? NULL:
         cdef Plan plan = self.schedule.plan
         if plan is not None:
             if plan.is_wrong or plan.lead <= 0 or self.n % PLAN_EVERY == 0:
                 plan.go_on()
             plan.lead -= 1
         self.n += 1
-        self.engine.left = self.left
         try:
-            item = next_item(self.engine)
+            return Wrapper.read(self)
         except BaseException:
             # Nothing was taken.
             self.n -= 1
             if plan is not None:
                 plan.lead += 1
             raise
-        self.left = self.engine.left
-        if item is NULL:
-            raise StopIteration
-        return steal(item)
 
     def lay_out(self, Py_ssize_t size, list columns):
         """Have the next items be written into batches of this size; see `Schedule.lay_out`."""
         return self.schedule.lay_out(self.n, size, columns)
 
     @property
-    def given(self):
-        """How many items it has given, where the engine knows."""
-        return self.engine.given
-
-    @property
     def kind(self):
         """What a state of it is a state of."""
-        return type(self.engine).__name__
+        return type(self.node).__name__
 
     @property
     def path(self):
         """Which visit this is."""
-        return self.engine.path
+        return self.node.path
 
     @property
     def recipe(self):
         """What the state is a state of."""
-        return self.engine.recipe
+        return self.node.recipe
 
     cpdef dict save(self, saver):
-        return self.engine.save(saver)
+        return self.node.save(saver)
 
     cpdef object restore(self, dict state, loader):
-        self.engine.restore(state, loader)
-        self.left = self.engine.left
-
-    cpdef object replay_cost(self):
-        return self.engine.replay_cost()
+        self.node.restore(state, loader)
+        self.left = self.node.left
 
     cpdef object close_streams(self):
         self.schedule.plan = None
-        self.engine.close_streams()
-
-    def shown(self):
-        """Return what an open stream shows of it."""
-        return self.engine.shown()
+        Wrapper.close_streams(self)
 
 
 # ------------------------------------------------------------------------------------ the plan

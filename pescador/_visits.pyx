@@ -23,9 +23,9 @@ from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
 from pescador._core cimport (
-    STEP_ONCE_MORE, STOP, UNBOUNDED, BaseRun, Compiled, Ending, Scope, asks_for_generator,
-    bare_scope, failed_start, fresh_sequence, give_generator, hooked_copy, map_of, new_memo, opened,
-    path_of_visit, split_stream, start as start_stream, stopped_start,
+    STEP_ONCE_MORE, STOP, UNBOUNDED, BaseRun, Compiled, Ending, Scope, Wrapper,
+    asks_for_generator, bare_scope, failed_start, fresh_sequence, give_generator, hooked_copy,
+    map_of, new_memo, opened, path_of_visit, split_stream, start as start_stream, stopped_start,
 )
 from pescador._global_rng cimport (
     GlobalStates, Marks, has_moved, mark, seeded_states, set_bits,
@@ -585,10 +585,9 @@ def step_as_reader(kind):
     (<PyTypeObject*>kind).tp_iternext = (<PyTypeObject*>Reader).tp_iternext
 
 
-cdef class Inner(Compiled):
+cdef class Inner(Wrapper):
     """A visit that runs under another seed than what is around it."""
 
-    cdef Compiled node
     cdef Run run
     cdef readonly tuple path
 
@@ -596,16 +595,6 @@ cdef class Inner(Compiled):
         self.node = node
         self.run = run
         self.path = path_of_visit(scope)
-
-    def __next__(self):
-        cdef PyObject* item
-        # Whoever has set our bound knows nothing of what is inside.
-        self.node.left = self.left
-        item = next_item(self.node)
-        self.left = self.node.left
-        if item is NULL:
-            raise StopIteration
-        return steal(item)
 
     @property
     def recipe(self):
@@ -618,16 +607,6 @@ cdef class Inner(Compiled):
     cpdef object restore(self, dict state, loader):
         self.left = state["left"]
         loader.restore(self.node, state["stream"])
-
-    cpdef object replay_cost(self):
-        return self.node.replay_cost()
-
-    cpdef object close_streams(self):
-        self.node.close_streams()
-
-    def shown(self):
-        """Return what an open stream shows of it."""
-        return self.node.shown()
 
 
 cdef class Reader:
