@@ -36,6 +36,7 @@ from pescador._native.bounds cimport AT
 from pescador._native.copy cimport pescador_copy
 from pescador._native.dicts cimport next_value, same_key
 from pescador._native.iterators cimport next_item, steal
+from pescador._native.memory cimport resized
 from pescador._native.threads cimport pescador_add, pescador_is_unshared
 from pescador._rows cimport Placed
 from pescador._sources cimport Field, Table, Visit, copy_item
@@ -566,6 +567,7 @@ cdef class Column(Rows):
         cdef Py_ssize_t room
         cdef Py_ssize_t* ends
         if self.n == self.ends_room:
+            # Not by `extended`: the compiler inlines this then no more.
             room = 2 * self.n + 64
             ends = <Py_ssize_t*>PyMem_Realloc(self.ends, room * sizeof(Py_ssize_t))
             if ends is NULL:
@@ -894,7 +896,7 @@ cdef class Batches(StreamMap):
         for i in range(len(self.columns)):
             column = <Column>PyList_GET_ITEM(self.columns, i)
             if column.held is not None or column.count != item.row or (
-                    column.data != item.data[i]):
+                    column.data != item.blocks[i].data):
                 return False
         for i in range(len(self.columns)):
             column = <Column>PyList_GET_ITEM(self.columns, i)
@@ -1096,14 +1098,11 @@ cdef class Batches(StreamMap):
         """Note where the next rows go, and for how many there is room without a look at columns."""
         cdef Py_ssize_t i, n = len(self.columns)
         cdef Column column
-        cdef char** places = <char**>PyMem_Realloc(self.places, n * sizeof(char*))
-        if places is NULL:
-            raise MemoryError()
-        self.places = places
+        self.places = <char**>resized(self.places, n, sizeof(char*))
         self.room = self.size
         for i in range(n):
             column = self.columns[i]
-            places[i] = column.data + column.count * column.row_bytes
+            self.places[i] = column.data + column.count * column.row_bytes
             self.room = min(self.room, column.capacity - column.count)
         self.n_places = n
         return 0

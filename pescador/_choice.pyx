@@ -14,13 +14,14 @@ from pescador.exceptions import PescadorError
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
+from cpython.mem cimport PyMem_Free
 from libc.math cimport ceil, floor, nextafter
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from pescador._native.bits cimport pescador_nth_bit, pescador_popcount
 from pescador._native.bounds cimport AT
+from pescador._native.memory cimport extended, zeros
 from pescador._rng cimport SUM_PART, Sums, first_half, repeated_sum
 
 cnp.import_array()
@@ -121,9 +122,7 @@ def sums_of(values, changes, draws):
 cdef int reserve(void** memory, size_t n, size_t size) except -1:
     """Allocate memory for n zeros, unless that was done before."""
     if memory[0] is NULL:
-        memory[0] = PyMem_Calloc(n, size)
-        if memory[0] is NULL:
-            raise MemoryError()
+        memory[0] = zeros(n, size)
     return 0
 
 
@@ -321,17 +320,10 @@ cdef class Pool:
 
     cdef int log(self, int64_t stream) except -1:
         """Add an event to the journal."""
-        cdef Py_ssize_t room
-        cdef Event* journal
         if self.length >= self.longest:
             self.replay()
         if self.length == self.room:
-            room = 2 * self.room + 16
-            journal = <Event*>PyMem_Realloc(self.journal, room * sizeof(Event))
-            if journal is NULL:
-                raise MemoryError()
-            self.journal = journal
-            self.room = room
+            self.journal = <Event*>extended(self.journal, &self.room, sizeof(Event))
         self.journal[self.length].stream = stream
         self.journal[self.length].times = 0
         self.length += 1

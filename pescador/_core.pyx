@@ -16,7 +16,7 @@ from pescador.exceptions import ArgumentError
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.function cimport PyFunction_Check
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.mem cimport PyMem_Free
 from cpython.object cimport Py_TYPE, PyObject, PyObject_GenericGetDict, PyTypeObject
 from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport INT64_MAX, int64_t
@@ -30,6 +30,7 @@ from pescador._isolation cimport (
 )
 from pescador._native.dicts cimport pescador_field
 from pescador._native.iterators cimport next_item, pescador_raise, pescador_stream, steal
+from pescador._native.memory cimport resized
 from pescador._native.python cimport Py_EnterRecursiveCall, Py_LeaveRecursiveCall
 from pescador._snapshots cimport Snapshots
 
@@ -120,15 +121,11 @@ cdef class Scope(Copies):
     cdef int make_room(self, Py_ssize_t n) except -1:
         """Have a count of visits for each of n places."""
         cdef Py_ssize_t more, i
-        cdef int64_t* visits
         if n > self.n_visits:
             more = n + self.n_visits // 2 + 7
-            visits = <int64_t*>PyMem_Realloc(self.visits, more * sizeof(int64_t))
-            if visits is NULL:
-                raise MemoryError()
+            self.visits = <int64_t*>resized(self.visits, more, sizeof(int64_t))
             for i in range(self.n_visits, more):
-                visits[i] = 0
-            self.visits = visits
+                self.visits[i] = 0
             self.n_visits = more
         return 0
 

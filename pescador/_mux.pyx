@@ -19,7 +19,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 from libc.math cimport INFINITY, isnan
@@ -33,6 +33,7 @@ from pescador._core cimport (
 from pescador._hooks cimport is_plain, plain_fields
 from pescador._native.bounds cimport AT
 from pescador._native.iterators cimport next_item, steal
+from pescador._native.memory cimport zeros
 from pescador._native.prefetch cimport PREFETCH, items_of, prefetch_values
 from pescador._rng cimport Counts, Sums, Uniform, draw, peek
 from pescador._visits cimport (
@@ -190,9 +191,7 @@ cdef class Engine(Compiled):
         self.slots = <Slot*>cnp.PyArray_DATA(self.table)
         self.indices = np.full(k, -1, dtype=np.int64)
         self.which = <int64_t*>cnp.PyArray_DATA(self.indices)
-        self.endings = <Ending*>PyMem_Calloc(k, sizeof(Ending))
-        if self.endings is NULL:
-            raise MemoryError()
+        self.endings = <Ending*>zeros(k, sizeof(Ending))
 
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         self.pool = list(mux.streamers)
@@ -804,29 +803,24 @@ cdef class RoundRobinEngine(Engine):
 
     cdef object generator
     cdef bint cycles, permutes
-    cdef Py_ssize_t* following         # n: the next slot that is not exhausted, round and round
+    cdef object ring                   # int64[k], the memory of `following`
+    cdef int64_t* following            # the next slot that is not exhausted, round and round
     cdef Py_ssize_t at, before
     cdef Py_ssize_t turn_before        # `before`, when `turn` was chosen
     cdef Py_ssize_t alive
     cdef int empty                     # rounds in a row that gave nothing
 
-    def __cinit__(self, mux, Scope scope, Py_ssize_t k, *args):
-        self.following = <Py_ssize_t*>PyMem_Calloc(k, sizeof(Py_ssize_t))
-        if self.following is NULL:
-            raise MemoryError()
-
-    def __dealloc__(self):
-        PyMem_Free(self.following)
-
     def __init__(self, mux, Scope scope, Py_ssize_t k):
         super().__init__(mux, scope, k)
+        self.ring = np.zeros(k, dtype=np.int64)
+        self.following = <int64_t*>cnp.PyArray_DATA(self.ring)
         self.generator = self.rng
         self.cycles = mux.mode != "exhaustive"
         self.permutes = mux.mode == "permuted_cycle"
         self.begin_round(False)
 
     cdef int save_choice(self, dict state, saver) except -1:
-        state["following"] = np.array([self.following[i] for i in range(self.k)], np.int64)
+        state["following"] = self.ring.copy()
         state["alive"] = self.alive
         # A stream that has failed is tried again.
         state["at"] = self.turn if self.failed else self.at
@@ -835,8 +829,7 @@ cdef class RoundRobinEngine(Engine):
 
     cdef int restore_choice(self, dict state, loader) except -1:
         cdef Py_ssize_t i, slot, n = len(state["which"])
-        for i, slot in enumerate(loader.numbers(state, "following", (n,), 0, n - 1)):
-            self.following[i] = slot
+        self.ring[:n] = loader.numbers(state, "following", (n,), 0, n - 1)
         self.alive = loader.whole(state, "alive", 0, n)
         self.at = loader.whole(state, "at", 0, max(n - 1, 0))
         self.before = loader.whole(state, "before", 0, max(n - 1, 0))

@@ -15,7 +15,7 @@ from pescador.exceptions import PescadorError
 
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.pyport cimport PY_SSIZE_T_MAX
@@ -23,6 +23,7 @@ from libc.math cimport INFINITY, exp, floor, frexp, ldexp, log, sqrt
 from libc.stdint cimport INT64_MAX, int64_t
 
 from pescador._native.bounds cimport AT
+from pescador._native.memory cimport zeros
 from pescador._native.seeds cimport bits_masked
 
 cnp.import_array()
@@ -78,9 +79,7 @@ cdef class Sums:
         while size > 128:
             size -= first_half(size)
             self.width *= 2
-        self.cells = <double*>PyMem_Calloc(self.n_parts * self.width, sizeof(double))
-        if self.cells is NULL:
-            raise MemoryError()
+        self.cells = <double*>zeros(self.n_parts * self.width, sizeof(double))
 
     def __dealloc__(self):
         PyMem_Free(self.cells)

@@ -3,16 +3,25 @@
 from libc.stdint cimport int64_t
 
 
+cdef struct Block:
+    # The memory of a column.
+    int64_t number
+    int64_t start                      # where it begins
+    char* data                         # likewise, in this process
+
+
+cdef struct Row:
+    bint is_expected                   # a worker is about to write it
+    int64_t visit                      # of which visit an item is there, or 0
+    int64_t item                       # which item
+
+
 cdef class Placed:
     cdef BatchRows rows
-    cdef list leases                   # of the block of each column
-    cdef int64_t* blocks               # its number
-    cdef int64_t* starts               # where it begins
-    cdef char** data                   # likewise, in this process
-    cdef char* expected                # of each row: whether a worker is about to write it
+    cdef list leases                   # of the blocks
+    cdef Block* blocks                 # of each column
+    cdef Row* held                     # what is in each row
     cdef int64_t n_expected
-    cdef int64_t* visits               # of each row: of which visit an item is there, or 0
-    cdef int64_t* items                # likewise, which item
     cdef int64_t row                   # of the item that this stands for, where it is given as one
 
     cpdef int expect(self, int64_t row) except -1

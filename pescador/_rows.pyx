@@ -12,10 +12,11 @@ from pescador._channel.schema import schema_of
 
 cimport cython
 cimport numpy as cnp
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Free
 from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
 
 from pescador._native.arrays cimport array_at
+from pescador._native.memory cimport zeros
 
 cnp.import_array()
 
@@ -34,43 +35,32 @@ cdef class Placed:
     """The rows of one batch; and, given as an item, the one that lies in row number `row`."""
 
     def __cinit__(self, BatchRows rows not None, list leases not None):
-        cdef Py_ssize_t i, n = rows.n_columns
+        cdef Py_ssize_t i
         self.rows = rows
         self.leases = leases
-        self.blocks = <int64_t*>PyMem_Calloc(n, sizeof(int64_t))
-        self.starts = <int64_t*>PyMem_Calloc(n, sizeof(int64_t))
-        self.data = <char**>PyMem_Calloc(n, sizeof(char*))
-        self.expected = <char*>PyMem_Calloc(rows.size, 1)
-        self.visits = <int64_t*>PyMem_Calloc(rows.size, sizeof(int64_t))
-        self.items = <int64_t*>PyMem_Calloc(rows.size, sizeof(int64_t))
-        if (self.blocks is NULL or self.starts is NULL or self.data is NULL
-                or self.expected is NULL or self.visits is NULL or self.items is NULL):
-            raise MemoryError()
-        for i in range(n):
-            self.blocks[i] = leases[i].number
-            self.starts[i] = leases[i].start
-            self.data[i] = <char*><uintptr_t>leases[i].address
+        self.blocks = <Block*>zeros(rows.n_columns, sizeof(Block))
+        self.held = <Row*>zeros(rows.size, sizeof(Row))
+        for i, lease in enumerate(leases):
+            self.blocks[i].number = lease.number
+            self.blocks[i].start = lease.start
+            self.blocks[i].data = <char*><uintptr_t>lease.address
 
     def __dealloc__(self):
         PyMem_Free(self.blocks)
-        PyMem_Free(self.starts)
-        PyMem_Free(self.data)
-        PyMem_Free(self.expected)
-        PyMem_Free(self.visits)
-        PyMem_Free(self.items)
+        PyMem_Free(self.held)
 
     cpdef int expect(self, int64_t row) except -1:
         """Note that a worker is about to write a row."""
         if self.n_expected == 0:
             for lease in self.leases:
                 self.rows.arena.expect(lease)
-        self.expected[row] = True
+        self.held[row].is_expected = True
         self.n_expected += 1
         return 0
 
     cpdef int forget(self, int64_t row) except -1:
         """Note that it has done so, or will not."""
-        self.expected[row] = False
+        self.held[row].is_expected = False
         self.n_expected -= 1
         if self.n_expected == 0:
             for lease in self.leases:
@@ -87,8 +77,9 @@ cdef class Placed:
             shape = self.rows.shapes[i]
             for j in range(len(shape)):
                 dims[j] = shape[j]
-            array = array_at(self.data[i] + row * self.rows.row_bytes[i], <int>len(shape), dims,
-                             NULL, self.rows.dtypes[i], cnp.NPY_ARRAY_CARRAY)
+            array = array_at(
+                self.blocks[i].data + row * self.rows.row_bytes[i], <int>len(shape), dims, NULL,
+                self.rows.dtypes[i], cnp.NPY_ARRAY_CARRAY)
             cnp.set_array_base(array, self.leases[i])
             own = self.rows.types[i]
             item[self.rows.keys[i]] = array if own is np.ndarray else own(array[()])
@@ -121,9 +112,7 @@ cdef class BatchRows:
         self.dtypes = [dtype for _, dtype, *_ in columns]
         self.shapes = [shape for _, _, shape, _ in columns]
         self.types = [of for *_, of in columns]
-        self.row_bytes = <int64_t*>PyMem_Calloc(self.n_columns, sizeof(int64_t))
-        if self.row_bytes is NULL:
-            raise MemoryError()
+        self.row_bytes = <int64_t*>zeros(self.n_columns, sizeof(int64_t))
         for i in range(self.n_columns):
             self.row_bytes[i] = self.dtypes[i].itemsize * int(
                 np.prod(self.shapes[i], dtype=np.int64))
@@ -193,7 +182,7 @@ cdef class BatchRows:
             self.keep_batches(0, 0)
             return None
         placed = self.of_batch(batch)
-        if placed is None or placed.expected[self.row_of(number)]:
+        if placed is None or placed.held[self.row_of(number)].is_expected:
             return None
         return placed
 
@@ -217,7 +206,7 @@ cdef class BatchRows:
     def is_free(self, int64_t number):
         """Tell whether no worker is about to write the row of the item of this number."""
         cdef Placed placed = self.of_item(number)
-        return placed is None or not placed.expected[self.row_of(number)]
+        return placed is None or not placed.held[self.row_of(number)].is_expected
 
     cdef bint has_keys(self, object item) except -1:
         """Whether the values of an item are each in its own column, if it was written there.
@@ -244,6 +233,7 @@ cdef class BatchRows:
             return np.empty(shape, dtype)
         for i in range(len(shape)):
             dims[i] = shape[i]
-        array = array_at(placed.data[column], len(shape), dims, NULL, dtype, cnp.NPY_ARRAY_CARRAY)
+        array = array_at(
+            placed.blocks[column].data, len(shape), dims, NULL, dtype, cnp.NPY_ARRAY_CARRAY)
         cnp.set_array_base(array, placed.leases[column])
         return array

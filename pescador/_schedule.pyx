@@ -23,7 +23,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
+from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.time cimport perf_counter
@@ -35,6 +35,7 @@ from pescador._core cimport (
 )
 from pescador._hooks cimport is_plain, is_stock
 from pescador._native.iterators cimport next_item, steal
+from pescador._native.memory cimport extended, zeros
 from pescador._rows cimport BatchRows, Placed
 from pescador._visits cimport Elsewhere, Run, place_of
 from pescador.parallel.orders cimport BEGIN, CLOSE, MORE, MORE_INTO, WORTH, word_of
@@ -180,10 +181,7 @@ cdef class Visit:
         cdef Ordered* before = self.items
         cdef int64_t i, room = self.room
         if self.ordered - self.given >= room:
-            items = <Ordered*>PyMem_Calloc(max(2 * room, LEAST_ROOM), sizeof(Ordered))
-            if items is NULL:
-                raise MemoryError()
-            self.items = items
+            self.items = <Ordered*>zeros(max(2 * room, LEAST_ROOM), sizeof(Ordered))
             self.room = max(2 * room, LEAST_ROOM)
             for i in range(self.given, self.ordered):
                 self.item(i)[0] = before[i & (room - 1)]
@@ -237,7 +235,7 @@ cdef class Visit:
         for i in range(self.given, self.arrived):
             item = self.item(i)
             if item.placed is not NULL:
-                (<Placed>item.placed).visits[item.row] = self.number
+                (<Placed>item.placed).held[item.row].visit = self.number
         return 0
 
     cdef int leave_items(self) except -1:
@@ -247,7 +245,7 @@ cdef class Visit:
         for i in range(self.given, self.arrived):
             placed = self.take_wanted(i, &row, &turn)
             if placed is not None:
-                placed.visits[row] = 0
+                placed.held[row].visit = 0
             Py_XDECREF(self.take(i))
         return 0
 
@@ -608,8 +606,8 @@ cdef class Schedule(Elsewhere):
         ordered = visit.item(visit.arrived)
         if ordered.placed is not NULL:
             (<Placed>ordered.placed).forget(ordered.row)
-            (<Placed>ordered.placed).visits[ordered.row] = number
-            (<Placed>ordered.placed).items[ordered.row] = visit.arrived
+            (<Placed>ordered.placed).held[ordered.row].visit = number
+            (<Placed>ordered.placed).held[ordered.row].item = visit.arrived
         Py_INCREF(item)
         ordered.item = <PyObject*>item
         visit.arrived += 1
@@ -723,7 +721,7 @@ cdef class Schedule(Elsewhere):
         cdef int64_t row = 0, turn = -1, number
         cdef Placed placed = visit.take_wanted(visit.given, &row, &turn)
         if placed is not None:
-            placed.visits[row] = 0
+            placed.held[row].visit = 0
         if visit.given >= visit.bound:
             # It is dropped, though it may have been ordered when the bound was a higher one.
             return 0
@@ -761,14 +759,14 @@ cdef class Schedule(Elsewhere):
         cdef Placed placed = self.rows.of_item(number)
         if placed is None:
             return 0
-        if placed.expected[row]:
+        if placed.held[row].is_expected:
             self.plan.note_wrong()
             self.pool.wait_until(functools.partial(self.rows.is_free, number))
-        if placed.visits[row] == 0:
+        if placed.held[row].visit == 0:
             return 0
-        visit = self.numbers[placed.visits[row]]
-        placed.visits[row] = 0
-        i = placed.items[row]
+        visit = self.numbers[placed.held[row].visit]
+        placed.held[row].visit = 0
+        i = placed.held[row].item
         visit.take_wanted(i, &row, &at)
         item = <object>visit.item(i).item
         visit.replace(i, copied(placed.item(row) if item is IN_PLACE else item))
@@ -1323,13 +1321,8 @@ cdef class Orders(Maker):
         PyMem_Free(self.words)
 
     cdef int add(self, int64_t word) except -1:
-        cdef void* words
         if self.n == self.room:
-            words = PyMem_Realloc(self.words, (2 * self.room + 64) * sizeof(int64_t))
-            if words is NULL:
-                raise MemoryError()
-            self.words = <int64_t*>words
-            self.room = 2 * self.room + 64
+            self.words = <int64_t*>extended(self.words, &self.room, sizeof(int64_t))
         self.words[self.n] = word
         self.n += 1
         return 0
@@ -1364,8 +1357,8 @@ cdef class Orders(Maker):
         self.add(3 * n)
         for i in range(n):
             size = placed.rows.row_bytes[i]
-            self.add(placed.blocks[i])
-            self.add(placed.starts[i] + row * size)
+            self.add(placed.blocks[i].number)
+            self.add(placed.blocks[i].start + row * size)
             self.add(size)
         return self.count_item()
 
