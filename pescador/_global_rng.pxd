@@ -36,6 +36,13 @@ cdef void* twister                     # how NumPy draws a double from MT19937, 
 cdef dict RANDOM_FIELDS                # attributes of the generator behind random's functions
 
 
+cdef inline Mersenne* mersenne() noexcept:
+    """The state behind np.random, or NULL: its bit generator may have been replaced."""
+    if legacy is NULL or <void*>legacy.bits.next_double != twister:
+        return NULL
+    return <Mersenne*>legacy.bits.state
+
+
 cdef struct Marks:
     # Enough of both states to tell whether anybody drew from them.
     uint64_t numpy, python
@@ -56,10 +63,9 @@ cdef inline PyObject* python_gauss() except? NULL:
 
 cdef inline int mark(Marks* marks) except -1:
     """Note where both states are."""
-    cdef Mersenne* words
-    if legacy is NULL or <void*>legacy.bits.next_double != twister:
+    cdef Mersenne* words = mersenne()
+    if words is NULL:
         return mark_slowly(marks)
-    words = <Mersenne*>legacy.bits.state
     # A generator makes all of its words anew, or none. The first is the same for many seeds.
     marks.numpy = <uint64_t>words.key[1] << 32 | <uint32_t>words.pos
     marks.python = <uint64_t>python.state[1] << 32 | <uint32_t>python.index

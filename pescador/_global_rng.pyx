@@ -121,13 +121,6 @@ def use_layouts(bint wanted=True):
 use_layouts()
 
 
-cdef inline Mersenne* mersenne() noexcept:
-    """The state behind np.random, or NULL: its bit generator may have been replaced."""
-    if legacy is NULL or <void*>legacy.bits.next_double != twister:
-        return NULL
-    return <Mersenne*>legacy.bits.state
-
-
 # -------------------------------------------------------------------------------- one at a time
 
 
@@ -402,8 +395,8 @@ cdef class GlobalStates:
     cdef inline int leave_python(self, Twisters* callers) except -1:
         if python is NULL:
             try:
-                _, words, self.gauss_next = RANDOM.getstate()
-                take_python(&self.own, words)
+                _, (*key, pos), self.gauss_next = RANDOM.getstate()
+                take_words(&self.own.python, key, pos)
             finally:
                 RANDOM.setstate(self.callers_python)
                 self.callers_python = None
@@ -472,14 +465,18 @@ cdef class GlobalStates:
     cpdef int take_plain(self, dict state) except -1:
         """Go on from such states."""
         if state["numpy"]["bit_generator"] == "MT19937":
-            take_numpy(&self.own, state["numpy"]["state"], state["gauss"])
+            words = state["numpy"]["state"]
+            take_words(&self.own.numpy, words["key"], words["pos"])
+            self.own.has_gauss = state["gauss"] is not None
+            self.own.gauss = 0.0 if state["gauss"] is None else state["gauss"]
             self.bits = None
         else:
             kind = getattr(np.random, state["numpy"]["bit_generator"])
             self.bits = kind()
             set_bits(self.bits, state["numpy"])
             self.gauss = state["gauss"]
-        take_python(&self.own, state["python"])
+        *key, pos = state["python"]
+        take_words(&self.own.python, key, pos)
         self.gauss_next = state["gauss_next"]
         if self.torch is not None and state["torch"] is not None:
             self.torch = TORCH.from_numpy(np.array(state["torch"]))
@@ -497,35 +494,20 @@ cpdef int set_bits(object bits, dict state) except -1:
 
 
 cdef dict numpy_words(Twisters* own):
-    key = np.empty(624, np.uint32)
-    cdef uint32_t[::1] view = key
-    memcpy(&view[0], own.numpy.key, sizeof(own.numpy.key))
-    return {"key": key, "pos": own.numpy.pos}
+    return {"key": np.array(<uint32_t[:624]>own.numpy.key), "pos": own.numpy.pos}
 
 
-cdef int take_numpy(Twisters* own, words, gauss) except -1:
-    cdef const uint32_t[::1] view = np.ascontiguousarray(words["key"], np.uint32)
-    if len(view) != 624 or not 0 <= words["pos"] <= 624:
+cdef int take_words(Mersenne* to, key, pos) except -1:
+    cdef const uint32_t[::1] words = np.ascontiguousarray(key, np.uint32)
+    if len(words) != 624 or not 0 <= pos <= 624:
         raise ValueError("a Mersenne Twister has 624 words and is at one of them, or at the end")
-    memcpy(own.numpy.key, &view[0], sizeof(own.numpy.key))
-    own.numpy.pos = words["pos"]
-    own.has_gauss = gauss is not None
-    own.gauss = 0.0 if gauss is None else gauss
+    memcpy(to.key, &words[0], sizeof(to.key))
+    to.pos = pos
     return 0
 
 
 cdef tuple python_words(Twisters* own):
     return (*[own.python.key[i] for i in range(624)], own.python.pos)
-
-
-cdef int take_python(Twisters* own, words) except -1:
-    cdef Py_ssize_t i
-    if len(words) != 625 or not 0 <= words[624] <= 624:
-        raise ValueError("a Mersenne Twister has 624 words and is at one of them, or at the end")
-    for i in range(624):
-        own.python.key[i] = words[i]
-    own.python.pos = words[624]
-    return 0
 
 
 def runs_under(sequence, function, governed=("numpy", "random")):
