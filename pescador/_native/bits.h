@@ -3,7 +3,6 @@
 
 #include <stdint.h>
 
-/* How many bits are set, and where the one of a given rank is. */
 static inline int
 pescador_popcount(uint64_t word)
 {
@@ -13,6 +12,7 @@ pescador_popcount(uint64_t word)
     return (int)((word * 0x0101010101010101u) >> 56);
 }
 
+/* Where the bit of a given rank is, of those that are set. */
 static inline int
 pescador_nth_bit(uint64_t word, int rank)
 {

@@ -18,29 +18,11 @@ typedef struct {
 #ifdef _WIN32
 #include <io.h>
 
-static inline int
-pescador_stamp_from(const struct _stat64 *status, pescador_stamp *stamp)
-{
-    *stamp = (pescador_stamp){status->st_size, status->st_mtime, 0, status->st_ino,
-                              status->st_dev, (status->st_mode & _S_IFMT) == _S_IFREG};
-    return 0;
-}
-
-static inline int
-pescador_stamp_path(const char *path, pescador_stamp *stamp)
-{
-    struct _stat64 status;
-    *stamp = (pescador_stamp){0};
-    return _stat64(path, &status) ? errno : pescador_stamp_from(&status, stamp);
-}
-
-static inline int
-pescador_stamp_file(int file, pescador_stamp *stamp)
-{
-    struct _stat64 status;
-    *stamp = (pescador_stamp){0};
-    return _fstat64(file, &status) ? errno : pescador_stamp_from(&status, stamp);
-}
+typedef struct _stat64 pescador_status;
+#define PESCADOR_STAT _stat64
+#define PESCADOR_FSTAT _fstat64
+#define PESCADOR_NANOSECONDS(status) 0
+#define PESCADOR_IS_REGULAR(mode) (((mode) & _S_IFMT) == _S_IFREG)
 
 static inline void *
 pescador_map_file(int file, size_t size)
@@ -76,36 +58,15 @@ pescador_read_some(int file, char *to, size_t n, int64_t at)
 #include <sys/mman.h>
 #include <unistd.h>
 
+typedef struct stat pescador_status;
+#define PESCADOR_STAT stat
+#define PESCADOR_FSTAT fstat
+#define PESCADOR_IS_REGULAR(mode) S_ISREG(mode)
 #ifdef __APPLE__
-#define PESCADOR_MTIME st_mtimespec
+#define PESCADOR_NANOSECONDS(status) (status).st_mtimespec.tv_nsec
 #else
-#define PESCADOR_MTIME st_mtim
+#define PESCADOR_NANOSECONDS(status) (status).st_mtim.tv_nsec
 #endif
-
-static inline int
-pescador_stamp_from(const struct stat *status, pescador_stamp *stamp)
-{
-    *stamp = (pescador_stamp){status->st_size, status->PESCADOR_MTIME.tv_sec,
-                              status->PESCADOR_MTIME.tv_nsec, status->st_ino, status->st_dev,
-                              S_ISREG(status->st_mode)};
-    return 0;
-}
-
-static inline int
-pescador_stamp_path(const char *path, pescador_stamp *stamp)
-{
-    struct stat status;
-    *stamp = (pescador_stamp){0};
-    return stat(path, &status) ? errno : pescador_stamp_from(&status, stamp);
-}
-
-static inline int
-pescador_stamp_file(int file, pescador_stamp *stamp)
-{
-    struct stat status;
-    *stamp = (pescador_stamp){0};
-    return fstat(file, &status) ? errno : pescador_stamp_from(&status, stamp);
-}
 
 static inline void *
 pescador_map_file(int file, size_t size)
@@ -133,6 +94,34 @@ pescador_read_some(int file, char *to, size_t n, int64_t at)
     return pread(file, to, n, (off_t)at);
 }
 #endif
+
+/* A stamp from what stat() has told, unless it has failed; return 0 or the error. */
+static inline int
+pescador_stamp_from(int failed, const pescador_status *status, pescador_stamp *stamp)
+{
+    *stamp = (pescador_stamp){0};
+    if (failed) {
+        return errno;
+    }
+    *stamp = (pescador_stamp){status->st_size, status->st_mtime, PESCADOR_NANOSECONDS(*status),
+                              status->st_ino, status->st_dev,
+                              PESCADOR_IS_REGULAR(status->st_mode)};
+    return 0;
+}
+
+static inline int
+pescador_stamp_path(const char *path, pescador_stamp *stamp)
+{
+    pescador_status status;
+    return pescador_stamp_from(PESCADOR_STAT(path, &status), &status, stamp);
+}
+
+static inline int
+pescador_stamp_file(int file, pescador_stamp *stamp)
+{
+    pescador_status status;
+    return pescador_stamp_from(PESCADOR_FSTAT(file, &status), &status, stamp);
+}
 
 /* Whether a descriptor still is that of the file of this stamp. Code that closes all descriptors, such
  * as os.closerange, leaves their numbers to the next files that are opened. */

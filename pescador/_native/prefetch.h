@@ -3,8 +3,8 @@
 
 #include <Python.h>
 
-/* Have memory on its way to the cache before it is needed; any address will do. GCC takes a function
- * that only prefetches for one without effects, and drops calls of it: hence the empty asm. */
+/* Any address will do. GCC takes a function that only prefetches for one without effects, and drops
+ * calls of it: hence the empty asm. */
 #if defined(__GNUC__) || defined(__clang__)
 #define PESCADOR_PREFETCH(address)                                                     \
     (__extension__({ __builtin_prefetch(address); __asm__ volatile(""); }))

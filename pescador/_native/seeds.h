@@ -114,18 +114,6 @@ pescador_seed_words(const pescador_seed *seed, uint32_t words[8])
     }
 }
 
-/* SeedSequence.generate_state(4, np.uint64) */
-static inline void
-pescador_seed_state(const pescador_seed *seed, uint64_t state[4])
-{
-    uint32_t words[8];
-    int i;
-    pescador_seed_words(seed, words);
-    for (i = 0; i < 4; i++) {
-        state[i] = words[2 * i] | (uint64_t)words[2 * i + 1] << 32;
-    }
-}
-
 /* ---- PCG64 */
 
 typedef struct {
@@ -149,8 +137,14 @@ pescador_pcg_step(pescador_pcg *pcg)
 static inline void
 pescador_pcg_start(pescador_pcg *pcg, const pescador_seed *seed)
 {
+    uint32_t words[8];
     uint64_t state[4];
-    pescador_seed_state(seed, state);
+    int i;
+    pescador_seed_words(seed, words);
+    /* SeedSequence.generate_state(4, np.uint64) */
+    for (i = 0; i < 4; i++) {
+        state[i] = words[2 * i] | (uint64_t)words[2 * i + 1] << 32;
+    }
     pcg->step_high = state[2] << 1 | state[3] >> 63;
     pcg->step_low = state[3] << 1 | 1;
     /* One step from 0 leads to the increment. */

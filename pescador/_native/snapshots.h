@@ -3,6 +3,7 @@
 #pragma once
 
 #include <Python.h>
+#include "threads.h"
 
 #if defined(__linux__)
 #include <errno.h>
@@ -26,12 +27,6 @@
 /* What this process has open of ours. */
 static Py_ssize_t pescador_maps, pescador_files;
 
-static inline Py_ssize_t
-pescador_count(Py_ssize_t *counter, Py_ssize_t by)
-{
-    return __atomic_add_fetch(counter, by, __ATOMIC_RELAXED);
-}
-
 /* A file is counted until here, whether its descriptor is still open or not. */
 static inline void
 pescador_close_file(int file, int is_open)
@@ -39,7 +34,7 @@ pescador_close_file(int file, int is_open)
     if (is_open) {
         close(file);
     }
-    pescador_count(&pescador_files, -1);
+    pescador_add(&pescador_files, -1);
 }
 
 /* The descriptor of a new file of these bytes; -1 if there can be none. We use at most a quarter of
@@ -51,14 +46,14 @@ pescador_new_file(const char *bytes, size_t n)
     ssize_t done;
     int file;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0
-            || (rlim_t)pescador_count(&pescador_files, 0) >= limit.rlim_cur / 4) {
+            || (rlim_t)pescador_add(&pescador_files, 0) >= limit.rlim_cur / 4) {
         return -1;
     }
     file = (int)syscall(SYS_memfd_create, "pescador", MFD_CLOEXEC);
     if (file < 0) {
         return -1;
     }
-    pescador_count(&pescador_files, 1);
+    pescador_add(&pescador_files, 1);
     /* Writing allocates the pages: to read them cannot fail later. */
     for (; n > 0; bytes += done, n -= (size_t)done) {
         done = write(file, bytes, n);
@@ -78,14 +73,14 @@ static inline void *
 pescador_new_map(int file, size_t n, Py_ssize_t *maps)
 {
     void *map = MAP_FAILED;
-    if (pescador_count(&pescador_maps, 1) <= PESCADOR_MOST_MAPS) {
+    if (pescador_add(&pescador_maps, 1) <= PESCADOR_MOST_MAPS) {
         map = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
     }
     if (map == MAP_FAILED) {
-        pescador_count(&pescador_maps, -1);
+        pescador_add(&pescador_maps, -1);
         return NULL;
     }
-    pescador_count(maps, 1);
+    pescador_add(maps, 1);
     return map;
 }
 
@@ -93,8 +88,8 @@ static inline void
 pescador_unmap(void *map, size_t n, Py_ssize_t *maps)
 {
     munmap(map, n);
-    pescador_count(&pescador_maps, -1);
-    pescador_count(maps, -1);
+    pescador_add(&pescador_maps, -1);
+    pescador_add(maps, -1);
 }
 
 /* Whether a map was written all over: whether it differs from its file in a quarter of 16 places. */
