@@ -75,6 +75,7 @@ cdef PyTypeObject* VISIT = <PyTypeObject*>Visit
 cdef type np_ndarray = np.ndarray
 cdef object MEMMAP = np.memmap
 cdef object VOID = np.void
+cdef dict NUMBERS = {float: FLOATS, int: INTS, bool: BOOLS, complex: COMPLEXES}
 # NumPy's scalars that are a header, as that of any object, and the value.
 cdef frozenset SIMPLE_SCALARS = frozenset(
     kind for kind in np.sctypeDict.values() if np.dtype(kind).kind in "biufcMm")
@@ -314,16 +315,17 @@ cdef class Column(Rows):
             return False
         if self.given is not None:
             return (cnp.PyArray_Check(value) and (<cnp.ndarray>value).dtype is self.given
-                    and self.has_shape(value))
+                    and self.has_shape(
+                        cnp.PyArray_NDIM(<cnp.ndarray>value), cnp.PyArray_DIMS(<cnp.ndarray>value)))
         return self.kind != SCALARS or self.has_unit(value)
 
-    cdef bint has_shape(self, cnp.ndarray value) noexcept:
+    cdef bint has_shape(self, int ndim, const cnp.npy_intp* shape) noexcept:
+        """Whether a value has the planned shape, but for the axis of a join."""
         cdef int j
-        if cnp.PyArray_NDIM(value) != self.value_ndim:
+        if ndim != self.value_ndim:
             return False
-        for j in range(self.value_ndim):
-            if (cnp.PyArray_DIM(value, j) != self.value_shape[j]
-                    and not (self.joins and j == self.axis)):
+        for j in range(ndim):
+            if shape[j] != self.value_shape[j] and not (self.joins and j == self.axis):
                 return False
         return True
 
@@ -347,14 +349,9 @@ cdef class Column(Rows):
             self.plan_arrays(np.asarray(value))
         elif self.type in SIMPLE_SCALARS:
             self.plan_numbers(SCALARS, value)
-        elif self.type is float:
-            self.plan_numbers(FLOATS, value)
-        elif self.type is int:
-            self.plan_numbers(INTS, 0)
-        elif self.type is bool:
-            self.plan_numbers(BOOLS, value)
-        elif self.type is complex:
-            self.plan_numbers(COMPLEXES, value)
+        elif self.type in NUMBERS:
+            # Not the value: of a large int, NumPy makes another dtype.
+            self.plan_numbers(NUMBERS[self.type], self.type())
         return 0
 
     cdef int plan_arrays(self, cnp.ndarray value) except -1:
@@ -439,15 +436,9 @@ cdef class Column(Rows):
 
     cdef int begin(self, object value) except -1:
         """Start a batch with its first value."""
-        self.begun = True
         if not self.is_planned_for(value):
             self.plan(value)
-        if self.kind == HELD:
-            self.held = []
-        else:
-            self.start(self.first_capacity())
-            if self.type is not VOID:
-                self.expected = NDARRAY if self.kind == ARRAYS else <PyTypeObject*>self.type
+        self.begin_as_before()
         return self.add(value)
 
     cdef tuple row_shape(self):
@@ -460,11 +451,15 @@ cdef class Column(Rows):
         return self.type is np_ndarray and array.dtype is self.given
 
     cdef int begin_as_before(self) except -1:
-        """Start a batch with the plan that there is, for values that have a dtype."""
+        """Start a batch with the plan that there is."""
         self.clear()
         self.begun = True
+        if self.kind == HELD:
+            self.held = []
+            return 0
         self.start(self.first_capacity())
-        self.expected = NDARRAY if self.kind == ARRAYS else <PyTypeObject*>self.type
+        if self.type is not VOID:
+            self.expected = NDARRAY if self.kind == ARRAYS else <PyTypeObject*>self.type
         return 0
 
     cdef int add(self, object value) except -1:
@@ -529,25 +524,9 @@ cdef class Column(Rows):
 
     cdef bint takes(self, const Field* field, cnp.ndarray array) except -1:
         """Whether the items of a source can be copied to their place without more ado."""
-        cdef int j
-        if (self.expected != NDARRAY or self.kind != ARRAYS or not self.direct
-                or not field.direct or field.ndim != self.value_ndim
-                or not cnp.PyArray_EquivTypes(array.dtype, self.given)):
-            return False
-        for j in range(self.joins, self.value_ndim):
-            if field.shape[j] != self.value_shape[j]:
-                return False
-        return True
-
-    cdef bint fits_shape(self, const Field* field) noexcept:
-        """Whether items of a source have the shape of the others, but for the axis of a join."""
-        cdef int j
-        if field.ndim != self.value_ndim:
-            return False
-        for j in range(self.value_ndim):
-            if field.shape[j] != self.value_shape[j] and not (self.joins and j == self.axis):
-                return False
-        return True
+        return (self.expected == NDARRAY and self.kind == ARRAYS and self.direct and field.direct
+                and self.has_shape(field.ndim, field.shape)
+                and cnp.PyArray_EquivTypes(array.dtype, self.given))
 
     cdef int add_from(self, Visit visit, Py_ssize_t i) except -1:
         """Copy an item that this takes from where it lies to its place."""
@@ -599,7 +578,8 @@ cdef class Column(Rows):
         elif self.type is VOID or not (type(value) is np.ndarray or type(value) is MEMMAP):
             return False
         cdef cnp.ndarray array = value
-        if not (self.has_shape(array) and cnp.PyArray_EquivTypes(array.dtype, self.given)):
+        if not (self.has_shape(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
+                and cnp.PyArray_EquivTypes(array.dtype, self.given)):
             return False
         cdef Py_ssize_t rows = cnp.PyArray_DIM(array, self.axis) if self.joins else 1
         if rows > self.capacity - self.count:
@@ -624,8 +604,6 @@ cdef class Column(Rows):
 
     cdef list values(self):
         """The values so far, one by one; arrays are views of the batch."""
-        cdef Py_ssize_t i, start = 0
-        cdef list held = []
         if self.held is not None:
             return self.held
         if self.allocator is None:
@@ -634,18 +612,14 @@ cdef class Column(Rows):
         if self.kind == ARRAYS and not cnp.PyArray_EquivTypes(self.dtype, self.given):
             rows = rows.astype(self.given)
         if self.kind == SCALARS or self.type is VOID:
-            held = list(rows)
-        elif self.kind != ARRAYS:
-            held = rows.tolist()
-        elif self.joins:
-            for i in range(self.n):
-                held.append(rows[(slice(None),) * self.axis
-                                 + (slice(start, self.ends[AT(i, self.ends_room)]),)])
-                start = self.ends[i]
-        else:
-            for i in range(self.n):
-                held.append(rows[i, ...])
-        return held
+            return list(rows)
+        if self.kind != ARRAYS:
+            return rows.tolist()
+        if self.joins:
+            ends = [self.ends[AT(i, self.ends_room)] for i in range(self.n)]
+            # What is behind the last end is empty.
+            return np.split(rows, ends, self.axis)[:self.n]
+        return [rows[i, ...] for i in range(self.n)]
 
     cdef object end(self):
         """Return the array of the batch."""
@@ -810,8 +784,10 @@ cdef class Batches(StreamMap):
                 item = steal(pointer)
                 if type(item) is Placed and not self.take_placed(<Placed>item, n):
                     item = (<Placed>item).item((<Placed>item).row)
-                if type(item) is Visit:
-                    self.take(item, n)
+                if type(item) is Visit and n > 0:
+                    self.add_from(item)
+                elif type(item) is Visit:
+                    self.add_first(item)
                 elif type(item) is not Placed:
                     self.is_stale = True
                     if n == 0:
@@ -958,10 +934,6 @@ cdef class Batches(StreamMap):
         """Whether an item is the row of a source that the columns take as it lies."""
         return (Py_TYPE(<object>item) is VISIT and (<Visit>item).table.stamp == self.stamp
                 and (<Visit>item).table.is_plain)
-
-    cdef int take(self, Visit visit, Py_ssize_t n) except -1:
-        """Add the item of a source to the batch, in which n came before it."""
-        return self.add_from(visit) if n > 0 else self.add_first(visit)
 
     cdef int begin(self, object item) except -1:
         """Prepare for a batch, of which this is the first item."""
@@ -1184,11 +1156,12 @@ cdef class Batches(StreamMap):
                 remedy = "keys= chooses those that all sources have"
             else:
                 field = &table.fields[AT(table.keys.index(column.key), table.n_fields)]
-                if not column.begun or column.kind != ARRAYS or column.fits_shape(field):
+                if not column.begun or column.kind != ARRAYS or (
+                        column.has_shape(field.ndim, field.shape)):
                     continue
                 here = tuple([field.shape[j] for j in range(field.ndim)])
-                there = tuple([column.value_shape[j] for j in range(column.value_ndim)])
-                problem = f"has items of shape {here} of key {column.key!r}, the batch of {there}"
+                problem = (f"has items of shape {here} of key {column.key!r}, the batch of "
+                           f"{column.row_shape()}")
                 if column.joins:
                     problem += f", which differ along another axis than {column.along}"
                 remedy = "keys= leaves a key out"
