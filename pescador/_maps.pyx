@@ -41,7 +41,6 @@ cdef class StreamMap(Compiled):
         self.source.close_streams()
 
     def shown(self):
-        """Return what an open stream shows of it."""
         return self, None, [self.source]
 
 

@@ -252,21 +252,14 @@ cdef class Engine(Compiled):
         return f"{place_of(self.path)}{self.mux!r}"
 
     cpdef dict save(self, saver):
-        cdef Py_ssize_t slot
-        cdef list streams = []
         if self.torn:
             saver.refuse(self.name(), "it was interrupted while it chose a stream")
-        for slot in range(self.k):
-            stream = self.streams[slot]
-            if self.which[slot] < 0 or stream is None:
-                streams.append(None)
-            else:
-                streams.append(saver.save_visit(stream))
         state = {
             "left": self.left,
             "which": self.indices.copy(),
             "slots": self.table.copy(),
-            "streams": streams,
+            "streams": [None if stream is None else saver.save_visit(stream)
+                        for stream in self.streams],
             "visits": visits_of(self.scope),
             "turn": self.turn if self.failed or self.resumes else -1,
             "generators": save_generators(self.scope),
@@ -349,7 +342,6 @@ cdef class Engine(Compiled):
                 (<Compiled>stream).close_streams()
 
     def shown(self):
-        """Return what an open stream shows of it."""
         return self.mux, None, [stream for stream in self.streams if isinstance(stream, Compiled)]
 
     @property
@@ -483,10 +475,8 @@ cdef class SlotStream:
         return self
 
     def __next__(self):
-        if self.engine.running:
-            raise ValueError("mux already executing")
         cdef PyObject* item = NULL
-        self.engine.running = True
+        self.engine.begin_steps()
         try:
             if self.engine.which[self.slot] >= 0:
                 item = self.engine.pull(self.slot)
@@ -845,9 +835,7 @@ cdef class RoundRobinEngine(Engine):
             raise ValueError(f"'following' does not lead round {self.alive} streams")
         # Those that were added since come last in this round.
         for i in range(n, self.k):
-            self.which[i] = i
-            self.slots[i].count = 0
-            self.slots[i].bound = UNBOUNDED
+            self.assign(i, i, UNBOUNDED)
             self.following[i] = self.at if self.alive else i
             self.following[self.before if self.alive else i] = i
             if not self.alive:

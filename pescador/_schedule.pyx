@@ -17,6 +17,7 @@ import numpy as np
 from pescador import _mux
 from pescador._channel.protocol import CLOSED, STATE, news
 from pescador._rows import IN_PLACE as IN_PLACE_
+from pescador._state import Loader, Saver
 from pescador.exceptions import PescadorError, PescadorWarning
 
 cimport cython
@@ -409,11 +410,8 @@ cdef class Schedule(Elsewhere):
             self.plan.rest //= 2
         if visit is not None and visit.bound != bound and not is_plain(streamer):
             # It was begun with another bound in mind.
-            self.n_in_vain += visit.maker is not None
             self.finish(visit)
-            visit = None
-        if visit is None:
-            visit = self.visits[path] = Visit(streamer, path, bound)
+        visit = self.expected(streamer, bound, path)
         visit.set_bound(bound)
         visit.is_attached = True
         self.n_attached += 1
@@ -430,7 +428,7 @@ cdef class Schedule(Elsewhere):
         return node
 
     cdef Visit expected(self, object streamer, int64_t bound, tuple path):
-        """The visit that is to begin."""
+        """The visit that begins at a path, now or later."""
         cdef Visit visit = self.visits.get(path)
         if visit is None:
             visit = self.visits[path] = Visit(streamer, path, bound)
@@ -561,6 +559,7 @@ cdef class Schedule(Elsewhere):
             return 0
         visit.is_over = True
         self.n_attached -= visit.is_attached
+        self.n_in_vain += visit.maker is not None and not visit.is_attached
         if self.visits.get(visit.path) is visit:
             del self.visits[visit.path]
         cdef list missing = visit.take_missing()
@@ -824,8 +823,6 @@ cdef class Schedule(Elsewhere):
             visit for visit in self.visits.values()
             if not ((<Visit>visit).is_attached or (<Visit>visit).is_expected)]
         for visit in unused[:max(0, len(unused) - 2 * self.open_ahead)]:
-            if visit.maker is not None:
-                self.n_in_vain += 1
             self.finish(visit)
         return 0
 
@@ -833,8 +830,6 @@ cdef class Schedule(Elsewhere):
         """Close all visits."""
         cdef Visit visit
         for visit in list(self.visits.values()):
-            if not visit.is_attached and visit.maker is not None:
-                self.n_in_vain += 1
             self.finish(visit)
 
     def lay_out(self, int64_t number, Py_ssize_t size, list columns):
@@ -920,7 +915,6 @@ cdef class Remote(Compiled):
         self.schedule.finish(self.visit)
 
     def shown(self):
-        """Return what an open stream shows of it."""
         return self.visit.streamer, self.visit.given, []
 
 
@@ -1216,7 +1210,7 @@ def has_pool(stream):
     return is_mux(stream) and not callable(stream.streamers)
 
 
-class PlanState:
+class PlanState(Saver, Loader):
     """Saver and loader at once, for engines of one tree: of a visit, only how far it is."""
 
     strict = True
@@ -1229,15 +1223,8 @@ class PlanState:
             return node.save(self)
         return {"given": node.shown()[1] or 0}
 
-    def save_visit(self, node):
-        """Return the number of the visit that an iterator is, and its state."""
-        return [node.path[len(node.path) - 1], self.save(node)]
-
     def refuse(self, name, reason):
         """Everything may be planned."""
-
-    def uses_global_state(self):
-        """Nothing does."""
 
     def attributes(self, fields, name):
         """No hooks are called in a plan."""
@@ -1249,14 +1236,6 @@ class PlanState:
     def restore(self, node, state):
         """Have an engine or a visit of the plan be where the other one is."""
         node.restore(state, self)
-
-    def whole(self, state, field, least, most=INT64_MAX):
-        """Return a number of a state."""
-        return state[field]
-
-    def numbers(self, state, field, shape, least=0, most=INT64_MAX):
-        """Return an array of numbers of a state."""
-        return state[field]
 
 
 PLAN_STATE = PlanState()

@@ -506,7 +506,6 @@ cdef class Leaf(Compiled):
             self.close_streams()
 
     def shown(self):
-        """Return what an open stream shows of it."""
         return self.streamer, self.given, [] if self.inner is None else self.inner.shown()[2]
 
     @property
