@@ -267,16 +267,13 @@ cdef list isolate_list(list value, object memo):
 
 
 cdef dict isolate_dict(dict value, object memo):
-    cdef dict result
-    if holds_immutable(value):
-        result = value.copy()
-        add_to_memo(memo, value, result)
-        return result
-    result = {}
+    cdef bint is_constant = holds_immutable(value)
+    cdef dict result = value.copy() if is_constant else {}
     add_to_memo(memo, value, result)
-    for key, item in value.items():
-        item = isolate(item, memo)
-        result[isolate(key, memo)] = item
+    if not is_constant:
+        for key, item in value.items():
+            item = isolate(item, memo)
+            result[isolate(key, memo)] = item
     return result
 
 

@@ -7,7 +7,6 @@ from ._core import BaseRun, Compiled, Scope
 class Run(BaseRun):
     sequence: Any
     governs: tuple[str, ...]
-    watches: bool
     elsewhere: Elsewhere | None
     def __new__(
         cls,

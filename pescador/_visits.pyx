@@ -814,8 +814,8 @@ cpdef dict visits_of(Scope scope):
     for i in range(n):
         least = min(least, scope.visits[i])
         most = max(most, scope.visits[i])
-    if n == 0:
-        return {"n": 0, "least": 0, "bits": 0, "packed": b""}
+    # Of no places, both are 0.
+    least = min(least, most)
     while (most - least) >> bits:
         bits += 1
     packed = bytearray((n * bits + 7) // 8)
