@@ -432,6 +432,11 @@ cdef class Wrapper(Compiled):
     cpdef object close_streams(self):
         self.node.close_streams()
 
+    @property
+    def given(self):
+        """How many items it has given, where what it reads from knows."""
+        return self.node.given
+
     def shown(self):
         return self.node.shown()
 
