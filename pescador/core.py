@@ -113,6 +113,9 @@ class Streamer(Generic[T]):
     # Whether what an activated copy reads from is shared with other activations. Names with one
     # underscore are a subclass's own, but for the hooks.
     __pescador_shared__ = False
+    # Attributes that copies and pickles lack, and those of which a deep copy has the same objects.
+    __pescador_own__: frozenset[str] = frozenset()
+    __pescador_same__: frozenset[str] = frozenset()
 
     def __init__(
         self, streamer: Iterable[T] | Callable[..., Iterable[T]], *args: Any, **kwargs: Any
@@ -135,18 +138,22 @@ class Streamer(Generic[T]):
 
     def __copy__(self) -> Self:
         result = type(self).__new__(type(self))
-        result.__dict__.update(self.__dict__)
+        result.__dict__.update(self.__pescador_fields__())
         return result
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
         result = type(self).__new__(type(self))
         memo[id(self)] = result
-        for name, value in self.__dict__.items():
-            result.__dict__[name] = _isolation.isolate(value, memo)
+        for name, value in self.__pescador_fields__().items():
+            is_same = name in self.__pescador_same__
+            result.__dict__[name] = value if is_same else _isolation.isolate(value, memo)
         return result
 
+    def __pescador_fields__(self) -> dict[str, Any]:
+        return {k: value for k, value in self.__dict__.items() if k not in self.__pescador_own__}
+
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state = self.__pescador_fields__()
         if "streamer" in state:
             state["streamer"] = by_name(state["streamer"])
         return state

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
-from . import _core, _global_rng, _hooks, _isolation, _mux
+from . import _core, _global_rng, _hooks, _mux
 from ._checks import as_choice, as_count, as_whole, is_number
 from .core import Streamer, Visited, by_name, visit_of
 from .exceptions import ArgumentError, DataError, PescadorError, StateError
@@ -376,14 +376,8 @@ class Sharded(Visited[T]):
                 f"the states cannot be merged, as one is damaged ({type(error).__name__}: {error})"
             ) from error
 
-    def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
-        result = type(self).__new__(type(self))
-        memo[id(self)] = result
-        for name, value in self.__dict__.items():
-            # Each iteration has copies of what the streamers of shards hold.
-            is_ours = name in ("make", "streamers", "__pescador_made__")
-            result.__dict__[name] = value if is_ours else _isolation.isolate(value, memo)
-        return result
+    # Each iteration has copies of what the streamers of shards hold.
+    __pescador_same__ = frozenset({"make", "streamers", "__pescador_made__"})
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("streamers", "__pescador_made__", "__pescador_around__")

@@ -8,11 +8,11 @@ same wherever it is drawn.
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import _core, _hooks, _isolation, _schedule, _visits
+from .. import _core, _hooks, _schedule, _visits
 from .._channel import process
 from .._channel.signals import Guard
 from .._checks import as_bool, as_choice, as_count, as_whole
@@ -30,9 +30,6 @@ __all__ = ["ParallelStreamer"]
 T = TypeVar("T")
 
 _KINDS: dict[str, Kind] = {"process": ProcessKind(), "thread": ThreadKind()}
-
-# What no copy has: its workers that wait, its last iteration, and what is around it.
-_OWN = frozenset({"__pescador_kept__", "__pescador_last__", "__pescador_around__"})
 
 # As `Schedule.stats` names them.
 _COUNTED = (
@@ -179,20 +176,8 @@ class ParallelStreamer(Visited[T]):
         self.keep_workers = keep_workers
         _check(self)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _OWN}
-
-    def __copy__(self) -> Self:
-        result = type(self).__new__(type(self))
-        result.__dict__.update(self.__getstate__())
-        return result
-
-    def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
-        result = type(self).__new__(type(self))
-        memo[id(self)] = result
-        for name, value in self.__getstate__().items():
-            result.__dict__[name] = _isolation.isolate(value, memo)
-        return result
+    # Its workers that wait, its last iteration, and what is around it.
+    __pescador_own__ = frozenset({"__pescador_kept__", "__pescador_last__", "__pescador_around__"})
 
     def __pescador_visit__(self, scope: _core.Scope | None) -> "ParallelVisit":
         return ParallelVisit(self, scope)

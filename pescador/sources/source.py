@@ -6,7 +6,7 @@ Python in between. A subclass that overrides a hook of `Streamer` gets it called
 """
 
 from collections.abc import Generator
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from .._checks import as_bool, as_choice, as_distinct_keys
 from .._core import Opened, Scope, around, note_started
 from .._hooks import is_stock
 from .._hooks import register as register_hooks
-from .._isolation import isolate
 from ..core import Streamer
 from ..exceptions import ArgumentError
 from ..util import Rng, Seed, get_rng
@@ -80,24 +79,9 @@ class Source(Streamer[dict[Any, npt.NDArray[Any]]]):
         if name not in self._STATE:
             self.__dict__.pop("_plan", None)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.pop("_plan", None)
-        state.pop("__pescador_around__", None)
-        return state
-
-    def __copy__(self) -> Self:
-        result = type(self).__new__(type(self))
-        result.__dict__.update(self.__getstate__())
-        return result
-
-    def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
-        result = type(self).__new__(type(self))
-        memo[id(self)] = result
-        for name, value in self.__getstate__().items():
-            # What is only read is never copied, however large.
-            result.__dict__[name] = value if name == "data" else isolate(value, memo)
-        return result
+    __pescador_own__ = frozenset({"_plan", "__pescador_around__"})
+    # What is only read is never copied, however large.
+    __pescador_same__ = frozenset({"data"})
 
     def _visit(self, scope: Scope | None) -> _sources.Visit:
         plan = self.__dict__.get("_plan")
