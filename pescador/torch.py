@@ -4,6 +4,7 @@
 """
 
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -13,11 +14,11 @@ import torch
 import torch.distributed
 import torch.utils.data
 
-from ._checks import as_choice, is_masked, is_number
+from ._checks import as_choice, as_count, is_masked, is_number
 from ._parts import Part, Tree
 from ._state import check_format
 from .core import Streamer
-from .exceptions import ArgumentError, StateError
+from .exceptions import ArgumentError, DataError, StateError
 from .sharded import Sharded, check_ranks
 
 __all__ = ["Dataset", "pinned", "to_arrays", "to_tensors"]
@@ -320,8 +321,14 @@ class _Pass:
     Its epoch is that of its state; without a state, which one it is shows when it begins.
     """
 
-    def __init__(self, tree: Tree, part: Part, epochs: _Epochs, key: int) -> None:
+    def __init__(
+        self, tree: Tree, part: Part, epochs: _Epochs, key: int, steps: int | None
+    ) -> None:
         self.tree, self.part, self.epochs, self.key = tree, part, epochs, key
+        # How many items the rank gives, and how many of them are this part's: its workers give one
+        # each in turn.
+        self.steps, n = steps, max(part.num_workers, 1)
+        self.n_items = math.inf if steps is None else (steps - part.worker + n - 1) // n
         self.restored: int | None = None
         self.state: Any = None
         self.stream: Any = None
@@ -348,12 +355,27 @@ class _Pass:
         """Whether there is no item after the last one."""
         if self.stream is None:
             return self.state is not None and bool(self.state["ended"])
-        return bool(self.stream.has_ended)
+        return bool(self.stream.has_ended or self.stream.index >= self.n_items)
+
+    def ended_early(self) -> DataError:
+        """Return the error of a stream that has ended before the pass."""
+        if self.stream.index == 0:
+            return DataError(
+                f"{self.tree.top!r} has no item to give: it is empty, or it has ended and, as an "
+                "iterator, cannot begin again"
+            )
+        # Those of all workers, up to the one that is missing.
+        n = self.stream.index * max(self.part.num_workers, 1) + self.part.worker
+        return DataError(
+            f"{self.tree.top!r} has ended after {n} items, before the end of the epoch: "
+            f"steps_per_epoch={self.steps!r} must be at most {n}"
+        )
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return where the stream is; None before its first item."""
-        state = self.state if self.stream is None else self.stream.state_dict()
-        return cast(dict[str, Any] | None, state)
+        if self.stream is None:
+            return cast(dict[str, Any] | None, self.state)
+        return {**self.stream.state_dict(), "ended": self.has_ended}
 
 
 class _Items(Iterator[Any]):
@@ -369,15 +391,23 @@ class _Items(Iterator[Any]):
             if self.run.has_ended:
                 raise StopIteration
             stream = self.stream = self.run.begin()
-        item = to_tensors(next(stream))
+        if stream.index >= self.run.n_items:
+            raise StopIteration
+        try:
+            item = next(stream)
+        except StopIteration:
+            if self.run.steps is None:
+                raise
+            raise self.run.ended_early() from None
+        item = to_tensors(item)
         return item if self.transform is None else self.transform(item)
 
     def __del__(self) -> None:
         if self.stream is not None:
             self.stream.close()
 
-    # A StatefulDataLoader saves and restores the iterator beside the data set. It has one that has
-    # ended end once more; a data set by itself begins the next pass.
+    # A StatefulDataLoader saves and restores the iterator beside the data set. One that has ended
+    # has to end once more: other workers may not have. A data set by itself begins the next pass.
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.run.epoch, "ended": self.run.has_ended}
@@ -414,12 +444,17 @@ class Dataset(torch.utils.data.IterableDataset):
         None is ``"streams"`` if that mux opens each stream once, or goes over its pool in turn;
         otherwise it is ``"seed"``. A `Sharded` at the root is divided by its shards: each rank
         gets ``sharded.at(rank, world_size)``, and its loader may have one worker.
+    steps_per_epoch : int > 0 or None
+        How many items a pass gives, in each rank: the workers of its loader share them. None leaves
+        it to the stream, which may be endless.
 
     Raises
     ------
     ArgumentError
         If an argument is invalid. When a pass begins: if parts would give the same samples, as
         without a `Seeded` or beside a ``random_state``; or if there is no stream for a part.
+    DataError
+        When an item is asked for, if the stream has fewer than `steps_per_epoch`.
 
     See Also
     --------
@@ -436,7 +471,8 @@ class Dataset(torch.utils.data.IterableDataset):
     `ZMQStreamer`.
 
     **Each part ends by itself.** Streams are not of one length, and parts need not be either.
-    Where ranks wait for each other, give all of them a number of steps.
+    Where ranks wait for each other, give all of them the same `steps_per_epoch`. It is the length
+    of the data set, and may differ on resuming.
 
     Examples
     --------
@@ -454,6 +490,12 @@ class Dataset(torch.utils.data.IterableDataset):
     >>> resumed.load_state_dict(state)
     >>> torch.equal(next(iter(resumed))["x"], expected["x"])
     True
+
+    A pass of two items:
+
+    >>> short = Dataset(range(100), steps_per_epoch=2)
+    >>> len(short), list(short)
+    (2, [0, 1])
     """
 
     def __init__(
@@ -462,12 +504,16 @@ class Dataset(torch.utils.data.IterableDataset):
         *,
         transform: Callable[[Any], Any] | None = None,
         split: str | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         self.streamer = streamer if isinstance(streamer, Streamer) else Streamer(streamer)
         if not (transform is None or callable(transform)):
             raise ArgumentError(f"transform={transform!r} must be None or a function of an item")
         self.transform = transform
         self.split = None if split is None else as_choice("split", split, _SPLITS)
+        if steps_per_epoch is not None:
+            steps_per_epoch = as_count("steps_per_epoch", steps_per_epoch, " or None")
+        self.steps_per_epoch = steps_per_epoch
         tree = Tree(self.streamer)
         self._is_sharded = tree.sharded is not None
         self._epochs = _Epochs(tree.epoch)
@@ -480,6 +526,15 @@ class Dataset(torch.utils.data.IterableDataset):
     def __getstate__(self) -> dict[str, Any]:
         # A worker that is spawned is in no group of processes: it is told which rank it works for.
         return {**self.__dict__, "_tree": None, "_run": None, "_ranks": self._part()[:2]}
+
+    def __len__(self) -> int:
+        if self.steps_per_epoch is None:
+            raise TypeError("a data set without steps_per_epoch has no length")
+        return self.steps_per_epoch
+
+    def __bool__(self) -> bool:
+        # Not by its length, which it need not have.
+        return True
 
     def _part(self) -> Part:
         """Return which part is asked for here."""
@@ -510,7 +565,7 @@ class Dataset(torch.utils.data.IterableDataset):
             # What the workers of one pass have in common, and those of another have not: the seed
             # of the loader, and how many passes they have made with it.
             key = hash((worker.seed - worker.id, self._n_passes)) % _KEY + 1
-        run = _Pass(self._tree_of(part), part, self._epochs, key)
+        run = _Pass(self._tree_of(part), part, self._epochs, key, self.steps_per_epoch)
         if self._loaded is not None:
             self._check_part(self._loaded, part)
             if not _has_ended(self._loaded):

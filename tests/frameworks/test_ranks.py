@@ -140,10 +140,11 @@ def test_the_part_of_a_rank_may_be_passed_to_it():
     assert (tree.sharded.rank, tree.sharded.world_size) == (1, 2)
 
 
-def state_of(rank, steps=2, epoch=0, wrap=lambda batches: batches):
+def state_of(rank, steps=2, epoch=0, wrap=lambda batches: batches, steps_per_epoch=None):
     """The state of one of two ranks."""
     part = Sharded(ranks.make, 8, 3).at(rank, 2)
-    dataset = Dataset(wrap(Streamer(pescador.buffer_stream, part, ranks.BATCH // 2)))
+    batches = wrap(Streamer(pescador.buffer_stream, part, ranks.BATCH // 2))
+    dataset = Dataset(batches, steps_per_epoch=steps_per_epoch)
     dataset.set_epoch(epoch)
     items = iter(dataset)
     for _ in range(steps):
@@ -174,6 +175,18 @@ def test_states_of_workers_of_the_ranks_are_merged():
     dataset.load_state_dict(merged)
     found = [sorted(batch["x"].tolist()) for batch in itertools.islice(dataset, 2)]
     assert found == global_batches(4)[2:]
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_merged_states_go_on_to_the_rest_of_the_steps_and_the_next_pass(steps):
+    merged = Sharded.merge([state_of(rank, steps, steps_per_epoch=3) for rank in range(2)])
+    dataset = Dataset(ranks.batches(), steps_per_epoch=3)
+    dataset.load_state_dict(merged)
+    if steps == 2:
+        found = [sorted(batch["x"].tolist()) for batch in dataset]
+        # Two ranks make one global batch together, as does one by itself.
+        assert found == global_batches(3)[2:]
+    assert [sorted(batch["x"].tolist()) for batch in dataset] == global_batches(3, epoch=1)
 
 
 def test_states_from_before_the_first_item_are_merged_too():

@@ -1,6 +1,7 @@
 """Streams in the training loops of PyTorch, and of what is built on it."""
 
 import contextlib
+import copy
 import functools
 import gc
 import itertools
@@ -484,6 +485,49 @@ def test_a_copy_in_another_process_counts_by_itself():
         assert rows(itertools.islice(loader, 3)) == expected
 
 
+def stepped(steps, tree=runs.endless_tree):
+    return Dataset(tree(), steps_per_epoch=steps)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("num_workers", "context"), [(0, None), (1, "fork"), (2, "spawn"), (3, "fork")]
+)
+def test_a_pass_ends_after_the_steps_of_an_epoch(steps, num_workers, context):
+    options = {"batch_size": None, "num_workers": num_workers}
+    loader = DataLoader(stepped(steps), multiprocessing_context=context, **options)
+    unbounded = DataLoader(Dataset(runs.endless_tree()), **options)
+    # torch warns of a length that is wrong.
+    assert len(loader) == steps
+    for epoch in range(2):
+        unbounded.dataset.set_epoch(epoch)
+        assert rows(loader) == rows(itertools.islice(unbounded, steps))
+
+
+def test_a_data_set_without_steps_has_no_length():
+    with pytest.raises(TypeError, match="without steps_per_epoch has no length"):
+        len(Dataset(runs.endless_tree()))
+
+
+def test_a_data_set_without_a_length_is_true():
+    assert Dataset(runs.endless_tree())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_that_ends_before_its_epoch_is_an_error(num_workers):
+    loader = DataLoader(stepped(31, runs.finite_tree), batch_size=None, num_workers=num_workers)
+    message = "has ended after 30 items, before the end of .* steps_per_epoch=31 must be at most 30"
+    found = []
+    with pytest.raises(pescador.DataError, match=message):
+        found.extend(loader)
+    assert len(found) == 30
+
+
+def test_an_empty_stream_is_an_error_in_an_epoch_of_steps():
+    with pytest.raises(pescador.DataError, match="has no item to give: it is empty"):
+        next(iter(Dataset([], steps_per_epoch=2)))
+
+
 @pytest.mark.parametrize("epoch", [-1, 1.5, "1", None, True])
 def test_a_bad_epoch_is_refused(epoch):
     with pytest.raises(pescador.ArgumentError, match="epoch="):
@@ -773,6 +817,44 @@ def test_the_pass_after_a_restored_one_is_the_next_epoch():
     assert rows(ended) == rows(runs.finite_tree().at(epoch=5))
 
 
+@given(steps=st.none() | st.integers(1, 6), given_=st.integers(1, 6), steps_after=st.integers(1, 6))
+def test_a_state_is_followed_by_the_rest_of_its_steps_or_by_the_next_pass(
+    steps, given_, steps_after
+):
+    first, second = stepped(steps), stepped(steps_after)
+    given_ = min(given_, steps or given_)
+    items = iter(first)
+    for _ in range(given_):
+        next(items)
+    second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+    whole = [rows(runs.endless_tree().at(epoch=epoch)(max_iter=6)) for epoch in range(3)]
+    if given_ != steps:
+        assert rows(second) == whole[0][4 * given_ : 4 * steps_after]
+    for epoch in (1, 2):
+        assert rows(second) == whole[epoch][: 4 * steps_after]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_loader_goes_on_to_exactly_the_rest_of_the_steps(num_workers, steps):
+    package = pytest.importorskip("torchdata.stateful_dataloader", reason="no torchdata")
+
+    def loader():
+        return package.StatefulDataLoader(stepped(steps), batch_size=None, num_workers=num_workers)
+
+    unbroken = loader()
+    first, second = [batch["x"].tolist() for batch in unbroken], rows(unbroken)
+    saved = loader()
+    states = [copy.deepcopy(saved.state_dict()) for _ in saved]
+    for given_, state in enumerate([*states, saved.state_dict()], 1):
+        resumed = loader()
+        resumed.load_state_dict(state)
+        # One that was told of its end is done with its pass.
+        if given_ <= steps:
+            assert [batch["x"].tolist() for batch in resumed] == first[given_:]
+        assert rows(resumed) == second
+
+
 def test_a_state_can_be_taken_before_the_first_item_and_after_it_was_loaded():
     expected = rows(Dataset(runs.finite_tree()))
     state = Dataset(runs.finite_tree()).state_dict()
@@ -863,6 +945,8 @@ def test_the_state_of_a_pass_that_workers_made_is_not_taken_here():
     [
         ({"split": "rows"}, "split='rows'"),
         ({"transform": 3}, "transform=3"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch=0"),
+        ({"steps_per_epoch": 2.5}, "steps_per_epoch=2.5"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
