@@ -54,7 +54,8 @@ else:
                 except AttributeError as error:
                     # Else it would seem that there is no such name.
                     raise ImportError(f"pescador.{room} cannot be imported: {error}") from error
-                globals().update({one: getattr(module, one) for one in names})
+                # Not the others: somebody may have set them.
+                globals()[name] = module if name == room else getattr(module, name)
                 return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -783,10 +783,11 @@ cdef class Schedule(Elsewhere):
         """Wait for the next item of a visit."""
         cdef double before
         self.order(visit, visit.given + 1)
+        cdef Maker maker = visit.maker
         self.n_waits += 1
         before = perf_counter()
         try:
-            if not visit.maker.wait(self, visit):
+            if not maker.wait(self, visit):
                 self.pool.wait(visit)
         finally:
             self.seconds_waited += perf_counter() - before
@@ -1366,12 +1367,13 @@ cdef class Orders(Maker):
         if self.reader is None or self.owner.incoming is not None:
             return False
         flush_all(self.beside)
-        # A signal handler may have ended the worker.
-        while self.reader is not None:
-            receive_all(schedule, self.reader, self.tell)
+        # Held: a signal handler may end the worker, which has another one then, or none.
+        cdef Arrivals reader = self.reader
+        while self.reader is reader:
+            receive_all(schedule, reader, self.tell)
             if visit.has_next():
                 return True
-            if not self.reader.wait(visit.number, schedule.patience() // max(len(self.beside), 1)):
+            if not reader.wait(visit.number, schedule.patience() // max(len(self.beside), 1)):
                 break
         return False
 

@@ -139,6 +139,16 @@ def test_each_public_name_is_found_whether_its_module_was_imported_or_not():
     """)
 
 
+def test_a_name_that_somebody_has_set_stays_when_its_module_is_imported():
+    run_script("""
+        import pescador
+
+        pescador.Server = "mine"
+        assert callable(pescador.serve)
+        assert pescador.Server == "mine"
+    """)
+
+
 @pytest.mark.parametrize("use", ["pescador.ZMQStreamer", "from pescador import ZMQStreamer"])
 def test_a_module_that_fails_when_it_is_first_used_says_why(use):
     out = run_script(f"""
