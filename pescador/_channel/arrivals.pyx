@@ -1,4 +1,4 @@
-"""What has arrived from a worker, as those see it who know nothing of memory.
+"""The items that have arrived from a worker, for readers that need not know where they lie.
 
 docs/inside/channel.rst explains it.
 """
@@ -10,6 +10,6 @@ cdef class Arrivals:
     cdef bint wait(self, uint64_t awaited, uint64_t patience) except -1:
         """Wait for an item with this tag, and perhaps so many more; tell whether one is there.
 
-        If none is, another one than this has to look what became of the worker.
+        If none is, the caller has to look what became of the worker.
         """
         raise NotImplementedError

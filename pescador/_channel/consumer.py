@@ -193,11 +193,11 @@ class Channel:
             return (protocol.item_from(written),)
         return self.reader or ()
 
-    def has_items(self, awaited: int = 0, patience: int = 0) -> bool:
-        """Tell whether there is one; if not, we are woken at the next, or at one with a tag."""
+    def has_items(self) -> bool:
+        """Tell whether there is one; if not, we are woken at the next."""
         if self.incoming is not None:
             return not self.missing
-        return self.reader is not None and not self.reader.is_empty(awaited, patience)
+        return self.reader is not None and not self.reader.is_empty()
 
     def is_over(self) -> bool:
         """Tell whether the worker has said its last word, or can say no more."""
