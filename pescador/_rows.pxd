@@ -33,6 +33,7 @@ cdef class BatchRows:
     cdef object arena
     cdef bytes code                    # the schema of the items
     cdef int64_t begins, size
+    cdef int64_t room                  # for so many batches, if nothing else is in the memory
     cdef Py_ssize_t n_columns
     cdef list keys, dtypes, shapes, types
     cdef int64_t* row_bytes
@@ -43,7 +44,6 @@ cdef class BatchRows:
     cdef int64_t last                  # the last batch that was begun
 
     cdef int keep_batches(self, int64_t first, int64_t stop) except -1
-    cdef bint has_room_for(self, int64_t n) except -1
     cdef Placed of_batch(self, int64_t batch)
     cdef Placed of_item(self, int64_t number)
     cpdef Placed place(self, int64_t number, int64_t given)

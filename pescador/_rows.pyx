@@ -28,6 +28,8 @@ cdef enum:
     MOST_UNUSED = 2
     # In bytes, what a block may take besides.
     LINE = 64
+    # Batches that take memory besides early ones: the reader has one, and one is being filled.
+    BESIDES = 2
 
 
 @cython.final
@@ -104,6 +106,7 @@ cdef class BatchRows:
 
     def __init__(self, arena not None, begins, size, list columns not None):
         cdef Py_ssize_t i
+        cdef int64_t n_bytes = 0
         self.arena = arena
         self.begins = begins
         self.size = size
@@ -116,6 +119,8 @@ cdef class BatchRows:
         for i in range(self.n_columns):
             self.row_bytes[i] = self.dtypes[i].itemsize * int(
                 np.prod(self.shapes[i], dtype=np.int64))
+            n_bytes += self.row_bytes[i] * self.size + LINE
+        self.room = self.arena.size // n_bytes
         example = {key: np.empty(shape, dtype) if of is np.ndarray else of()
                    for key, dtype, shape, of in columns}
         self.code = schema_of(example, True)[0]
@@ -129,14 +134,6 @@ cdef class BatchRows:
     def layout(self):
         """The schema of the items, the shape of each value, and what stands for an item."""
         return self.code, self.shapes, IN_PLACE
-
-    cdef bint has_room_for(self, int64_t n) except -1:
-        """Whether the memory has room for so many batches, if nothing else is there."""
-        cdef Py_ssize_t i
-        cdef int64_t n_bytes = 0
-        for i in range(self.n_columns):
-            n_bytes += self.row_bytes[i] * self.size + LINE
-        return n * n_bytes <= self.arena.size
 
     cdef int64_t row_of(self, int64_t number) noexcept:
         """The row that an item belongs to, in its batch."""
@@ -175,10 +172,15 @@ cdef class BatchRows:
         None while batches are made elsewhere, as of items of other keys: so many items were given.
         """
         cdef int64_t batch = (number - self.begins) // self.size
+        cdef int64_t present = (given - self.begins) // self.size
         cdef Placed placed
         if number < self.begins or batch < self.earliest:
             return None
-        if (given - self.begins) // self.size > self.last + MOST_UNUSED:
+        # The first item of a visit that begins much later would keep the memory of a whole batch
+        # from those that come before.
+        if batch > present + max(self.room - BESIDES, 1):
+            return None
+        if present > self.last + MOST_UNUSED:
             self.keep_batches(0, 0)
             return None
         placed = self.of_batch(batch)

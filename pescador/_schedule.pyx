@@ -848,7 +848,7 @@ cdef class Schedule(Elsewhere):
         if rows is None:
             return None
         # One that the reader has, one that is being filled, and one that is made early.
-        self.is_batch_ahead = self.rows.has_room_for(3)
+        self.is_batch_ahead = self.rows.room >= 3
         cdef Ahead ahead = self.plan.reader
         return [functools.partial(allocated, rows, i, ahead) for i in range(len(columns))]
 

@@ -651,6 +651,22 @@ def test_rows_of_batches_that_nobody_makes_take_the_memory_of_a_few():
     assert rows.place(401, 401) is not None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
+def test_a_visit_that_begins_much_later_leaves_its_memory_to_the_batches_before_it():
+    from pescador._channel.memory import Arena, SharedMemory
+    from pescador._rows import BatchRows
+
+    memory = SharedMemory(2**20)
+    arena = Arena(memory)
+    rows = BatchRows(arena, 0, 4, [("x", np.dtype(float), (1024,), np.ndarray)])
+    # Of which the reader has one, and one is being filled.
+    ahead = arena.size // (4 * 8192 + 64) - 2
+    assert rows.place(4 * (ahead + 1), 0) is None
+    assert rows.place(4000, 0) is None
+    assert memory.held == 0
+    assert rows.place(4 * ahead, 0) is not None
+
+
 def test_a_worker_of_which_nothing_is_known_is_not_taken_for_a_fast_one():
     known, other = (_schedule.Orders(None, None, None, None, None) for _ in range(2))
     known.cost = 15_000
