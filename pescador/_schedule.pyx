@@ -827,11 +827,25 @@ cdef class Schedule(Elsewhere):
             self.finish(visit)
         return 0
 
+    cdef int end_plan(self) except -1:
+        """Plan no more. Nothing holds the engines then that they hold: they would wait for a
+        collection of garbage, with the memory of batches, which a fork copies."""
+        cdef Plan plan = self.plan
+        self.plan = None
+        if plan is not None:
+            plan.start = plan.ahead = plan.here = plan.reader = None
+            plan.queue.clear()
+        return 0
+
     def close(self):
         """Close all visits."""
         cdef Visit visit
         for visit in list(self.visits.values()):
             self.finish(visit)
+        self.end_plan()
+        if self.rows is not None:
+            self.rows.keep_batches(0, 0)
+        self.pool = self.rows = None
 
     def lay_out(self, int64_t number, Py_ssize_t size, list columns):
         """Have workers write items into batches, from the item of this number on.
@@ -1014,7 +1028,7 @@ cdef class Ahead(Wrapper):
         self.left = self.node.left
 
     cpdef object close_streams(self):
-        self.schedule.plan = None
+        self.schedule.end_plan()
         Wrapper.close_streams(self)
 
 

@@ -26,7 +26,7 @@ from scripts import run
 
 import effort
 import pescador
-from pescador import ParallelStreamer, PescadorError, Seeded, Streamer
+from pescador import ParallelStreamer, PescadorError, Seeded, Streamer, _rows, _schedule, _visits
 from pescador._channel import process, protocol
 from pescador.parallel.production import Production
 from pescador.sources import Rows
@@ -382,6 +382,37 @@ def test_nothing_is_left_behind(size, options):
     for _ in range(2 * effort.TIMES):
         use()
     assert left() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["end", "close", "drop", "error"])
+def test_no_garbage_is_left_that_a_collection_has_to_find(way, kind):
+    lengths = [20, 20, 20, "so many" if way == "error" else 20]
+    streams = [Streamer(images, i, length) for i, length in enumerate(lengths)]
+    mux = pescador.StochasticMux(streams, 3, 6, mode="exhaustive", random_state=0)
+    parallel = ParallelStreamer(mux, 2, kind=kind)
+
+    def use():
+        stream = Streamer(pescador.buffer_stream, parallel, 4).iterate()
+        if way in ("end", "error"):
+            read(stream)
+            return
+        next(stream)
+        if way == "close":
+            stream.close()
+
+    def left():
+        of_a_run = (_visits.Run, _rows.BatchRows, _rows.Placed, _schedule.Plan, _schedule.Visit)
+        return sum(isinstance(found, of_a_run) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = left()
+        use()
+        assert left() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -379,12 +379,16 @@ def _not_started(streamer: Any, error: Exception, hint: str = "") -> PescadorErr
 def raise_from_worker(error: protocol.Report, name: str) -> NoReturn:
     """Raise what a worker has raised, of the stream with this name."""
     pickled, summary, text = error
-    original = None
     cause = _WorkerTraceback(f"\n\nin the worker of {name}:\n{text}")
     if pickled is not None:
+        original = None
         # Its class may not be importable here.
         with suppress(Exception):
             original = pickle.loads(pickled)
-        if isinstance(original, Exception):
-            raise original from cause
+        try:
+            if isinstance(original, Exception):
+                raise original from cause
+        finally:
+            # It holds this frame, which would hold it.
+            del original
     raise PescadorError(f"the worker of {name} raised {summary}") from cause
