@@ -44,6 +44,7 @@ cdef class BatchRows:
     cdef int64_t last                  # the last batch that was begun
 
     cdef int keep_batches(self, int64_t first, int64_t stop) except -1
+    cdef int forget_before(self, int64_t batch) except -1
     cdef Placed of_batch(self, int64_t batch)
     cdef Placed of_item(self, int64_t number)
     cpdef Placed place(self, int64_t number, int64_t given)

@@ -195,6 +195,20 @@ cdef class BatchRows:
         self.recent_batch, self.recent = -1, None
         return 0
 
+    cdef int forget_before(self, int64_t batch) except -1:
+        """Forget the batches before one that begins now."""
+        cdef int64_t earlier
+        if batch > self.last + MOST_UNUSED:
+            self.keep_batches(batch, INT64_MAX)
+        else:
+            # Not a new dict: of small batches, hundreds may be early. Others went before.
+            for earlier in range(self.last, batch):
+                self.batches.pop(earlier, None)
+            if self.recent_batch < batch:
+                self.recent_batch, self.recent = -1, None
+        self.last = batch
+        return 0
+
     cdef int plan_anew(self, int64_t number) except -1:
         """Have no item written to where another one may be that was ordered before.
 
@@ -227,8 +241,7 @@ cdef class BatchRows:
                 and self.row_of(number) == 0):
             placed = self.of_batch(batch)
             if batch != self.last:
-                self.last = batch
-                self.keep_batches(batch, INT64_MAX)
+                self.forget_before(batch)
         if placed is None:
             # Nor are its later rows wanted there.
             self.earliest = max(self.earliest, batch + 1)
