@@ -33,7 +33,7 @@ cdef class BatchRows:
     cdef object arena
     cdef bytes code                    # the schema of the items
     cdef int64_t begins, size
-    cdef int64_t room                  # for so many batches, if nothing else is in the memory
+    cdef readonly int64_t room         # for so many batches, if nothing else is in the memory
     cdef Py_ssize_t n_columns
     cdef list keys, dtypes, shapes, types
     cdef int64_t* row_bytes
@@ -42,12 +42,16 @@ cdef class BatchRows:
     cdef int64_t recent_batch
     cdef int64_t earliest              # the first batch that may be written to
     cdef int64_t last                  # the last batch that was begun
+    cdef bint is_full                  # there was no memory for it
 
     cdef int keep_batches(self, int64_t first, int64_t stop) except -1
     cdef int forget_before(self, int64_t batch) except -1
     cdef Placed of_batch(self, int64_t batch)
     cdef Placed of_item(self, int64_t number)
     cpdef Placed place(self, int64_t number, int64_t given)
+    cdef bint is_wanted(self, int64_t number, int64_t given) except -1
+    cdef bint is_far(self, int64_t number, int64_t given) noexcept
+    cpdef bint waits(self, int64_t number, int64_t given) except -1
     cdef int64_t row_of(self, int64_t number) noexcept
     cdef int plan_anew(self, int64_t number) except -1
     cdef bint has_keys(self, object item) except -1

@@ -167,26 +167,47 @@ cdef class BatchRows:
         return self.recent if batch == self.recent_batch else self.batches.get(batch)
 
     cpdef Placed place(self, int64_t number, int64_t given):
-        """The rows of the batch of an item, if it can be written there.
+        """The rows of the batch of an item, if it can be written there; so many items were given.
 
-        None while batches are made elsewhere, as of items of other keys: so many items were given.
+        None while batches are made elsewhere, as of items of other keys.
         """
-        cdef int64_t batch = (number - self.begins) // self.size
-        cdef int64_t present = (given - self.begins) // self.size
         cdef Placed placed
-        if number < self.begins or batch < self.earliest:
+        if not self.is_wanted(number, given) or self.is_far(number, given):
             return None
-        # The first item of a visit that begins much later would keep the memory of a whole batch
-        # from those that come before.
-        if batch > present + max(self.room - BESIDES, 1):
-            return None
-        if present > self.last + MOST_UNUSED:
-            self.keep_batches(0, 0)
-            return None
-        placed = self.of_batch(batch)
+        placed = self.of_batch((number - self.begins) // self.size)
         if placed is None or placed.held[self.row_of(number)].is_expected:
             return None
         return placed
+
+    cdef bint is_wanted(self, int64_t number, int64_t given) except -1:
+        """Whether an item is to be written to its row."""
+        if number < self.begins or (number - self.begins) // self.size < self.earliest:
+            return False
+        if (given - self.begins) // self.size > self.last + MOST_UNUSED:
+            self.keep_batches(0, 0)
+            return False
+        return True
+
+    cdef bint is_far(self, int64_t number, int64_t given) noexcept:
+        """Whether memory has no room for all batches up to that of an item.
+
+        The first item of a visit that begins much later would keep it from those that come before.
+        """
+        cdef int64_t ahead = (number - self.begins) // self.size - (
+            (given - self.begins) // self.size)
+        return ahead > max(self.room - BESIDES, 1)
+
+    cpdef bint waits(self, int64_t number, int64_t given) except -1:
+        """Whether an item is better ordered later, when there is memory for its batch.
+
+        Otherwise it would be sent, and copied to its row: that takes longer than to make it late.
+        Not where the reader holds so many batches that there was none for the last one.
+        """
+        cdef int64_t batch = (number - self.begins) // self.size
+        if self.is_full or batch <= (given - self.begins) // self.size or (
+                not self.is_wanted(number, given)):
+            return False
+        return self.is_far(number, given) or self.of_batch(batch) is None
 
     cdef int keep_batches(self, int64_t first, int64_t stop) except -1:
         """Forget all batches but those from one on, before another one."""
@@ -242,6 +263,7 @@ cdef class BatchRows:
             placed = self.of_batch(batch)
             if batch != self.last:
                 self.forget_before(batch)
+            self.is_full = placed is None
         if placed is None:
             # Nor are its later rows wanted there.
             self.earliest = max(self.earliest, batch + 1)

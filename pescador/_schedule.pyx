@@ -534,6 +534,11 @@ cdef class Schedule(Elsewhere):
             return False
         return self.waiting + (self.outstanding + 1) * self.item_size <= self.max_bytes
 
+    cdef inline bint waits_for_row(self, int64_t number) except -1:
+        """Whether the item of this number is to be ordered when there is a row for it."""
+        return self.rows is not None and not self.is_mixed and (
+            self.rows.waits(number, self.plan.reader.n))
+
     cdef int order_early(self, Visit visit, int64_t given) except -1:
         """Order what may be made early, when `visit` is about to have given so many items.
 
@@ -782,6 +787,9 @@ cdef class Schedule(Elsewhere):
     cdef int wait_for(self, Visit visit) except -1:
         """Wait for the next item of a visit."""
         cdef double before
+        if visit.ordered == visit.given and self.plan is not None and not self.plan.is_wrong:
+            # It may have waited for a row.
+            self.plan.order_next(self.wanted(self.plan.reader.n - 1) + 1)
         self.order(visit, visit.given + 1)
         cdef Maker maker = visit.maker
         self.n_waits += 1
@@ -1179,7 +1187,9 @@ cdef class Plan(Elsewhere):
             return 0
         while self.first < len(self.queue) and self.schedule.in_flight < wanted:
             visit = <Visit>PyList_GET_ITEM(self.queue, self.first)
-            if not self.schedule.has_room(visit):
+            if not self.schedule.has_room(visit) or (
+                    visit.allowed >= visit.ordered
+                    and self.schedule.waits_for_row(self.turns[self.first])):
                 return 0
             self.first += 1
             visit.allowed += 1

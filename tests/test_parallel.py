@@ -667,6 +667,33 @@ def test_a_visit_that_begins_much_later_leaves_its_memory_to_the_batches_before_
     assert rows.place(4 * ahead, 0) is not None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
+def test_early_items_wait_for_the_memory_of_their_batch_but_where_the_reader_keeps_all_of_it():
+    from pescador._channel.memory import Arena, SharedMemory
+    from pescador._rows import BatchRows
+
+    arena = Arena(SharedMemory(2**20))
+    rows = BatchRows(arena, 0, 4, [("x", np.dtype(float), (1024,), np.ndarray)])
+
+    def begin(number):
+        return rows.array(0, (4, 1024), np.dtype(float), number)
+
+    kept = [begin(number) for number in range(0, 4 * rows.room, 4)]
+    number = 4 * rows.room
+    while (block := arena.allocate(4 * 8192)) is not None:
+        kept.append(block)
+    assert rows.waits(number, number - 1)
+    # It is due.
+    assert not rows.waits(number, number)
+    del kept[0]
+    assert not rows.waits(number, number - 1)
+    kept += [begin(number), begin(number + 4)]
+    assert not rows.waits(number + 8, number + 7)
+    kept.clear()
+    begin(number + 8)
+    assert not rows.waits(number + 12, number + 11)
+
+
 def test_a_worker_of_which_nothing_is_known_is_not_taken_for_a_fast_one():
     known, other = (_schedule.Orders(None, None, None, None, None) for _ in range(2))
     known.cost = 15_000
