@@ -323,6 +323,8 @@ cdef class Schedule(Elsewhere):
         How many visits may be open before one more begins early; a pool may say so.
     spare : int
         Likewise, which part of the memory items may take that are made early without `read_ahead`.
+    max_sent : int
+        Likewise, how many bytes items may take that are made early and written to no rows.
     """
 
     cdef object pool                   # of makers
@@ -332,7 +334,7 @@ cdef class Schedule(Elsewhere):
     cdef bint adapts                   # `read_ahead` is a least number
     cdef int64_t reach                 # how many items keep the workers busy
     cdef int64_t look_at               # after so many items, look how fast the workers are
-    cdef public int64_t max_visits, spare
+    cdef public int64_t max_visits, spare, max_sent
     cdef int64_t max_bytes
     cdef dict streamers                # id -> Known
     cdef dict visits                   # path -> Visit, of those that are not over
@@ -366,6 +368,7 @@ cdef class Schedule(Elsewhere):
         self.max_bytes = max_bytes
         self.max_visits = INT64_MAX
         self.spare = SPARE
+        self.max_sent = max_bytes
         self.streamers = {}
         self.visits = {}
         self.numbers = {}
@@ -532,7 +535,8 @@ cdef class Schedule(Elsewhere):
                 return False
         elif visit.maker.outstanding >= visit.maker.most:
             return False
-        return self.waiting + (self.outstanding + 1) * self.item_size <= self.max_bytes
+        return self.waiting + (self.outstanding + 1) * self.item_size <= (
+            self.max_sent if self.rows is None or self.is_mixed else self.max_bytes)
 
     cdef inline bint waits_for_row(self, int64_t number) except -1:
         """Whether the item of this number is to be ordered when there is a row for it."""

@@ -438,6 +438,20 @@ def test_workers_end_with_an_open_stream_though_it_is_held(way, kind):
         assert plain(list(parallel.open(9, state=state))) == [[0, 2], [1, 2]]
 
 
+def blocks(i):
+    while True:
+        yield {"x": np.full(25_000, i, np.float32)}
+
+
+def test_no_more_is_made_early_than_arrives_without_being_copied():
+    # Four of each stream would be 6 MB.
+    mux = pescador.StochasticMux([Streamer(blocks, i) for i in range(32)], 16, rate=8)
+    parallel = ParallelStreamer(Seeded(mux, 0), 2, read_ahead=4, max_bytes=2**22)
+    copied = [item["x"].flags.owndata for item in parallel(max_iter=300)]
+    # One worker may have more of it than the other for a while.
+    assert sum(copied) < 90
+
+
 def test_arrays_outlive_the_iteration_and_its_workers():
     mux = pescador.ShuffledMux([Streamer(data, 9, (50_000,)) for _ in range(3)])
     arrays = [item["X"] for item in ParallelStreamer(mux, 2)(max_iter=20)]

@@ -65,8 +65,8 @@ class Processes(Pool):
         # By fork, all of it is there.
         if (parallel.start_method or process.default_method()) != "fork":
             self.sent = without_those_that_stay(tree, stays)
-        # Half of it for batches, and half for what workers send by themselves.
-        self.max_bytes = max(parallel.max_bytes // 2 // workers, 1)
+        # As much again is for batches: an iteration fills one or the other.
+        self.max_bytes = max(parallel.max_bytes // workers, 1)
         self.makers: list[Any] = []
         self.run = b""
         # Workers that were lost since the last item, and how many items had arrived by then.
@@ -81,7 +81,7 @@ class Processes(Pool):
     # ---------------------------------------------------------------------------------- begin, end
 
     def begin(self) -> None:
-        memory = shared_memory(max(self.parallel.max_bytes // 2, 1))
+        memory = shared_memory(self.parallel.max_bytes)
         if memory is not None:
             from .._channel.memory import Arena
 
@@ -152,6 +152,9 @@ class Processes(Pool):
     def join(self, schedule: Any, run: tuple[Any, ...]) -> None:
         super().join(schedule, run)
         self.n_lost = self.n_before = 0
+        # Of what makes up more than half of its memory, a reader makes copies: for those that are
+        # made early and those that the consumer holds.
+        schedule.max_sent = self.max_bytes * self.workers * 3 // 8
         if self.arena is not None:
             self._lay_out(None)
         self.run = pickle.dumps(run)
