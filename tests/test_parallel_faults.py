@@ -443,6 +443,7 @@ def blocks(i):
         yield {"x": np.full(25_000, i, np.float32)}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory")
 def test_no_more_is_made_early_than_arrives_without_being_copied():
     # Four of each stream would be 6 MB.
     mux = pescador.StochasticMux([Streamer(blocks, i) for i in range(32)], 16, rate=8)
