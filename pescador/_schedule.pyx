@@ -65,6 +65,8 @@ cdef enum:
     LEAST_ROOM = 4
     # An item takes this at least, in bytes, wherever it waits.
     LEAST_SIZE = 512
+    # In the place of the number of an item: nothing is expected.
+    NO_ITEM = -1
 
 
 cdef object IN_PLACE = IN_PLACE_
@@ -1050,6 +1052,7 @@ cdef class Ahead(Wrapper):
 cdef class Planned(Compiled):
     """A visit in a plan: it gives itself, as often as it is thought to give an item."""
 
+    cdef Plan plan
     cdef Visit visit                   # None where it runs here
     cdef readonly tuple path
     cdef int64_t count                 # items so far
@@ -1060,6 +1063,8 @@ cdef class Planned(Compiled):
         if self.visit is not None and self.visit.length >= 0:
             length = self.visit.length
         if self.count >= length:
+            if self.visit is not None and self.visit.length < 0:
+                self.plan.note_end(self.visit)
             raise StopIteration
         self.count += 1
         return self
@@ -1099,6 +1104,7 @@ cdef class Plan(Elsewhere):
             return None
         ending[0] = STOP
         node = Planned.__new__(Planned)
+        node.plan = self
         node.path = path_of_visit(scope)
         node.length = self.schedule.likely_length(known.length, node.path[::2])
         if known.stays:
@@ -1110,6 +1116,12 @@ cdef class Plan(Elsewhere):
                 node.visit.is_expected = True
                 self.n_ahead += 1
         return node
+
+    cdef int note_end(self, Visit visit) except -1:
+        """Have a visit be asked for its end, as the run will ask it, and not wait for the answer."""
+        self.queue.append(visit)
+        self.turns.append(NO_ITEM)
+        return 0
 
     cdef int note_wrong(self) except -1:
         """Note that it has gone past the end of a visit."""

@@ -438,6 +438,16 @@ def test_workers_end_with_an_open_stream_though_it_is_held(way, kind):
         assert plain(list(parallel.open(9, state=state))) == [[0, 2], [1, 2]]
 
 
+def test_the_ends_of_streams_of_equal_length_are_known_before_they_are_due():
+    mux = pescador.ShuffledMux([Streamer(counted, i, 5) for i in range(6)])
+    parallel = ParallelStreamer(Seeded(mux, 0), 2)
+    for _ in parallel(max_iter=150):
+        time.sleep(0.003)
+    stats = parallel.stats()
+    # Of the first two, nobody knows yet.
+    assert stats["waits"] < (stats["opened"] - stats["opened_in_vain"]) / 3
+
+
 def blocks(i):
     while True:
         yield {"x": np.full(25_000, i, np.float32)}
