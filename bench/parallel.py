@@ -214,6 +214,8 @@ def _(workers):
 
 
 IMAGE = (3, 224, 224)
+# So many streams, of one image each.
+IMAGES = 100
 
 
 def images(i, shape):
@@ -232,7 +234,7 @@ def images(i, shape):
 )
 def parallel_images(pescador, shape=IMAGE):
     """Batches of 64 images, float32[3, 224, 224], two workers: at most 50 µs of processor time."""
-    streams = [pescador.Streamer(images, i, shape) for i in range(100)]
+    streams = [pescador.Streamer(images, i, shape) for i in range(IMAGES)]
     parallel = ahead_of(pescador, mux_of(pescador, streams), 2)
     # After as many as have gone through all the memory that is on its way at a time.
     return Fresh(
@@ -245,11 +247,13 @@ def parallel_images(pescador, shape=IMAGE):
 
 def write_part(pipe, batches, i):
     """Write every second image of each batch that is asked for, and say so."""
-    image = np.full(batches.shape[2:], i, np.float32)
+    # Half of them each, in turn: one alone would stay in the cache.
+    images = [np.full(batches.shape[2:], j, np.float32) for j in range(i, IMAGES, 2)]
+    turns = itertools.cycle(images)
     while True:
         (number,) = asked = pipe.recv_bytes()
         for row in range(i, BATCH, 2):
-            batches[number][row] = image
+            batches[number][row] = next(turns)
         pipe.send_bytes(asked)
 
 
