@@ -70,6 +70,7 @@ cdef class Table:
     cdef int64_t stamp                 # of the plan of batches that its items were found to fit
     cdef bint is_plain                 # whether each item of each is one small run in memory
     cdef bint reads                    # whether any field is read in blocks
+    cdef bint slices                   # of windows
     cdef Py_ssize_t block              # how many items are read together
     cdef readonly list keys, arrays    # of each field
     cdef list readers                  # of each field: its array, or what its blocks are read by

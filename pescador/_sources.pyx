@@ -44,9 +44,12 @@ cdef type RandomState = np.random.RandomState
 cdef dict ORDERS = {"random": RANDOM, "shuffled": SHUFFLED, "sequential": SEQUENTIAL}
 
 cdef enum:
-    # What is read at once from a store that reads in blocks, without a bound of its own.
+    # What is read at once from a store that reads in blocks, without a bound of its own: rows,
     BLOCK_BYTES = 1 << 22
     BLOCK_ROWS = 1 << 12
+    # and windows, each of which may lie in chunks that no other one needs.
+    SLICES_BYTES = 1 << 20
+    SLICES = 1 << 6
     # So much of the next row is fetched into the cache.
     FETCHED = 256
 
@@ -132,6 +135,7 @@ cdef class Table:
         cdef Field* field
         cdef cnp.npy_intp* dims
         cdef Py_ssize_t i, j, most = 1, n_dims = 0
+        cdef bint at_once = True
         for cut in cuts:
             n_dims += len(cut[1].shape)
         self.store = store
@@ -160,8 +164,7 @@ cdef class Table:
             field.jump = jump
             field.length = length
             field.is_read = type(array) is not ndarray
-            # Rows of a block would keep all of it, and some may be one; a window is read alone.
-            field.copies = length < 0 if field.is_read else copies
+            field.copies = copies
             field.shape = dims
             field.strides = dims + len(array.shape)
             dims += 2 * len(array.shape)
@@ -169,17 +172,19 @@ cdef class Table:
                 self.lay_out(field, array)
                 continue
             self.reads = True
-            if length < 0:
-                field.n_bytes = array.dtype.itemsize
-                for j in range(1, len(array.shape)):
+            self.slices = self.slices or length >= 0
+            at_once = at_once and (length < 0 or hasattr(array, "read_slices"))
+            field.n_bytes = array.dtype.itemsize
+            for j in range(len(array.shape)):
+                if j != axis:
                     field.n_bytes *= <Py_ssize_t>array.shape[j]
-                most = max(most, field.n_bytes)
+            most = max(most, field.n_bytes * max(length, 1))
         self.block = min(BLOCK_ROWS, max(1, BLOCK_BYTES // most))
+        if self.slices:
+            self.block = min(SLICES, max(1, SLICES_BYTES // most)) if at_once else 1
         self.is_plain = not self.reads
         for i in range(self.n_fields):
             self.is_plain = self.is_plain and self.fields[i].is_plain
-            if self.fields[i].is_read and self.fields[i].length >= 0:
-                self.block = 1
 
     cdef object checked(self, object numbers, str field):
         """A copy of the numbers of items in a state, all of which there are."""
@@ -205,19 +210,22 @@ cdef class Table:
         cdef cnp.npy_intp* strides = cnp.PyArray_STRIDES(array)
         cdef int ndim = cnp.PyArray_NDIM(array), j, k = 0
         cdef Py_ssize_t run = cnp.PyArray_ITEMSIZE(array), runs = 1, run_step = 0
-        cdef bint is_cut = field.length >= 0 and field.jump > 0 and not field.is_read
+        # Those of a block lie one behind the other along its first axis.
+        cdef Py_ssize_t axis = 0 if field.is_read else field.axis
+        cdef bint is_row = field.is_read or field.length < 0
+        cdef bint is_cut = not is_row and field.jump > 0
         field.base = cnp.PyArray_BYTES(array)
         field.array_ndim = ndim
-        field.size = shape[field.axis] if ndim else 0
+        field.size = shape[axis] if ndim else 0
         field.step = 0
-        if field.length < 0 or is_cut:
-            field.step = field.jump * strides[AT(field.axis, ndim)]
+        if is_row or is_cut:
+            field.step = (1 if is_row else field.jump) * strides[AT(axis, ndim)]
         for j in range(ndim):
-            if field.length < 0 and j == field.axis:
+            if is_row and j == axis:
                 continue
             field.shape[k] = shape[j]
             field.strides[k] = strides[j]
-            if is_cut and j == field.axis:
+            if is_cut and j == axis:
                 field.shape[k] = field.length
             k += 1
         field.ndim = k
@@ -361,6 +369,12 @@ cdef class Plan:
         return self.source.keys is not None or PyDict_Size(self.data) == table.n_fields
 
 
+cdef tuple window_shape(object array, const Field* field, Py_ssize_t n):
+    """The shape of n windows of an array that is read."""
+    cdef tuple shape = tuple(array.shape)
+    return (n, *shape[:field.axis], field.length, *shape[field.axis + 1:])
+
+
 cdef object own_copy(object rng, Scope scope, tuple path):
     """The copy of a caller's generator that an activation draws from, visit after visit."""
     if scope is None or scope.bare:
@@ -498,6 +512,9 @@ cdef class Visit(Compiled):
         cdef int64_t n = min(self.left, table.block), i
         if self.plan.order != RANDOM:
             n = min(n, table.n - self.done)
+        elif table.slices and self.bits != OWN:
+            # Somebody else may draw from the same state between two of them.
+            n = min(n, 1)
         self.at = self.n_block = 0
         self.drawn = None
         if n == 0:
@@ -525,13 +542,19 @@ cdef class Visit(Compiled):
             if not field.is_read:
                 continue
             reader = table.readers[i]
+            # Items of a block would keep all of it, and some may be one.
+            field.copies = field.length < 0 or len(drawn) > 1
             if field.length < 0:
                 block = reader.read(unique)
                 shape = (len(unique), *reader.shape[1:])
-            else:
-                start = self.rows[0] * field.jump
+            elif len(unique) == 1:
+                start = unique[0] * field.jump
                 block = reader.read_slice(start, start + field.length, field.axis)
-                shape = (*reader.shape[:field.axis], field.length, *reader.shape[field.axis + 1:])
+                block = block[np.newaxis] if type(block) is ndarray else block
+                shape = window_shape(reader, field, 1)
+            else:
+                block = reader.read_slices(unique * field.jump, field.length, field.axis)
+                shape = window_shape(reader, field, len(unique))
             if type(block) is not ndarray or block.shape != shape or block.dtype != reader.dtype:
                 raise DataError(
                     f"key {table.keys[i]!r}: {reader!r} was to give an array of shape {shape} and "

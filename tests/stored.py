@@ -69,3 +69,14 @@ def check_parts(ours, theirs, data):
     got = ours.read_slice(*ends, axis)
     same(got, theirs[(slice(None),) * axis + (slice(*ends),)])
     assert got.flags.c_contiguous
+    length = theirs.shape[axis]
+    if length and hasattr(ours, "read_slices"):
+        length = data.draw(st.integers(1, length))
+        starts = data.draw(st.lists(st.integers(0, theirs.shape[axis] - length), unique=True))
+        starts = np.array(sorted(starts), np.int64)
+        parts = [theirs[(slice(None),) * axis + (slice(i, i + length),)] for i in starts]
+        shape = (*theirs.shape[:axis], length, *theirs.shape[axis + 1 :])
+        same(
+            ours.read_slices(starts, length, axis),
+            np.array(parts, theirs.dtype).reshape(len(starts), *shape),
+        )

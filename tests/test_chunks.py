@@ -333,6 +333,44 @@ def test_a_zarr_store_that_vanishes_is_an_error_and_no_fill_values(tmp_path):
         open_store(path)
 
 
+@pytest.mark.parametrize("seed", [None, 3, np.random.RandomState(3)], ids=str)
+@pytest.mark.parametrize("order", ["random", "shuffled", "sequential"])
+@pytest.mark.parametrize("kind", ["hdf5", "zarr"])
+def test_windows_of_chunks_are_those_of_arrays_in_memory(tmp_path, kind, order, seed):
+    memory = {"X": np.random.rand(4, 300), "y": np.arange(300)}
+    path = str(tmp_path / f"data.{kind}")
+    root = h5py.File(path, "w") if kind == "hdf5" else zarr.open_group(path, mode="w")
+    for key, array in memory.items():
+        # Of X, each window lies in two halves; some lie in several chunks.
+        options = {"compression": "gzip"} if kind == "hdf5" else {}
+        size = {"X": (2, 16), "y": (13,)}[key]
+        create = root.create_dataset if kind == "hdf5" else root.create_array
+        create(key, shape=array.shape, chunks=size, dtype=array.dtype, **options)
+        root[key][...] = array
+    if kind == "hdf5":
+        root.close()
+    aged(path)
+
+    def items(data):
+        where = np.flatnonzero(np.arange(280) % 3)
+        windows = pescador.sources.Windows(
+            data, 20, axis={"X": 1, "y": 0}, order=order, where=where, random_state=seed
+        )
+        np.random.seed(5)
+        items = [(item["X"].tolist(), item["y"].tolist()) for item in windows(max_iter=150)]
+        stream = windows.open()
+        for _ in range(37):
+            next(stream)
+        state = stream.state_dict()
+        rest = [item["y"].tolist() for _, item in zip(range(50), stream, strict=False)]
+        again = windows.open(state=state)
+        assert [item["y"].tolist() for _, item in zip(range(50), again, strict=False)] == rest
+        batch = next(pescador.buffer_stream(windows.iterate(), 40))
+        return items, rest, batch["X"].tolist(), np.random.rand()
+
+    assert items(path) == items(memory)
+
+
 def test_damaged_chunks_are_errors(tmp_path):
     write_zarr(tmp_path / "a.zarr", 1)
     chunk = tmp_path / "a.zarr/X/c/0/0"

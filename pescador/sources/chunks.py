@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._chunks import copy_slices
 from .._stores import Stamp
 from ..exceptions import DataError, PescadorError
 from .files import TICK, Recent, map_file, open_regular, read_from, reading, shows_changes
@@ -160,6 +161,32 @@ class Chunked(Rowwise):
                     of: tuple[Any, ...] = (rows[begin:end], *part)
                     result[(slice(begin, end), *place)] = chunk[of]
                 begin = end
+        return result
+
+    def read_slices(self, starts: npt.NDArray[np.int64], length: int, axis: int = 0) -> Array:
+        """Return slices of one length along an axis, which begin at these places, in order."""
+        n = self._chunks[axis]
+        result = np.empty(
+            (len(starts), *self.shape[:axis], length, *self.shape[axis + 1 :]), self.dtype
+        )
+        firsts, lasts = starts // n, (starts + (length - 1)) // n
+        most = int((lasts - firsts).max(initial=0)) + 1
+        numbers = np.unique(np.minimum(firsts[:, None] + np.arange(most), lasts[:, None]))
+        # Those that meet each chunk are next to each other.
+        begins = np.searchsorted(starts, numbers * n - length, "right").tolist()
+        ends = np.searchsorted(starts, numbers * n + n).tolist()
+        cuts = [slice(0, size) for size in self.shape]
+        chunks = list(self._chunks)
+        # A chunk of the axis is taken as a whole.
+        cuts[axis], chunks[axis] = slice(0, n), n
+        pieces = list(_pieces(cuts, chunks))
+        with reading(self.what):
+            for number, begin, end in zip(numbers.tolist(), begins, ends, strict=True):
+                places = starts[begin:end] - number * n
+                for at, place, part in pieces:
+                    chunk = self._chunk((*at[:axis], number, *at[axis + 1 :]))[part]
+                    to = (slice(begin, end), *place[:axis], slice(None), *place[axis + 1 :])
+                    copy_slices(result[to], chunk, places, axis)
         return result
 
 
