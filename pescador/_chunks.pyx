@@ -33,8 +33,9 @@ def copy_slices(cnp.ndarray to not None, cnp.ndarray chunk not None, const int64
     cdef int ndim = cnp.PyArray_NDIM(chunk), j
     if not 0 <= axis < ndim or cnp.PyArray_NDIM(to) != ndim + 1 or (
             to.dtype != chunk.dtype or cnp.PyArray_DIM(to, 0) != begins.shape[0]):
-        raise ValueError(f"slices of {(<object>to).shape} {to.dtype} do not fit {len(begins)} of a chunk of "
-                         f"{(<object>chunk).shape} {chunk.dtype} along axis {axis}")
+        raise ValueError(
+            f"slices of {(<object>to).shape} {to.dtype} do not fit {len(begins)} of a chunk of "
+            f"{(<object>chunk).shape} {chunk.dtype} along axis {axis}")
     cdef cnp.npy_intp[cnp.NPY_MAXDIMS] shape
     cdef cnp.npy_intp* strides = cnp.PyArray_STRIDES(chunk)
     cdef cnp.npy_intp* to_strides = cnp.PyArray_STRIDES(to)

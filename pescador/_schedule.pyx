@@ -1118,7 +1118,7 @@ cdef class Plan(Elsewhere):
         return node
 
     cdef int note_end(self, Visit visit) except -1:
-        """Have a visit be asked for its end, as the run will ask it, and not wait for the answer."""
+        """Have a visit be asked for its end, as the run will ask it: nobody waits for it then."""
         self.queue.append(visit)
         self.turns.append(NO_ITEM)
         return 0
