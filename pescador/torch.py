@@ -498,6 +498,9 @@ class Dataset(torch.utils.data.IterableDataset):
     (2, [0, 1])
     """
 
+    # Pickles of earlier versions lack it.
+    steps_per_epoch: int | None = None
+
     def __init__(
         self,
         streamer: Iterable[Any],

@@ -485,6 +485,15 @@ def test_a_copy_in_another_process_counts_by_itself():
         assert rows(itertools.islice(loader, 3)) == expected
 
 
+def test_a_pickle_of_a_version_without_steps_per_epoch_is_read():
+    dataset = Dataset(runs.endless_tree())
+    state = dataset.__getstate__()
+    del state["steps_per_epoch"]
+    other = Dataset.__new__(Dataset)
+    other.__dict__.update(pickle.loads(pickle.dumps(state)))
+    assert rows(itertools.islice(other, 3)) == rows(itertools.islice(dataset, 3))
+
+
 def stepped(steps, tree=runs.endless_tree):
     return Dataset(tree(), steps_per_epoch=steps)
 
