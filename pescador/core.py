@@ -16,6 +16,7 @@ Subclasses may override ``iterate``, or ``_activate`` to set ``stream_`` on the 
 """
 
 import copy
+import copyreg
 import functools
 import inspect
 import operator
@@ -34,6 +35,15 @@ __all__ = ["Streamer", "streamable"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+# What Python's own copies and pickles ask of a class.
+_slot_names: Callable[[type], list[str]] = copyreg._slotnames  # type: ignore[attr-defined]
+
+
+def _slots_of(streamer: Any) -> list[tuple[str, Any]]:
+    """Return the attributes that a subclass keeps in slots, by name."""
+    names = _slot_names(type(streamer))
+    return [(name, getattr(streamer, name)) for name in names if hasattr(streamer, name)]
 
 
 def _can_stream(source: Any) -> bool:
@@ -139,6 +149,8 @@ class Streamer(Generic[T]):
     def __copy__(self) -> Self:
         result = type(self).__new__(type(self))
         result.__dict__.update(self.__pescador_fields__())
+        for name, value in _slots_of(self):
+            object.__setattr__(result, name, value)
         return result
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
@@ -147,16 +159,27 @@ class Streamer(Generic[T]):
         for name, value in self.__pescador_fields__().items():
             is_same = name in self.__pescador_same__
             result.__dict__[name] = value if is_same else _isolation.isolate(value, memo)
+        for name, value in _slots_of(self):
+            object.__setattr__(result, name, _isolation.isolate(value, memo))
         return result
 
     def __pescador_fields__(self) -> dict[str, Any]:
         return {k: value for k, value in self.__dict__.items() if k not in self.__pescador_own__}
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__pescador_fields__()
+        state = {**self.__pescador_fields__(), **dict(_slots_of(self))}
         if "streamer" in state:
             state["streamer"] = by_name(state["streamer"])
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        in_slots = set(_slot_names(type(self)))
+        for name, value in state.items():
+            if name in in_slots:
+                object.__setattr__(self, name, value)
+            else:
+                # As pickle does it: compiled code finds names by identity.
+                self.__dict__[sys.intern(name)] = value
 
     def __enter__(self, *args: Any, **kwargs: Any) -> Self:
         """Activate: return a copy that is ready to be read from.

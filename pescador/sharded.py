@@ -385,8 +385,9 @@ class Sharded(Visited[T]):
         return {**state, "make": by_name(state["make"])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
         self.__pescador_made__ = _Made(state["make"], state["seed"], state["states"])
-        self.__pescador_set__(**state)
+        self.__pescador_set__()
 
     def __pescador_visit__(self, scope: _core.Scope | None) -> _mux.ShardedEngine:
         here = _core.Scope(scope, None, [], {})

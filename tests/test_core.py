@@ -4,6 +4,7 @@ import copy
 import gc
 import inspect
 import pickle
+import sys
 import types
 
 import numpy as np
@@ -219,6 +220,8 @@ def test_copies_are_independent_and_equal():
         assert other is not streamer
         assert list(other) == [0, 1, 2]
         assert vars(other) == vars(streamer)
+        # Compiled code finds them by identity.
+        assert all(name is sys.intern(name) for name in vars(other))
 
 
 def test_instances_carry_attributes_of_the_user():
@@ -228,6 +231,59 @@ def test_instances_carry_attributes_of_the_user():
         assert active.note == ["mine"]
         assert active.note is not streamer.note
     assert list(pescador.ShuffledMux([streamer]).iterate(2)) == [0, 1]
+
+
+class Kept(Streamer):
+    """Has attributes in slots, one of which is not set."""
+
+    __slots__ = ("__hidden", "note", "unset")
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.note, self.__hidden = ["mine"], 1
+
+    def hidden(self):
+        return self.__hidden
+
+
+class KeptMux(pescador.ShuffledMux):
+    __slots__ = ("note",)
+
+
+class KeptSharded(pescador.Sharded):
+    __slots__ = ("note",)
+
+
+def counted(shard):
+    return Streamer(count, 3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Kept(count, 3),
+        lambda: KeptMux([Streamer(count, 3)], random_state=0),
+        lambda: KeptMux([Streamer(count, 3)]),
+        lambda: KeptSharded(counted, 2),
+    ],
+)
+def test_copies_and_pickles_have_what_a_subclass_keeps_in_slots(make):
+    streamer = make()
+    streamer.note = ["mine"]
+    for other in (copy.copy(streamer), copy.deepcopy(streamer)):
+        assert type(other) is type(streamer)
+        assert other.note == ["mine"]
+        assert "note" not in vars(other)
+        assert vars(other).keys() == vars(streamer).keys()
+    assert other.note is not streamer.note
+    pickled = pickle.loads(pickle.dumps(streamer))
+    assert pickled.note == ["mine"]
+    assert list(pickled.iterate(2)) == list(streamer.iterate(2))
+    if isinstance(streamer, Kept):
+        assert pickled.hidden() == other.hidden() == 1
+        assert not hasattr(pickled, "unset")
+        with streamer as active:
+            assert active.note == ["mine"]
 
 
 class Doubling(Streamer):

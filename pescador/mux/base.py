@@ -227,7 +227,7 @@ class BaseMux(Streamer[T]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state.get("rng") == "numpy.random":
             state = {**state, "rng": np.random}
-        self.__dict__.update(state)
+        super().__setstate__(state)
 
     def __pescador_copy__(self) -> Self:
         if not _is_compiled(self):

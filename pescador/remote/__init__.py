@@ -1,5 +1,6 @@
 """Streams for other machines: a server, and the streamer that reads from one."""
 
+import copy
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -350,8 +351,7 @@ class RemoteStreamer(Streamer[T]):
         -------
         remote : RemoteStreamer
         """
-        result = type(self).__new__(type(self))
-        result.__dict__.update(self.__dict__)
+        result = copy.copy(self)
         result.active_count_ = 0
         asked = {"epoch": epoch, "rank": rank, "world_size": world_size}
         result.place = {
