@@ -25,7 +25,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject, traverseproc, visitproc
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.time cimport perf_counter
 from libc.stdint cimport INT64_MAX, int64_t
@@ -281,6 +281,29 @@ cdef class Visit:
         if self.later is not None and self.given >= self.later_at:
             self.base, self.base_at, self.later = self.later, self.later_at, None
         return 0
+
+
+# What Cython has made for the other fields of a Visit.
+cdef traverseproc traverse_fields = (<PyTypeObject*>Visit).tp_traverse
+
+
+cdef int traverse_visit(PyObject* self, visitproc visit, void* arg) except -1:
+    """Have the cycle collector see what waits in a visit: an item may refer to its own run."""
+    cdef Py_ssize_t i
+    cdef PyObject* held
+    cdef int stops
+    for i in range(2 * (<Visit>self).room):
+        held = (<Visit>self).items[i // 2].item
+        if i % 2:
+            held = (<Visit>self).items[i // 2].placed
+        if held is not NULL:
+            stops = visit(held, arg)
+            if stops:
+                return stops
+    return traverse_fields(self, visit, arg)
+
+
+(<PyTypeObject*>Visit).tp_traverse = traverse_visit
 
 
 @cython.final

@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import psutil
@@ -413,6 +414,37 @@ def test_no_garbage_is_left_that_a_collection_has_to_find(way, kind):
         assert left() == before
     finally:
         gc.enable()
+
+
+class Trainer:
+    """Holds a stream, whose items hold it."""
+
+
+def holding(kind):
+    while True:
+        yield kind([Trainer.now])
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_an_item_that_refers_to_its_run_does_not_keep_it(kind):
+    before = set(threading.enumerate())
+    trainer = Trainer.now = Trainer()
+    run = Seeded(pescador.ShuffledMux([Streamer(holding, kind)] * 3), 0, states=())
+    trainer.stream = ParallelStreamer(run, 2, kind="thread", read_ahead=5).open()
+    assert next(trainer.stream) == kind([trainer])
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 2
+    left = weakref.ref(trainer)
+    del trainer, Trainer.now
+    deadline = time.monotonic() + 20
+    while left() is not None:
+        # A thread may be at an item.
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -94,8 +95,13 @@ class Threads(Pool):
 
     def begin(self) -> None:
         for i in range(self.workers):
+            # Not the items themselves: of an iteration that nobody closes, who waits for orders
+            # would keep them, and they may refer to it.
             thread = threading.Thread(
-                target=_work, args=(self.ready, self.made), daemon=True, name=f"pescador-{i}"
+                target=_work,
+                args=(self.ready, weakref.ref(self.made)),
+                daemon=True,
+                name=f"pescador-{i}",
             )
             thread.start()
             self.threads.append(thread)
@@ -139,17 +145,26 @@ class Threads(Pool):
 
 def _work(ready: Any, made: Any) -> None:
     """Be one of the threads."""
-    while (job := ready.get()) is not None:
-        if job.closes:
-            _close(job)
-            continue
-        if not job.over:
-            _make(job, made)
-        with job.lock:
-            job.wanted -= 1
-            job.busy = goes_on = job.wanted > 0 or job.closes
-        if goes_on:
-            ready.put(job)
+    # The job is gone from here when the next one is waited for.
+    while _do(ready.get(), ready, made()):
+        pass
+
+
+def _do(job: _Job | None, ready: Any, made: Any) -> bool:
+    """Do what is next for a visit; None is to end."""
+    if job is None:
+        return False
+    if job.closes:
+        _close(job)
+        return True
+    if not job.over and made is not None:
+        _make(job, made)
+    with job.lock:
+        job.wanted -= 1
+        job.busy = goes_on = job.wanted > 0 or job.closes
+    if goes_on:
+        ready.put(job)
+    return True
 
 
 def _make(job: _Job, made: Any) -> None:
