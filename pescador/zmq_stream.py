@@ -1,6 +1,6 @@
 """Streams that run in a background process; the channel to it is in `pescador._channel`."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -235,7 +235,7 @@ class ZMQStreamer(Streamer[T]):
 
     def __init__(
         self,
-        streamer: Any,
+        streamer: Iterable[T],
         min_port: int = 49152,
         max_port: int = 65535,
         max_tries: int = 100,

@@ -201,7 +201,7 @@ class BaseMux(Streamer[T]):
 
     def __init__(
         self,
-        streamers: Iterable[Any] | Callable[[], Iterable[Any]],
+        streamers: Iterable[Iterable[T]] | Callable[[], Iterable[Iterable[T]]],
         random_state: Seed = None,
     ) -> None:
         self.streamers: Any = self.__pescador_pool__(streamers)

@@ -61,7 +61,7 @@ class ChainMux(BaseMux[T]):
 
     def __init__(
         self,
-        streamers: Iterable[Any] | Callable[[], Iterable[Any]],
+        streamers: Iterable[Iterable[T]] | Callable[[], Iterable[Iterable[T]]],
         mode: str = "exhaustive",
         random_state: Seed = None,
     ) -> None:

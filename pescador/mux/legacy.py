@@ -55,7 +55,7 @@ class Mux(StochasticMux[T]):
 
     def __init__(
         self,
-        streamers: Iterable[Any],
+        streamers: Iterable[Iterable[T]],
         k: int,
         rate: float | None = 256.0,
         weights: Weights = None,

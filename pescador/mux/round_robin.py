@@ -1,7 +1,6 @@
 """`RoundRobinMux`: all streams open, taken in turn."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ class RoundRobinMux(BaseMux[T]):
     stream_idxs_ = EngineAttribute()
 
     def __init__(
-        self, streamers: Iterable[Any], mode: str = "exhaustive", random_state: Seed = None
+        self, streamers: Iterable[Iterable[T]], mode: str = "exhaustive", random_state: Seed = None
     ) -> None:
         self.mode = as_choice("mode", mode, _MODES)
         super().__init__(streamers, random_state=random_state)

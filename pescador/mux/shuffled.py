@@ -1,7 +1,6 @@
 """`ShuffledMux`: all streams open, chosen at random."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -49,7 +48,7 @@ class ShuffledMux(BaseMux[T]):
     weight_norm_ = EngineAttribute()
 
     def __init__(
-        self, streamers: Iterable[Any], weights: Weights = None, random_state: Seed = None
+        self, streamers: Iterable[Iterable[T]], weights: Weights = None, random_state: Seed = None
     ) -> None:
         super().__init__(streamers, random_state=random_state)
         base.require_streams(self)

@@ -176,7 +176,7 @@ class StochasticMux(BaseMux[T]):
 
     def __init__(
         self,
-        streamers: Iterable[Any],
+        streamers: Iterable[Iterable[T]],
         n_active: int,
         rate: float | None,
         weights: Weights = None,

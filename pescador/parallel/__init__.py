@@ -6,7 +6,7 @@ from one seed (`pescador.Seeded`), by which stream it is and how often it was vi
 same wherever it is drawn.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -154,7 +154,7 @@ class ParallelStreamer(Visited[T]):
 
     def __init__(
         self,
-        streamer: Any,
+        streamer: Iterable[T],
         workers: int | None = None,
         *,
         kind: str | Kind = "process",

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from .. import _core, _hooks
 from .._channel import process
@@ -17,7 +17,15 @@ from .server import Loop
 
 __all__ = ["RemoteStreamer", "Server", "serve"]
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    # Nothing here says what the items are.
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 
 def _check_timeout(value: Any) -> None:

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 from ..core import Streamer
 from ..exceptions import ArgumentError
@@ -13,6 +13,7 @@ from .rows import Rows
 __all__ = ["files", "from_files"]
 
 S = TypeVar("S", bound=Streamer[Any])
+Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 def files(pattern_or_paths: Any) -> list[str]:
@@ -60,11 +61,13 @@ def _natural(path: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
+@overload
+def from_files(pattern_or_paths: Paths, **options: Any) -> list[Rows]: ...
+@overload
+def from_files(pattern_or_paths: Paths, source: Callable[..., S], **options: Any) -> list[S]: ...
 def from_files(
-    pattern_or_paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    source: Callable[..., S] = Rows,  # type: ignore[assignment]
-    **options: Any,
-) -> list[S]:
+    pattern_or_paths: Paths, source: Callable[..., Any] = Rows, **options: Any
+) -> list[Any]:
     """Make a pool of sources, one for each file.
 
     No file is opened before its stream is started.

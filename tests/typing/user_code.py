@@ -36,14 +36,23 @@ assert_type(streamer(cycle=True), Generator[Sample, None, None])
 
 assert_type(decorated(3), pescador.Streamer[int])
 
-mux: pescador.StochasticMux[Sample] = pescador.StochasticMux(
+mux = pescador.StochasticMux(
     [streamer, streamer], 2, rate=None, weights=[1, 2], mode="single_active", random_state=0
 )
+assert_type(mux, pescador.StochasticMux[Sample])
 for sample in mux:
     assert_type(sample, Sample)
 
-shuffled: pescador.ShuffledMux[str] = pescador.ShuffledMux(["ab", "cd"], np.ones(2))
-chained: pescador.ChainMux[str] = pescador.ChainMux(lambda: iter(["ab"]), random_state=None)
+
+def pairs() -> Iterator[str]:
+    """Give the streams of a chain."""
+    yield from ("ab", "cd")
+
+
+shuffled = pescador.ShuffledMux(["ab", "cd"], np.ones(2))
+assert_type(shuffled, pescador.ShuffledMux[str])
+assert_type(pescador.ChainMux(pairs, random_state=None), pescador.ChainMux[str])
+assert_type(pescador.Mux([letters], 1), pescador.Mux[str])
 nested: pescador.RoundRobinMux[Any] = pescador.RoundRobinMux([mux, shuffled], "cycle")
 
 for batch in pescador.buffer_stream(mux, 8, partial=True, axis=0):
@@ -64,7 +73,17 @@ assert_type(sharded.at(1, 4, epoch=2), pescador.Sharded[Sample])
 for sample in sharded.at(1, 4):
     assert_type(sample, Sample)
 
-background: pescador.ZMQStreamer[Sample] = pescador.ZMQStreamer(mux, timeout=None)
+background = pescador.ZMQStreamer(mux, timeout=None)
+assert_type(background, pescador.ZMQStreamer[Sample])
+assert_type(pescador.Seeded(mux, 0), pescador.Seeded[Sample])
+assert_type(pescador.ParallelStreamer(mux, 2), pescador.ParallelStreamer[Sample])
+remote = pescador.RemoteStreamer("tcp://here:5555", insecure=True)
+assert_type(remote, pescador.RemoteStreamer[Any])
+windowed = pescador.sources.from_files("*.npz", pescador.sources.Windows, length=9)
+assert_type(windowed, list[pescador.sources.Windows])
+files = pescador.sources.from_files("*.npz", mmap=False)
+assert_type(files, list[pescador.sources.Rows])
+assert_type(next(iter(pescador.ShuffledMux(files))), dict[Any, npt.NDArray[Any]])
 with background as active, mux as active_mux:
     print(active.is_activated_copy, active_mux.stream_weights_)
 
