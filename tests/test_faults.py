@@ -298,6 +298,8 @@ def test_either_may_end_while_the_worker_sends_what_does_not_fit(who):
         theirs.send("next")
         yield from numbers(1, 2_000_000)
 
+    # What starts with the first worker stays: a fork server, Python's resource tracker.
+    list(ZMQStreamer(Streamer(numbers, 1)))
     before = psutil.Process().num_fds()
     stream = iter(ZMQStreamer(Streamer(source), max_bytes=1000, timeout=None))
     next(stream)
