@@ -1,23 +1,20 @@
-"""A folder for clusters of Ray on this machine, and what their workers import."""
+"""What Ray and its workers read when they start."""
 
 import os
 import pathlib
-import shutil
 import tempfile
-
-import pytest
 
 HERE = pathlib.Path(__file__).parent
 
-# Read when Ray starts: nothing goes into the home folder, and nothing is sent.
+# Nothing goes into the home folder, and nothing is sent.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parent / "parity")))
 
+# Ray keeps the logs of each session for ever: those of tests, of scripts that tests run and of the
+# page go into a folder that is removed at exit. The names of the sockets there have to be short.
+_folder = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
+os.environ["RAY_TMPDIR"] = _folder.name
 
-@pytest.fixture(scope="module")
-def ray_folder():
-    # The names of its sockets have to be short.
-    folder = tempfile.mkdtemp(prefix="ray")
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+# What workers import.
+paths = (HERE, HERE.parent, HERE.parent / "parity", HERE.parent / "frameworks")
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))

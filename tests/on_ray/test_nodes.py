@@ -31,10 +31,10 @@ STORE = 80 * 2**20
 
 
 @pytest.fixture(scope="module")
-def cluster(ray_folder):
+def cluster():
     """A node that the consumer runs on, and that has room for no actor."""
     args = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**args, "temp_dir": ray_folder})
+    cluster = Cluster(initialize_head=True, head_node_args=args)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster
     ray.shutdown()

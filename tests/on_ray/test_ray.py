@@ -55,12 +55,11 @@ TREES = 10
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(ray_folder):
+def cluster():
     prepare()
     ray.init(
         num_cpus=2,
         object_store_memory=100 * 2**20,
-        _temp_dir=ray_folder,
         runtime_env={"worker_process_setup_hook": prepare},
         **HOW,
     )
@@ -487,8 +486,7 @@ def test_actors_are_those_of_the_session_of_ray_in_which_an_iteration_begins():
                 print(error)
             print(ray.is_initialized())
         print(list(parallel(max_iter=3)))
-        """,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        """
     )
     shut_down = (
         "Ray was shut down while its actors were read from; begin another iteration, or open the "

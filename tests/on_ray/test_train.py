@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 import pathlib
-import shutil
 import tempfile
 
 import pytest
@@ -20,31 +18,20 @@ from ray.train.torch import TorchTrainer  # noqa: E402
 import pescador.torch  # noqa: E402
 import ranks  # noqa: E402
 
-HERE = pathlib.Path(__file__).parent
-
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """A cluster of its own; the names of its sockets have to be short."""
-    folder = tempfile.mkdtemp(prefix="ray")
-    # Nothing goes into the home folder, and nothing is sent. Its workers import what tests do.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    paths = (HERE, HERE.parent, HERE.parent / "frameworks")
     ray.init(
         num_cpus=3,
         object_store_memory=100 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        _temp_dir=folder,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(map(str, paths))}},
     )
     yield
     ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def loop(config):
