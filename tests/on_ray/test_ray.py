@@ -49,7 +49,7 @@ from remote_streams import (  # noqa: E402
     tell_node,
 )  # fmt: skip
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
 TREES = 10
 
