@@ -60,10 +60,24 @@ pescador_copy(char *to, const char *from, size_t n, int past_cache)
     if (n == 8) {
         memcpy(to, from, 8);    /* a number: no call */
     }
-    else if (n < 2048) {
-        memcpy(to, from, n);
+    else if (n > 64) {
+        if (n < 2048) {
+            memcpy(to, from, n);
+        }
+        else {
+            pescador_copy_many(to, from, n, past_cache);
+        }
+    }
+    else if (n >= 16) {
+        /* From both ends, which may meet in the middle: no call either. */
+        memcpy(to, from, 16);
+        if (n > 32) {
+            memcpy(to + 16, from + 16, 16);
+            memcpy(to + n - 32, from + n - 32, 16);
+        }
+        memcpy(to + n - 16, from + n - 16, 16);
     }
     else {
-        pescador_copy_many(to, from, n, past_cache);
+        memcpy(to, from, n);
     }
 }
