@@ -631,7 +631,8 @@ cdef class Visit(Compiled):
         cdef Field* field = &self.table.fields[AT(i, self.table.n_fields)]
         cdef cnp.ndarray array = <cnp.ndarray>PyList_GET_ITEM(self.table.arrays, i)
         cdef cnp.ndarray view, result
-        cdef cnp.dtype dtype = array.dtype
+        # `array.dtype` would look the attribute up.
+        cdef cnp.dtype dtype = <cnp.dtype>cnp.PyArray_DESCR(array)
         cdef int flags = cnp.PyArray_FLAGS(array) & cnp.NPY_ARRAY_WRITEABLE
         if field.copies and field.direct:
             result = new_array(field.ndim, field.shape, dtype)

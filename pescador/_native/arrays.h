@@ -4,21 +4,21 @@
 #include <Python.h>
 #include <numpy/arrayobject.h>
 
-/* A new array in C order, with nothing written to it. NumPy takes over a reference to the dtype. */
-static inline PyObject *
-pescador_new_array(int ndim, const npy_intp *shape, PyArray_Descr *dtype)
-{
-    Py_INCREF(dtype);
-    return PyArray_Empty(ndim, shape, dtype, 0);
-}
-
-/* An array over memory that exists; NULL for strides means C order. */
+/* An array over memory that exists; NULL for strides means C order. NumPy takes over a reference to
+ * the dtype. */
 static inline PyObject *
 pescador_array_at(void *data, int ndim, const npy_intp *shape, const npy_intp *strides,
                   PyArray_Descr *dtype, int flags)
 {
     Py_INCREF(dtype);
     return PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, strides, data, flags, NULL);
+}
+
+/* A new array in C order, with nothing written to it; not of objects. */
+static inline PyObject *
+pescador_new_array(int ndim, const npy_intp *shape, PyArray_Descr *dtype)
+{
+    return pescador_array_at(NULL, ndim, shape, NULL, dtype, 0);
 }
 
 /* Change how many rows an array has along an axis, and its memory with it. The array owns that, is
