@@ -1,9 +1,10 @@
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self
+from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
 
+@final
 class Batches(Iterator[dict[Any, npt.NDArray[Any]]]):
     def __new__(
         cls,

@@ -71,6 +71,7 @@ cdef enum:
     SIGNALS_EVERY = 64
 
 cdef PyTypeObject* NDARRAY = <PyTypeObject*>np.ndarray
+cdef PyTypeObject* DICT = <PyTypeObject*>dict
 cdef PyTypeObject* VISIT = <PyTypeObject*>Visit
 cdef type np_ndarray = np.ndarray
 cdef object MEMMAP = np.memmap
@@ -124,8 +125,8 @@ cdef class Rows:
         self.count = 0
         self.memory = None
         self.shape[self.axis] = capacity
-        cdef bint large = self.reuses and capacity >= LARGE // max(self.blocks * self.row_bytes, 1)
-        if large or self.allocator is not None:
+        if self.allocator is not None or (
+                self.reuses and capacity * self.blocks * self.row_bytes >= LARGE):
             self.memory = self.take_earlier(capacity)
             if self.memory is None:
                 self.memory = Memory(self.allocate())
@@ -137,7 +138,7 @@ cdef class Rows:
         self.array = array
         self.data = cnp.PyArray_BYTES(array)
         self.capacity = cnp.PyArray_DIM(array, self.axis)
-        self.past_cache = cnp.PyArray_NBYTES(array) >= PAST_CACHE
+        self.past_cache = self.capacity * self.blocks * self.row_bytes >= PAST_CACHE
         return 0
 
     cdef cnp.ndarray allocate(self):
@@ -314,10 +315,15 @@ cdef class Column(Rows):
         if type(value) is not self.type:
             return False
         if self.given is not None:
-            return (cnp.PyArray_Check(value) and (<cnp.ndarray>value).dtype is self.given
+            return (cnp.PyArray_Check(value) and self.has_dtype(value)
                     and self.has_shape(
                         cnp.PyArray_NDIM(<cnp.ndarray>value), cnp.PyArray_DIMS(<cnp.ndarray>value)))
         return self.kind != SCALARS or self.has_unit(value)
+
+    cdef inline bint has_dtype(self, object array) noexcept:
+        """Whether an array has the very dtype that is planned."""
+        # `array.dtype` would look the attribute up.
+        return <PyObject*>cnp.PyArray_DESCR(<cnp.ndarray>array) == <PyObject*>self.given
 
     cdef bint has_shape(self, int ndim, const cnp.npy_intp* shape) noexcept:
         """Whether a value has the planned shape, but for the axis of a join."""
@@ -414,15 +420,19 @@ cdef class Column(Rows):
         return 0
 
     cdef Py_ssize_t first_capacity(self):
-        cdef Py_ssize_t each = self.value_shape[self.axis] if self.joins else 1
-        cdef Py_ssize_t few = FIRST // max(self.blocks * self.row_bytes, 1)
-        self.whole = PY_SSIZE_T_MAX
-        if self.size <= PY_SSIZE_T_MAX // max(each, 1):
-            self.whole = self.size * each
-        if self.joins and self.most:
-            return self.most
-        if self.allocator is not None:
+        cdef Py_ssize_t few, each = 1
+        self.whole = self.size
+        if self.joins:
+            each = self.value_shape[self.axis]
+            if self.size > PY_SSIZE_T_MAX // max(each, 1):
+                self.whole = PY_SSIZE_T_MAX
+            else:
+                self.whole *= each
+            if self.most:
+                return self.most
+        if self.allocator is not None or self.most >= self.whole:
             return self.whole
+        few = FIRST // max(self.blocks * self.row_bytes, 1)
         return min(self.whole, max(self.most, each, few))
 
     # ---- a batch
@@ -448,7 +458,7 @@ cdef class Column(Rows):
 
     cdef bint begins_with(self, cnp.ndarray array) noexcept:
         """Whether an item of a source that this takes would give the plan that there is."""
-        return self.type is np_ndarray and array.dtype is self.given
+        return self.type is np_ndarray and self.has_dtype(array)
 
     cdef int begin_as_before(self) except -1:
         """Start a batch with the plan that there is."""
@@ -458,58 +468,77 @@ cdef class Column(Rows):
             self.held = []
             return 0
         self.start(self.first_capacity())
-        if self.type is not VOID:
-            self.expected = NDARRAY if self.kind == ARRAYS else <PyTypeObject*>self.type
+        if self.kind != ARRAYS:
+            self.expected = <PyTypeObject*>self.type
+        elif self.direct and self.type is not VOID:
+            self.expected = NDARRAY
         return 0
+
+    cdef inline bint is_as_planned(self, object value) noexcept:
+        """Whether an array has the planned layout, so that its rows are its bytes."""
+        cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(<cnp.ndarray>value)
+        cdef int j
+        if (not self.has_dtype(value)
+                or cnp.PyArray_NDIM(<cnp.ndarray>value) != self.value_ndim
+                or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>value)):
+            return False
+        for j in range(self.joins, self.value_ndim):
+            if shape[j] != self.value_shape[j]:
+                return False
+        return True
+
+    cdef inline bint put(self, PyObject* value, char* row) noexcept:
+        """Copy a small value to a row, if it is just as planned."""
+        cdef const char* source
+        if Py_TYPE(<object>value) != self.expected:
+            return False
+        if self.kind != ARRAYS:
+            return self.put_number(<object>value, row)
+        if not self.is_as_planned(<object>value):
+            return False
+        source = cnp.PyArray_BYTES(<cnp.ndarray>value)
+        if source != row:
+            pescador_copy(row, source, self.row_bytes, False)
+        return True
+
+    cdef inline bint put_number(self, object value, char* row) noexcept:
+        """Likewise of a value of the expected type."""
+        cdef int overflow = 0
+        if self.kind == INTS:
+            (<int64_t*>row)[0] = PyLong_AsLongLongAndOverflow(value, &overflow)
+            return not overflow
+        if self.kind == FLOATS:
+            (<double*>row)[0] = PyFloat_AS_DOUBLE(value)
+        elif self.kind == SCALARS:
+            if not self.has_unit(value):
+                return False
+            memcpy(row, <char*><PyObject*>value + self.offset, self.row_bytes)
+        elif self.kind == BOOLS:
+            row[0] = value is True
+        else:
+            (<double*>row)[0] = PyComplex_RealAsDouble(value)
+            (<double*>row)[1] = PyComplex_ImagAsDouble(value)
+        return True
 
     cdef int add(self, object value) except -1:
         """Copy a value to its place."""
         cdef Py_ssize_t rows = 1
-        cdef int overflow = 0, j
-        cdef cnp.npy_intp* shape
-        cdef char* place
-        if Py_TYPE(value) != self.expected:
+        if Py_TYPE(value) != self.expected or (
+                self.kind == ARRAYS and not self.is_as_planned(value)):
             return self.add_other(value)
+        if self.joins:
+            rows = cnp.PyArray_DIM(<cnp.ndarray>value, 0)
+        if rows > self.capacity - self.count:
+            return self.add_after_reserve(value, rows)
+        if self.joins:
+            self.note_end(self.count + rows)
         if self.kind == ARRAYS:
-            if (not self.direct
-                    or <PyObject*>cnp.PyArray_DESCR(<cnp.ndarray>value) != <PyObject*>self.given
-                    or cnp.PyArray_NDIM(<cnp.ndarray>value) != self.value_ndim
-                    or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>value)):
-                return self.add_other(value)
-            shape = cnp.PyArray_DIMS(<cnp.ndarray>value)
-            for j in range(self.joins, self.value_ndim):
-                if shape[j] != self.value_shape[j]:
-                    return self.add_other(value)
-            if self.joins:
-                rows = shape[0]
-            if rows > self.capacity - self.count:
-                return self.add_after_reserve(value, rows)
-            if self.joins:
-                self.note_end(self.count + rows)
             copy(self.data + self.count * self.row_bytes, <cnp.ndarray>value,
                  rows * self.row_bytes, self.past_cache)
-            self.count += rows
-            self.n += 1
-            return 0
-        if self.count == self.capacity:
-            return self.add_after_reserve(value, 1)
-        place = self.data + AT(self.count, self.capacity) * self.row_bytes
-        if self.kind == FLOATS:
-            (<double*>place)[0] = PyFloat_AS_DOUBLE(value)
-        elif self.kind == INTS:
-            (<int64_t*>place)[0] = PyLong_AsLongLongAndOverflow(value, &overflow)
-            if overflow:
-                return self.add_other(value)
-        elif self.kind == SCALARS:
-            if not self.has_unit(value):
-                return self.add_other(value)
-            memcpy(place, <char*><PyObject*>value + self.offset, self.row_bytes)
-        elif self.kind == BOOLS:
-            place[0] = value is True
-        else:
-            (<double*>place)[0] = PyComplex_RealAsDouble(value)
-            (<double*>place)[1] = PyComplex_ImagAsDouble(value)
-        self.count += 1
+        elif not self.put_number(
+                value, self.data + AT(self.count, self.capacity) * self.row_bytes):
+            return self.add_other(value)
+        self.count += rows
         self.n += 1
         return 0
 
@@ -524,7 +553,7 @@ cdef class Column(Rows):
 
     cdef bint takes(self, const Field* field, cnp.ndarray array) except -1:
         """Whether the items of a source can be copied to their place without more ado."""
-        return (self.expected == NDARRAY and self.kind == ARRAYS and self.direct and field.direct
+        return (self.expected == NDARRAY and field.direct
                 and self.has_shape(field.ndim, field.shape)
                 and cnp.PyArray_EquivTypes(array.dtype, self.given))
 
@@ -694,6 +723,13 @@ cdef inline void copy(char* to, cnp.ndarray value, size_t n, bint past_cache) no
     Py_DECREF(value)
 
 
+cdef struct Place:
+    # Where the next row of a column goes.
+    char* row
+    PyObject* column
+
+
+@cython.final
 cdef class Batches(StreamMap):
     """The items of a source, `size` at a time, as one {key: array}.
 
@@ -726,10 +762,11 @@ cdef class Batches(StreamMap):
     cdef bint has_asked                # whether the source can write into batches
     cdef list laid                     # `columns`, when it was asked to
     cdef list unfinished               # items of a batch that an error has ended
-    # While each column takes rows of sources as they lie:
-    cdef char** places                 # where the next row goes, of each column
+    # While each column takes values as they lie, without a look at the batch:
+    cdef Place* places                 # one for each column
     cdef Py_ssize_t n_places
     cdef Py_ssize_t room               # rows that all of them have room for; 0 at other times
+    cdef bint has_visits               # it is rows of sources that come, not dicts
     cdef Py_ssize_t n_copied           # rows that the columns have not counted yet
 
     def __cinit__(self, source, Py_ssize_t size, bint partial=False, axis=None, *,
@@ -760,7 +797,7 @@ cdef class Batches(StreamMap):
         cdef PyObject* pointer
         cdef Column column
         cdef Py_ssize_t i, n = 0, first = self.position
-        cdef bint is_over
+        cdef bint is_over, is_quick = self.axis is None
         self.room = 0
         item = None
         if self.columns and not self.has_asked:
@@ -777,23 +814,22 @@ cdef class Batches(StreamMap):
                     self.position = first + n
                     if pointer is NULL and not is_over:
                         continue
+                    is_quick = False
                 else:
                     pointer = next_item(self.source)
                 if pointer is NULL:
                     break
                 item = steal(pointer)
-                if type(item) is Placed and not self.take_placed(<Placed>item, n):
-                    item = (<Placed>item).item((<Placed>item).row)
-                if type(item) is Visit and n > 0:
-                    self.add_from(item)
-                elif type(item) is Visit:
-                    self.add_first(item)
+                if type(item) is Visit:
+                    if n > 0:
+                        self.add_from(item)
+                    else:
+                        self.add_first(item)
                 elif type(item) is not Placed:
-                    self.is_stale = True
-                    if n == 0:
-                        self.began = None
-                        self.begin(item)
-                    self.add(item)
+                    self.add_item(item, n)
+                    is_quick = is_quick and self.find_places(False)
+                elif not self.take_placed(<Placed>item, n):
+                    self.add_item((<Placed>item).item((<Placed>item).row), n)
                 # Let go before the source goes on.
                 item = None
                 n += 1
@@ -809,17 +845,17 @@ cdef class Batches(StreamMap):
             raise
         if n < self.size and (n == 0 or not self.partial):
             raise StopIteration
-        cdef list joined = []
+        cdef list joined = [None] * len(self.columns)
         cdef dict result = {}
         try:
             # NumPy may refuse to join these, before any of the others is handed out.
-            for column in self.columns:
-                joined.append(column.join(first))
+            for i in range(len(joined)):
+                joined[i] = (<Column>PyList_GET_ITEM(self.columns, i)).join(first)
         except BaseException:
             self.keep_unfinished(n, first, None)
             raise
         for i in range(len(joined)):
-            column = self.columns[i]
+            column = <Column>PyList_GET_ITEM(self.columns, i)
             values = joined[i]
             column.held = None
             result[column.key] = column.end() if values is None else values
@@ -905,12 +941,8 @@ cdef class Batches(StreamMap):
     cdef Py_ssize_t add_unfinished(self) except -1:
         """Begin with the items of a batch that an error has ended; return how many."""
         cdef list items = self.unfinished
-        self.is_stale = True
-        for item in items:
-            if item is items[0]:
-                self.began = None
-                self.begin(item)
-            self.add(item)
+        for n, item in enumerate(items):
+            self.add_item(item, n)
             self.position += 1
         self.unfinished = None
         return len(items)
@@ -930,17 +962,13 @@ cdef class Batches(StreamMap):
                              f"{self.size}")
         loader.restore(self.source, state["stream"])
 
-    cdef inline bint has_place_for(self, PyObject* item) noexcept:
-        """Whether an item is the row of a source that the columns take as it lies."""
-        return (Py_TYPE(<object>item) is VISIT and (<Visit>item).table.stamp == self.stamp
-                and (<Visit>item).table.is_plain)
-
     cdef int begin(self, object item) except -1:
         """Prepare for a batch, of which this is the first item."""
         if not self.has_keys(item):
             self.take_keys(item)
-        for column in self.columns:
-            (<Column>column).clear()
+        cdef Py_ssize_t i
+        for i in range(len(self.columns)):
+            (<Column>PyList_GET_ITEM(self.columns, i)).clear()
         return 0
 
     cdef bint has_keys(self, object item):
@@ -971,6 +999,14 @@ cdef class Batches(StreamMap):
         self.columns = columns
         self.changes = -1
         return 0
+
+    cdef int add_item(self, object item, Py_ssize_t n) except -1:
+        """Add an item, before which n were added, in the usual way."""
+        self.is_stale = True
+        if n == 0:
+            self.began = None
+            self.begin(item)
+        return self.add(item)
 
     cdef int add(self, object item) except -1:
         """Add the values of an item to the batch."""
@@ -1043,8 +1079,9 @@ cdef class Batches(StreamMap):
     cdef int look_for_changes(self) except -1:
         """Have no visit take the quick way on the word of a plan that is no more."""
         cdef int64_t changes = 0
-        for column in self.columns:
-            changes += (<Column>column).changes
+        cdef Py_ssize_t i
+        for i in range(len(self.columns)):
+            changes += (<Column>PyList_GET_ITEM(self.columns, i)).changes
         if changes != self.changes:
             self.changes = changes
             self.stamp = pescador_add(&n_stamps, 1)
@@ -1063,70 +1100,130 @@ cdef class Batches(StreamMap):
         for i in range(len(self.columns)):
             (<Column>PyList_GET_ITEM(self.columns, i)).add_from(visit, i)
         if self.axis is None and visit.table.is_plain:
-            self.find_places()
+            self.find_places(True)
         return 0
 
-    cdef int find_places(self) except -1:
-        """Note where the next rows go, and for how many there is room without a look at columns."""
-        cdef Py_ssize_t i, n = len(self.columns)
+    cdef bint find_places(self, bint has_visits) except -1:
+        """Note where the next rows go, and for how many there is room without a look at columns.
+
+        Return whether all columns take values as they lie.
+        """
+        cdef Py_ssize_t i, room = self.size, n = len(self.columns)
         cdef Column column
-        self.places = <char**>resized(self.places, n, sizeof(char*))
-        self.room = self.size
+        if n != self.n_places:
+            self.places = <Place*>resized(self.places, n, sizeof(Place))
+            self.n_places = n
+        self.room = 0
         for i in range(n):
-            column = self.columns[i]
-            self.places[i] = column.data + column.count * column.row_bytes
-            self.room = min(self.room, column.capacity - column.count)
-        self.n_places = n
-        return 0
+            column = <Column>PyList_GET_ITEM(self.columns, i)
+            if column.expected is NULL or column.row_bytes >= WITHOUT_GIL:
+                return False
+            self.places[i].column = <PyObject*>column
+            self.places[i].row = column.data + column.count * column.row_bytes
+            room = min(room, column.capacity - column.count)
+        if self.is_stale:
+            self.look_for_changes()
+        self.room = room
+        self.has_visits = has_visits
+        return True
 
     cdef bint copy_rows(self, Py_ssize_t most, PyObject** other) except -1:
-        """Copy rows for as long as the source gives such as the columns take and there is room.
+        """Copy rows for as long as items come that the columns take as they lie, and there is room.
 
-        Return whether the source is over; `other` becomes an item that is no such row, if one came.
+        Return whether the source is over; `other` becomes an item that is not so, if one came.
         """
-        cdef Compiled source = <Compiled?>self.source
+        source = self.source
+        cdef Compiled compiled = source if isinstance(source, Compiled) else None
         cdef PyObject* item = NULL
-        cdef Py_ssize_t n = 0, stop
+        cdef Py_ssize_t stop
         cdef bint failed
         most = min(most, self.room)
-        while n < most:
-            stop = min(most, n + SIGNALS_EVERY)
+        while self.n_copied < most:
+            stop = min(most, self.n_copied + SIGNALS_EVERY)
             failed = True
-            source.begin_steps()
+            if compiled is not None:
+                compiled.begin_steps()
             try:
-                while n < stop:
-                    item = source.step()
-                    if item is NULL or not self.has_place_for(item):
-                        break
-                    self.copy_row(<Visit>item)
-                    Py_DECREF(<object>item)
-                    n += 1
+                if self.has_visits:
+                    item = self.copy_visits(<Compiled?>source, stop)
+                else:
+                    item = self.copy_items(source, compiled, stop)
                 failed = False
             finally:
-                self.n_copied = n
-                source.end_steps(failed)
-            if n < stop:
+                if compiled is not None:
+                    compiled.end_steps(failed)
+            if self.n_copied < stop:
                 other[0] = item
                 return item is NULL
             PyErr_CheckSignals()
         return False
 
-    cdef inline void copy_row(self, Visit visit) noexcept:
-        """Copy a row, which the columns take, to where the next ones go. There must be room."""
+    cdef PyObject* copy_visits(self, Compiled source, Py_ssize_t stop) except? NULL:
+        """Copy rows of visits; return what comes before `stop` that is no such row, or NULL."""
+        cdef PyObject* item
+        while self.n_copied < stop:
+            item = source.step()
+            if item is NULL or not self.has_place_for(item):
+                return item
+            self.copy_visit(<Visit>item)
+            Py_DECREF(<object>item)
+            self.n_copied += 1
+        return NULL
+
+    cdef inline bint has_place_for(self, PyObject* item) noexcept:
+        """Whether an item is the row of a source that the columns take as it lies."""
+        return (Py_TYPE(<object>item) is VISIT and (<Visit>item).table.stamp == self.stamp
+                and (<Visit>item).table.is_plain)
+
+    cdef inline void copy_visit(self, Visit visit) noexcept:
+        """Copy the row that a visit stands at to where the next ones go. There must be room."""
         cdef const Field* field = visit.table.fields
-        cdef char** places = self.places
-        cdef Py_ssize_t i, row = visit.row
-        for i in range(self.n_places):
-            pescador_copy(places[i], field.base + row * field.step, field.run_bytes, False)
-            places[i] += field.run_bytes
+        cdef Place* place = self.places
+        cdef Place* end = place + self.n_places
+        cdef Py_ssize_t row = visit.row
+        while place != end:
+            pescador_copy(place.row, field.base + row * field.step, field.run_bytes, False)
+            place.row += field.run_bytes
             field += 1
+            place += 1
+
+    cdef PyObject* copy_items(self, object source, Compiled compiled,
+                              Py_ssize_t stop) except? NULL:
+        """Copy the values of dicts; return what comes before `stop` that is none, or NULL."""
+        cdef PyObject* item
+        cdef Py_ssize_t n = self.n_copied
+        while n < stop:
+            item = next_item(source) if compiled is None else compiled.step()
+            if item is NULL or Py_TYPE(<object>item) != DICT or not self.copy_values(item, n):
+                return item
+            Py_DECREF(<object>item)
+            n += 1
+            self.n_copied = n
+        return NULL
+
+    cdef inline bint copy_values(self, PyObject* item, Py_ssize_t n) noexcept:
+        """Copy the values of a dict to row n from now, if the columns take them as they lie.
+
+        The keys must be in the order of the columns.
+        """
+        cdef const Place* place = self.places
+        cdef const Place* end = place + self.n_places
+        cdef Py_ssize_t at = 0
+        cdef PyObject* value
+        while place != end:
+            value = next_value(item, &at, <PyObject*>(<Column>place.column).key)
+            if value is NULL or not (<Column>place.column).put(
+                    value, place.row + AT(n, self.room) * (<Column>place.column).row_bytes):
+                return False
+            place += 1
+        return True
 
     cdef Py_ssize_t count_copied(self) except -1:
         """Have the columns count the rows that were copied past them; return how many."""
-        cdef Py_ssize_t n = self.n_copied
-        for column in self.columns if n else ():
-            (<Column>column).count += n
-            (<Column>column).n += n
+        cdef Py_ssize_t i, n = self.n_copied
+        for i in range(len(self.columns) if n else 0):
+            (<Column>PyList_GET_ITEM(self.columns, i)).count += n
+            (<Column>PyList_GET_ITEM(self.columns, i)).n += n
         self.room = self.n_copied = 0
         return n
 

@@ -389,6 +389,65 @@ def test_any_mapping_is_an_item_and_more_keys_than_the_first_has_are_ignored(kin
     assert batch["a"].tolist() == [[0, 0], [1, 1], [1, 1]]
 
 
+def rows(n):
+    """Items of an array, a number and another array, with the very same keys."""
+    return [
+        {"xs": np.full(3, i, np.float32), "n": i, "y": np.full((2, 2), i, np.int16)}
+        for i in range(n)
+    ]
+
+
+# What may come among such items: each is read as NumPy would read it.
+ODD = {
+    "a number of another type": lambda item: item | {"n": item["n"] + 0.5},
+    "a number that no int64 holds": lambda item: item | {"n": 2**70},
+    "a bool": lambda item: item | {"n": True},
+    "a scalar": lambda item: item | {"n": np.int64(item["n"])},
+    "another dtype": lambda item: item | {"y": item["y"].astype(np.float64)},
+    "the other byte order": lambda item: item | {"y": item["y"].astype(">i2")},
+    "another layout": lambda item: item | {"y": np.arange(4, dtype=np.int16).reshape(2, 2).T},
+    "a list": lambda item: item | {"y": item["y"].tolist()},
+    "an array of objects": lambda item: item | {"y": item["y"].astype(object)},
+    "a subclass": lambda item: item | {"y": item["y"].view(np.recarray)},
+    "another order": lambda item: dict(reversed(item.items())),
+    "one more key": lambda item: {"z": None} | item,
+    "an equal key": lambda item: {"".join("xs"): None} | item,
+    "another mapping": collections.OrderedDict,
+    "the same": lambda item: item,
+}
+
+
+@examples(300)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 30),
+    st.dictionaries(st.integers(0, 29), st.sampled_from(list(ODD)), max_size=3),
+)
+def test_an_odd_item_among_others_is_joined_as_numpy_does(size, n, odd):
+    def items():
+        # The first item of a batch says which keys there are.
+        return [
+            ODD[odd.get(i, "the same")](item) if i % size or odd.get(i) != "one more key" else item
+            for i, item in enumerate(rows(n))
+        ]
+
+    batches = list(pescador.buffer_stream(iter(items()), size, partial=True))
+    assert len(batches) == -(-n // size)
+    for i, batch in enumerate(batches):
+        whole = items()[i * size : (i + 1) * size]
+        assert list(batch) == list(whole[0])
+        for key, values in batch.items():
+            assert alike(values, np.array([item[key] for item in whole]))
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_shape_that_differs_after_other_values_were_copied_is_an_error(place):
+    items = rows(6)
+    items[place]["y"] = np.zeros((2, 3), np.int16)
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        next(pescador.buffer_stream(items, 6))
+
+
 def test_a_dict_that_makes_what_it_lacks_is_asked():
     items = [collections.defaultdict(int, x=1), collections.defaultdict(int)]
     [batch] = pescador.buffer_stream(items, 2)

@@ -182,7 +182,7 @@ def test_a_batch_of_items_that_run_no_python_can_be_interrupted(item):
     def on_alarm(*_):
         raise Alarm
 
-    source = itertools.repeat(item, 20_000_000)
+    source = itertools.repeat(item, 100_000_000)
     before = signal.signal(signal.SIGVTALRM, on_alarm)
     signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
     try:
