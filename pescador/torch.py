@@ -5,8 +5,9 @@
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ _FORMAT = 1
 
 # What a data set has room for: the ranks on one machine, and the workers of each.
 _RANKS, _WORKERS = 32, 256
+
+# No epoch is more; the one after it is counted too.
+_MOST = (1 << 63) - 1
 
 # The bits of a key, by which the workers of one pass know each other.
 _KEY = (1 << 32) - 1
@@ -254,16 +258,34 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 # ------------------------------------------------------------------------------------- epochs
 
 
+class _Asked(NamedTuple):
+    """What the workers of one pass have in common, from when their loader was asked for it."""
+
+    #: By which they know each other.
+    key: int
+    #: After which number their pass is counted, and from which epoch.
+    base: int
+    first: int
+
+
 class _Epochs:
     """Which epoch the next pass is of, where all copies of a data set see it.
 
     A loader starts its workers anew for each pass, or keeps them and the copies that they have.
-    Those of one pass agree on its epoch, though any of them may begin late, or not at all.
+    Those of one pass agree on its epoch, though any of them may begin late, or not at all: passes
+    are numbered as they begin, and one that was asked for before an epoch was set is not counted
+    after it.
     """
 
     def __init__(self, epoch: int) -> None:
-        # Of each rank: the epoch of the first pass that is counted.
+        process = os.getpid()
+        # Of each rank: the number that its passes follow since its epoch was set, that epoch, and
+        # the process that has set it.
+        self.base = torch.zeros(_RANKS, dtype=torch.int64).share_memory_()
         self.first = torch.full((_RANKS,), epoch, dtype=torch.int64).share_memory_()
+        self.setter = torch.full((_RANKS,), process, dtype=torch.int64).share_memory_()
+        # What was set last in this process. A worker has a copy of when it was started.
+        self.own = [(0, epoch, process)] * _RANKS
         # Of each worker: which pass it has begun last. Above the bits of `_KEY`, the number of that
         # pass, from 1; in them, its key (see `Dataset.__iter__`). They change as one.
         self.begun = torch.zeros((_RANKS, _WORKERS), dtype=torch.int64).share_memory_()
@@ -272,44 +294,75 @@ class _Epochs:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Other processes than the workers of a loader get a copy.
-        self.__dict__.update({name: tensor.share_memory_() for name, tensor in state.items()})
+        self.__dict__.update(state)
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.share_memory_()
 
     def is_elsewhere(self, part: Part) -> bool:
         """Tell whether the last pass of a rank was made by workers."""
         return bool(self.elsewhere[part.rank % _RANKS])
 
-    def set(self, rank: int, epoch: int) -> None:
+    def set(self, part: Part, epoch: int) -> None:
         """Note the epoch of the next pass of a rank."""
-        self.first[rank % _RANKS] = epoch
-        self.begun[rank % _RANKS] = 0
+        rank = part.rank % _RANKS
+        if part.num_workers:
+            # Each worker of a pass does so, before it begins.
+            self.first[rank] = epoch
+            self.begun[rank] = 0
+            return
+        # A pass that begins at this moment may take the next number.
+        base = max(int(self.begun[rank].max()) // (_KEY + 1), int(self.base[rank])) + 2
+        self.own[rank] = base, epoch, os.getpid()
+        self.base[rank], self.first[rank], self.setter[rank] = self.own[rank]
 
     def restore(self, part: Part, epoch: int) -> None:
-        """Note the epoch of the next pass of a rank, of which this part is restored."""
+        """Note the epoch after that of the pass that this part goes on with."""
         self.elsewhere[part.rank % _RANKS] = part.num_workers > 0
-        self.set(part.rank, epoch)
+        self.set(part, epoch)
 
-    def _number(self, part: Part, key: int) -> int:
-        """Return the number of the pass that has a key; 0 is the key of none that is shared."""
-        begun = self.begun[part.rank % _RANKS].tolist()
-        if key:
-            if begun[part.worker] & _KEY == key:
-                # The loader was given the seed of the pass before.
-                return int(begun[part.worker] // (_KEY + 1)) + 1
-            same = [value for value in begun if value & _KEY == key]
-            if same:
-                return int(max(same) // (_KEY + 1))
-        return int(max(begun) // (_KEY + 1)) + 1
+    def _since(self, rank: int) -> tuple[int, int]:
+        """Return after which number passes are counted now, and from which epoch."""
+        return int(self.base[rank]), int(self.first[rank])
 
-    def of(self, part: Part, key: int = 0) -> int:
-        """Return the epoch of the next pass, or of the pass that has a key."""
-        return int(self.first[part.rank % _RANKS]) + self._number(part, key) - 1
+    def ask(self, part: Part, key: int, is_new: bool) -> _Asked:
+        """Note that the loader of a worker was asked for a pass."""
+        rank = part.rank % _RANKS
+        since, (*own, process) = self._since(rank), self.own[rank]
+        if is_new and own[0] != since[0] and process == int(self.setter[rank]):
+            # The worker was started before its loader's process has set another epoch.
+            since = own[0], own[1]
+        return _Asked(key, *since)
 
-    def begin(self, part: Part, key: int, epoch: int) -> None:
+    def _number(self, rank: int, worker: int, asked: _Asked) -> int:
+        """Return the number of a pass."""
+        low, high = (asked.base + 1) * (_KEY + 1), math.inf
+        if asked.base < int(self.base[rank]):
+            high = int(self.base[rank]) * (_KEY + 1)
+        values: list[int] = self.begun[rank].tolist()
+        begun = {i: divmod(n, _KEY + 1) for i, n in enumerate(values) if low <= n < high}
+        number, key = begun.get(worker, (0, 0))
+        if asked.key and key == asked.key:
+            # The loader was given the seed of the pass before.
+            return number + 1
+        same = [number for number, key in begun.values() if asked.key and key == asked.key]
+        return max(same) if same else max((n for n, _ in begun.values()), default=asked.base) + 1
+
+    def of(self, part: Part, asked: _Asked | None = None) -> int:
+        """Return the epoch of the next pass, or of one that workers were asked for."""
+        rank = part.rank % _RANKS
+        asked = asked or _Asked(0, *self._since(rank))
+        return asked.first + self._number(rank, part.worker, asked) - asked.base - 1
+
+    def begin(self, part: Part, asked: _Asked | None, epoch: int) -> None:
         """Note that a pass has begun: the next one is of another epoch, unless one was set."""
-        number = self._number(part, key)
-        self.elsewhere[part.rank % _RANKS] = part.num_workers > 0
-        if epoch == int(self.first[part.rank % _RANKS]) + number - 1:
-            self.begun[part.rank % _RANKS, part.worker] = number * (_KEY + 1) + key
+        rank = part.rank % _RANKS
+        base, first = self._since(rank)
+        self.elsewhere[rank] = part.num_workers > 0
+        asked = asked or _Asked(0, base, first)
+        number = self._number(rank, part.worker, asked)
+        if asked.base == base and epoch == first + number - base - 1:
+            self.begun[rank, part.worker] = number * (_KEY + 1) + asked.key
 
 
 # ------------------------------------------------------------------------------------- data sets
@@ -322,9 +375,9 @@ class _Pass:
     """
 
     def __init__(
-        self, tree: Tree, part: Part, epochs: _Epochs, key: int, steps: int | None
+        self, tree: Tree, part: Part, epochs: _Epochs, asked: _Asked | None, steps: int | None
     ) -> None:
-        self.tree, self.part, self.epochs, self.key = tree, part, epochs, key
+        self.tree, self.part, self.epochs, self.asked = tree, part, epochs, asked
         # How many items the rank gives, and how many of them are this part's: its workers give one
         # each in turn.
         self.steps, n = steps, max(part.num_workers, 1)
@@ -336,7 +389,9 @@ class _Pass:
     @property
     def epoch(self) -> int:
         """Which epoch it is of."""
-        return self.epochs.of(self.part, self.key) if self.restored is None else self.restored
+        if self.restored is not None:
+            return self.restored
+        return self.epochs.of(self.part, self.asked)
 
     def restore(self, epoch: int, state: Any) -> None:
         """Have it begin where another pass was."""
@@ -346,7 +401,7 @@ class _Pass:
         """Open the stream."""
         self.restored = self.tree.epoch = self.epoch
         stream = self.tree.top.open(state=self.state)
-        self.epochs.begin(self.part, self.key, self.restored)
+        self.epochs.begin(self.part, self.asked, self.restored)
         self.stream = stream
         return stream
 
@@ -563,12 +618,15 @@ class Dataset(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         part, worker = self._part(), torch.utils.data.get_worker_info()
         self._n_passes += 1
-        key = 0
+        asked = None
         if worker is not None:
             # What the workers of one pass have in common, and those of another have not: the seed
             # of the loader, and how many passes they have made with it.
             key = hash((worker.seed - worker.id, self._n_passes)) % _KEY + 1
-        run = _Pass(self._tree_of(part), part, self._epochs, key, self.steps_per_epoch)
+            # One that is kept is asked while its loader waits.
+            is_new = self._tree is None or self._tree[0] != part
+            asked = self._epochs.ask(part, key, is_new)
+        run = _Pass(self._tree_of(part), part, self._epochs, asked, self.steps_per_epoch)
         if self._loaded is not None:
             self._check_part(self._loaded, part)
             if not _has_ended(self._loaded):
@@ -583,10 +641,15 @@ class Dataset(torch.utils.data.IterableDataset):
         Parameters
         ----------
         epoch : int >= 0
+
+        Notes
+        -----
+        Workers begin at ``iter(loader)``: a pass that they have been asked for stays as it is, and
+        does not count.
         """
-        if not (is_number(epoch, int, np.integer) and 0 <= epoch < 1 << 63):
+        if not (is_number(epoch, int, np.integer) and 0 <= epoch < _MOST):
             raise ArgumentError(f"epoch={epoch!r} must be a whole number, 0 or more")
-        self._epochs.set(self._part().rank, int(epoch))
+        self._epochs.set(self._part(), int(epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the pass is that began last: as of the last item that it has given.
@@ -639,7 +702,7 @@ class Dataset(torch.utils.data.IterableDataset):
         numbers: list[Any] = [state_dict.get(name) for name in (*Part._fields, "epoch")]
         stream = state_dict.get("stream", "nothing")
         if not (
-            all(is_number(number, int) and 0 <= number < 1 << 63 for number in numbers)
+            all(is_number(number, int) and 0 <= number < _MOST for number in numbers)
             and (stream is None or (isinstance(stream, dict) and "ended" in stream))
         ):
             raise StateError(
@@ -648,7 +711,7 @@ class Dataset(torch.utils.data.IterableDataset):
             )
         part = self._part()
         self._check_part(state_dict, part)
-        self._epochs.restore(part, state_dict["epoch"] + _has_ended(state_dict))
+        self._epochs.restore(part, state_dict["epoch"] + 1)
         self._run, self._loaded = None, state_dict
 
     def _check_part(self, state: dict[str, Any], part: Part) -> None:

@@ -459,6 +459,72 @@ def test_a_worker_that_has_not_begun_a_pass_is_not_an_epoch_behind_in_the_next()
         assert rows([batch]) == rows(expected)
 
 
+class Held(Dataset):
+    """One whose second worker begins no pass before it may."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.may_begin = multiprocessing.Event()
+
+    def __iter__(self):
+        items, worker = super().__iter__(), torch.utils.data.get_worker_info()
+        return self.held(items) if worker is not None and worker.id == 1 else items
+
+    def held(self, items):
+        assert self.may_begin.wait(60)
+        yield from items
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize("kind", ["torch", "torchdata"])
+def test_an_epoch_is_that_of_the_passes_that_a_loader_is_asked_for_after_it_was_set(
+    kind, is_kept, is_resumed
+):
+    loader_of = DataLoader
+    if kind == "torchdata" or is_resumed:
+        package = pytest.importorskip("torchdata.stateful_dataloader", reason="no torchdata")
+        loader_of = package.StatefulDataLoader
+    dataset = Held(runs.endless_tree())
+    options = {"batch_size": None, "num_workers": 2, "persistent_workers": is_kept}
+    loader = loader_of(dataset, **options)
+    whole = [
+        [rows([batch]) for batch in runs.endless_tree().at(rank=worker, epoch=epoch)(max_iter=2)]
+        for epoch in range(2)
+        for worker in range(2)
+    ]
+    given, epoch = 0, 1
+    if is_resumed:
+        dataset.may_begin.set()
+        items = iter(loader)
+        next(items), next(items)
+        loader.load_state_dict(loader.state_dict())
+        given, epoch = 1, 0
+    for expected in (0, epoch):
+        dataset.may_begin.clear()
+        items = iter(loader)
+        batches = [rows([next(items)])]
+        # The other worker begins this pass when the epoch of the next one was set.
+        dataset.set_epoch(epoch)
+        dataset.may_begin.set()
+        batches.append(rows([next(items)]))
+        assert batches == [whole[2 * expected + worker][given] for worker in range(2)]
+        given = 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_pass_that_goes_on_counts_though_nothing_is_asked_for(num_workers):
+    package = pytest.importorskip("torchdata.stateful_dataloader", reason="no torchdata")
+    dataset = Dataset(runs.endless_tree())
+    loader = dataset
+    if num_workers:
+        loader = package.StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+    next(iter(loader))
+    loader.load_state_dict(loader.state_dict())
+    assert list(itertools.islice(loader, 0)) == []
+    assert rows([next(iter(loader))]) == rows(runs.endless_tree().at(epoch=1)(max_iter=1))
+
+
 def test_two_passes_at_once_are_of_two_epochs():
     dataset = Dataset(runs.endless_tree())
     pairs = list(itertools.islice(zip(dataset, dataset, strict=True), 3))
