@@ -145,8 +145,22 @@ def lightning_loader(dataset, num_workers, steps, load, save_to):
     return fit(loader, steps, load, save_to)
 
 
-def fit(loader, steps, load, save_to):
-    """Train in epochs of 25 batches, until so many steps are made."""
+def lightning_epochs(dataset, num_workers, steps, load, save_to):
+    """Lightning, with three epochs of 10 steps, saved within one by its step, or at its end."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    dataset = loader = pescador.torch.Dataset(dataset.streamer, steps_per_epoch=10)
+    if num_workers:
+        loader = StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+    every = {"every_n_train_steps": steps}
+    if num_workers and steps % 10 == 0:
+        every = {"every_n_epochs": steps // 10}
+    limit = {"max_epochs": 3} if load else {"max_epochs": 3, "max_steps": steps}
+    return fit(loader, steps, load, save_to, every, dataset, limit_train_batches=None, **limit)
+
+
+def fit(loader, steps, load, save_to, every=None, dataset=None, **options):
+    """Train in epochs of 25 batches, until so many steps are made, unless options say otherwise."""
     import lightning
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -156,6 +170,11 @@ def fit(loader, steps, load, save_to):
             self.layer = torch.nn.Linear(2, 1)
             self.given = []
 
+        def train_dataloader(self):
+            if dataset is not None:
+                dataset.set_epoch(self.trainer.global_step // dataset.steps_per_epoch)
+            return loader
+
         def training_step(self, batch, i):
             self.given.append(batch)
             return self.layer(batch["x"].float()).square().mean()
@@ -164,12 +183,14 @@ def fit(loader, steps, load, save_to):
             return torch.optim.SGD(self.parameters(), 1e-9)
 
     path = pathlib.Path(save_to)
-    saves = ModelCheckpoint(path.parent, path.name, every_n_train_steps=steps)
+    saves = ModelCheckpoint(path.parent, path.name, **(every or {"every_n_train_steps": steps}))
     saves.FILE_EXTENSION = ""
+    if dataset is None:
+        last = steps if load is None else load["global_step"] + steps
+        options = {"max_steps": last, "limit_train_batches": 25}
     trainer = lightning.Trainer(
+        **options,
         accelerator="cpu",
-        max_steps=steps if load is None else load["global_step"] + steps,
-        limit_train_batches=25,
         logger=False,
         callbacks=[] if save_to == "-" else [saves],
         enable_checkpointing=save_to != "-",
@@ -177,7 +198,7 @@ def fit(loader, steps, load, save_to):
         enable_model_summary=False,
     )
     model = Model()
-    trainer.fit(model, loader, ckpt_path=load and load["path"])
+    trainer.fit(model, ckpt_path=load and load["path"])
     return model.given
 
 

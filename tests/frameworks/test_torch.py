@@ -629,8 +629,8 @@ def unbroken(tree, num_workers):
 
 
 def needs(loop):
-    packages = {"stateful": "torchdata", "lightning_loader": "torchdata"}
-    names = [packages.get(loop)]
+    needing = ("stateful", "lightning_loader", "lightning_epochs")
+    names = ["torchdata" if loop in needing else None]
     names += ["transformers", "accelerate"] if "trainer" in loop else []
     names += ["torchdata"] if loop == "trainer_stateful" else []
     names += ["lightning"] if "lightning" in loop else []
@@ -742,6 +742,22 @@ def test_a_run_that_is_resumed_in_its_second_pass_goes_on_to_the_third(loop, len
     whole = [tree.at(epoch=epoch)(max_iter=length) for epoch in range(3)]
     expected = [batch["x"].tolist() for batch in itertools.chain(*whole)]
     assert first + rest == expected[: 2 * length + 4]
+
+
+@pytest.mark.parametrize(
+    ("tree", "num_workers", "stop_at"),
+    [("parallel", 0, 14), ("parallel", 0, 20), ("endless", 2, 14), ("endless", 2, 20)],
+)
+@pytest.mark.timeout(300)
+def test_epochs_of_lightning_that_are_resumed_are_those_of_an_unbroken_run(
+    tree, num_workers, stop_at, tmp_path
+):
+    needs("lightning_epochs")
+    path = str(tmp_path / "state")
+    first = run("lightning_epochs", tree, num_workers, stop_at, save=path)
+    rest = run("lightning_epochs", tree, num_workers, 30 - stop_at, load=path)
+    loader = DataLoader(stepped(10), batch_size=None, num_workers=num_workers)
+    assert first + rest == [batch["x"].tolist() for _ in range(3) for batch in loader]
 
 
 def trained_by_lightning(folder):
