@@ -293,7 +293,8 @@ class _Epochs:
         self.elsewhere = torch.zeros(_RANKS, dtype=torch.bool).share_memory_()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Other processes than the workers of a loader get a copy.
+        # Other processes than the workers of a loader get a copy. Older ones had fewer fields.
+        self.__init__(0)  # type: ignore[misc]
         self.__dict__.update(state)
         for value in state.values():
             if isinstance(value, torch.Tensor):
