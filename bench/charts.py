@@ -55,7 +55,7 @@ def series(summary, name, x, fixed):
         if identifier.split("/")[0] == name and x in params and set(params) == {x, *fixed}:
             for contestant, entry in found["by"].items():
                 y = [
-                    found["bytes"] / seconds / 1e9 if found["bytes"] else seconds * 1e9
+                    found["bytes"] / seconds / 1e9 if found.get("bytes") else seconds * 1e9
                     for seconds in entry["seconds"]
                 ]
                 lines.setdefault(contestant, []).append((params[x], *y))

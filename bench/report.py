@@ -69,7 +69,7 @@ def main_table(cases):
     header = ["case", "per", "limit", "ours", "peer", "hand"]
     yield [*header, "peer / ours", "hand / ours", "ours / limit"]
     for case, found in cases.items():
-        by, n_bytes = found["by"], found["bytes"]
+        by, n_bytes = found["by"], found.get("bytes")
         cells = [cell(by.get(name), n_bytes) for name in ("limit", "ours", "peer", "hand")]
         peer, hand, limit = (by.get(name, {}).get("ratio") for name in ("peer", "hand", "limit"))
         ratios = map(times_as, (peer, hand, limit and 1 / limit))
@@ -82,7 +82,7 @@ def others_table(cases):
     for case, found in cases.items():
         by = found["by"]
         for name in filter(by.get, OTHERS):
-            ours, theirs = (cell(by.get(it), found["bytes"]) for it in (OURS, name))
+            ours, theirs = (cell(by.get(it), found.get("bytes")) for it in (OURS, name))
             yield [f"`{case}`", ours, name, theirs, times_as(by[name]["ratio"]), by[name]["way"]]
 
 
@@ -119,7 +119,7 @@ def slower_table(summary):
     yield ["case", "faster", "theirs", "ours", "by"]
     for case, name, factor in slower(summary):
         found = summary["cases"][case]
-        theirs, ours = (cell(found["by"][it], found["bytes"]) for it in (name, OURS))
+        theirs, ours = (cell(found["by"][it], found.get("bytes")) for it in (name, OURS))
         yield [f"`{case}`", name, theirs, ours, times_as(factor)]
 
 
