@@ -46,6 +46,14 @@ def _slots_of(streamer: Any) -> list[tuple[str, Any]]:
     return [(name, getattr(streamer, name)) for name in names if hasattr(streamer, name)]
 
 
+def as_fields(state: Any) -> dict[str, Any]:
+    """Return what a pickle has as one dict: Python's own form has slots beside it, as a pair."""
+    if isinstance(state, tuple):
+        fields, in_slots = state
+        return {**(fields or {}), **(in_slots or {})}
+    return dict(state)
+
+
 def _can_stream(source: Any) -> bool:
     """Whether a Streamer can be made from this: an iterable or a generator function."""
     # inspect recognises every generator function, but takes half as long as the rest of __init__.
@@ -172,7 +180,8 @@ class Streamer(Generic[T]):
             state["streamer"] = by_name(state["streamer"])
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Any) -> None:
+        state = as_fields(state)
         in_slots = set(_slot_names(type(self)))
         for name, value in state.items():
             if name in in_slots:

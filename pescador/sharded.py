@@ -384,9 +384,9 @@ class Sharded(Visited[T]):
         state = {name: v for name, v in super().__getstate__().items() if name not in left_out}
         return {**state, "make": by_name(state["make"])}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
-        self.__pescador_made__ = _Made(state["make"], state["seed"], state["states"])
+        self.__pescador_made__ = _Made(self.make, self.seed, self.states)
         self.__pescador_set__()
 
     def __pescador_visit__(self, scope: _core.Scope | None) -> _mux.ShardedEngine:

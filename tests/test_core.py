@@ -286,6 +286,29 @@ def test_copies_and_pickles_have_what_a_subclass_keeps_in_slots(make):
             assert active.note == ["mine"]
 
 
+class KeptAside(Kept):
+    """Is pickled as by Python itself, and as subclasses of pescador 3.0 with slots were."""
+
+    __getstate__ = object.__getstate__
+
+
+class KeptAsideMux(KeptMux):
+    __getstate__ = object.__getstate__
+
+
+@pytest.mark.parametrize(
+    "streamer",
+    [KeptAside(count, 3), KeptAsideMux([Streamer(count, 3)], random_state=0)],
+    ids=["streamer", "mux"],
+)
+def test_pickles_that_have_slots_beside_the_other_attributes_are_read(streamer):
+    streamer.note = ["mine"]
+    pickled = pickle.loads(pickle.dumps(streamer))
+    assert pickled.note == ["mine"]
+    assert "note" not in vars(pickled)
+    assert list(pickled.iterate(2)) == list(streamer.iterate(2))
+
+
 class Doubling(Streamer):
     """Overrides iterate."""
 

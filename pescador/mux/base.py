@@ -224,10 +224,10 @@ class BaseMux(Streamer[T]):
             state["rng"] = "numpy.random"
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if state.get("rng") == "numpy.random":
-            state = {**state, "rng": np.random}
+    def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
+        if self.__dict__.get("rng") == "numpy.random":
+            self.__dict__["rng"] = np.random
 
     def __pescador_copy__(self) -> Self:
         if not _is_compiled(self):
