@@ -21,7 +21,7 @@ def copy_slices(cnp.ndarray to not None, cnp.ndarray chunk not None, const int64
     Parameters
     ----------
     to : ndarray, shape=(n, ...)
-        The slices, of one length.
+        The slices, of one length; writeable, and not of objects.
     chunk : ndarray
         Of their dtype and, along the other axes, of their shape.
     begins : array of int64, shape=(n,)
@@ -32,7 +32,9 @@ def copy_slices(cnp.ndarray to not None, cnp.ndarray chunk not None, const int64
     """
     cdef int ndim = cnp.PyArray_NDIM(chunk), j
     if not 0 <= axis < ndim or cnp.PyArray_NDIM(to) != ndim + 1 or (
-            to.dtype != chunk.dtype or cnp.PyArray_DIM(to, 0) != begins.shape[0]):
+            to.dtype != chunk.dtype or cnp.PyArray_DIM(to, 0) != begins.shape[0]) or (
+            # Bytes are copied, without references.
+            to.dtype.hasobject or not cnp.PyArray_ISWRITEABLE(to)):
         raise ValueError(
             f"slices of {(<object>to).shape} {to.dtype} do not fit {len(begins)} of a chunk of "
             f"{(<object>chunk).shape} {chunk.dtype} along axis {axis}")

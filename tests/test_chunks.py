@@ -15,6 +15,7 @@ from stored import aged, check_parts, same, whole
 
 import pescador
 from pescador import DataError
+from pescador._chunks import copy_slices
 from pescador.sources import chunks
 from pescador.sources.chunks import Chunked, Decoded, MappedChunks
 from pescador.sources.formats import Sliced
@@ -369,6 +370,17 @@ def test_windows_of_chunks_are_those_of_arrays_in_memory(tmp_path, kind, order, 
         return items, rest, batch["X"].tolist(), np.random.rand()
 
     assert items(path) == items(memory)
+
+
+def test_slices_are_not_copied_to_what_is_read_only_nor_of_objects():
+    begins = np.arange(2)
+    read_only = np.zeros((2, 2))
+    read_only.flags.writeable = False
+    objects = np.array([{}, {}, {}])
+    for to, chunk in (read_only, np.ones(3)), (np.empty((2, 2), object), objects):
+        with pytest.raises(ValueError, match=r"slices of \(2, 2\) \w+ do not fit 2 of a chunk"):
+            copy_slices(to, chunk, begins, 0)
+    assert not read_only.any()
 
 
 def test_damaged_chunks_are_errors(tmp_path):
