@@ -447,6 +447,40 @@ def test_an_item_that_refers_to_its_run_does_not_keep_it(kind):
         assert not thread.is_alive()
 
 
+def collecting():
+    yield 0
+    Trainer.goes_on.wait()
+    gc.collect()
+    Trainer.has_collected.set()
+
+
+def test_an_iteration_may_be_collected_as_garbage_in_one_of_its_threads(monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    Trainer.goes_on, Trainer.has_collected = threading.Event(), threading.Event()
+    before = set(threading.enumerate())
+    gc.collect()
+    gc.disable()
+    try:
+        trainer = Trainer()
+        run = Seeded(pescador.ChainMux([Streamer(collecting)]), 0, states=())
+        trainer.stream = ParallelStreamer(run, 2, kind="thread", read_ahead=2).open()
+        trainer.itself = trainer
+        assert next(trainer.stream) == 0
+        threads = set(threading.enumerate()) - before
+        left = weakref.ref(trainer)
+        del trainer
+        Trainer.goes_on.set()
+        assert Trainer.has_collected.wait(20)
+    finally:
+        gc.enable()
+    assert left() is None
+    assert not unraisable
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["end", "bound", "error"])
 def test_workers_end_with_an_open_stream_though_it_is_held(way, kind):

@@ -110,6 +110,9 @@ class Threads(Pool):
         # Not for ever: one that is busy ends after its item.
         for _ in self.threads:
             self.ready.put(None)
+        if threading.current_thread() in self.threads:
+            # One of them collects it as garbage, and the others may wait for what this one holds.
+            return
         deadline = time.monotonic() + self.parallel.timeout
         for thread in self.threads:
             thread.join(max(0, deadline - time.monotonic()))
