@@ -25,7 +25,8 @@ class _Job:
         self.number = visit.number
         self.what = (run, visit.streamer, visit.path, visit.bound, visit.base, visit.skip)
         self.running: Running | None = None
-        self.lock = threading.Lock()
+        # A collection of garbage may close the visit while this very thread holds it.
+        self.lock = threading.RLock()
         self.wanted = 0
         self.busy = False
         self.over = False
