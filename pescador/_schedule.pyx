@@ -865,9 +865,9 @@ cdef class Schedule(Elsewhere):
         return 0
 
     cdef int end_plan(self) except -1:
-        """Plan no more. Nothing holds the engines then that they hold: they would wait for a
-        collection of garbage, with the memory of batches, which a fork copies."""
+        """Plan no more, and hold nothing that holds the schedule."""
         cdef Plan plan = self.plan
+        # In a circle, all would wait for a collection, with memory of batches that a fork copies.
         self.plan = None
         if plan is not None:
             plan.start = plan.ahead = plan.here = plan.reader = None

@@ -90,7 +90,8 @@ class ParallelStreamer(Visited[T]):
         made early. None is the number of workers.
     max_bytes : int > 0
         How much memory may be taken by items that are made early, or are held as views by the
-        consumer. One item above it passes alone.
+        consumer. Batches that processes write, and the consumer holds, may take as much again. One
+        item above it passes alone.
     start_method : {'fork', 'spawn', 'forkserver'} or None
         How to start processes; see `ZMQStreamer`. With threads, this and the next two are refused.
     restart : bool or None
